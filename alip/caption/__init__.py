@@ -1,0 +1,1 @@
+"""Synthetic captions for a set of images."""

@@ -1,0 +1,1 @@
+"""Rec shards: format, building, reading."""

@@ -1,0 +1,101 @@
+"""Ranks, devices and a few collectives: the one place that reads the launcher's environment (torchrun, SLURM)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the ranks.
+
+    rank, world_size: global; local_rank: on this machine, which is also its GPU's number.
+    device: where this rank's model and batches live.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    device: torch.device = _CPU
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that prints and writes files."""
+        return self.rank == 0
+
+    @property
+    def is_distributed(self) -> bool:
+        """True when there is more than one rank (a process group exists then)."""
+        return self.world_size > 1
+
+
+def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
+    """Joins the process group that torchrun (or SLURM's variables) describes; alone, starts nothing.
+
+    device: "auto" (GPU if there is one), "cpu", "cuda" or "cuda:K". NCCL on GPU, gloo on CPU.
+    timeout_minutes: after this long in a collective a missing rank brings the job down instead of hanging it.
+    """
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    world_size = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
+    if "MASTER_ADDR" not in os.environ:  # an interactive SLURM shell, or no launcher: a process by itself
+        rank, local_rank, world_size = 0, 0, 1
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = torch.device(device)
+    if place.type == "cuda":
+        if place.index is None:
+            place = torch.device("cuda", local_rank)
+        torch.cuda.set_device(place)
+    if world_size > 1 and not dist.is_initialized():
+        backend = "nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=timeout_minutes)
+        )
+    return World(rank, local_rank, world_size, place)
+
+
+def stop() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier(world: World) -> None:
+    """Waits for all ranks."""
+    if world.is_distributed:
+        dist.barrier()
+
+
+def gather_objects(value: Any, world: World) -> list[Any]:
+    """One small picklable value per rank, in rank order, on every rank."""
+    if not world.is_distributed:
+        return [value]
+    values: list[Any] = [None] * world.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: Any, world: World) -> Any:
+    """Rank 0's small picklable value, on every rank."""
+    if not world.is_distributed:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def share(count: int, world: World) -> range:
+    """The part of `count` items that this rank handles: contiguous, and no two ranks' parts differ by more than one."""
+    start_at = count * world.rank // world.world_size
+    return range(start_at, count * (world.rank + 1) // world.world_size)

@@ -1,0 +1,33 @@
+"""A user's mistake: one line that says what is wrong and how to mend it, exit status 2, no traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something that the user can mend: its message names the file or flag, and the mend."""
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Runs the main function of a command and exits with its status.
+
+    `UserError` becomes one line on stderr and status 2; Ctrl-C becomes status 130; a closed pipe (`| head`)
+    ends the command quietly. Anything else is a bug of ours and keeps its traceback.
+    """
+    try:
+        status = main()
+    except UserError as error:
+        line = " ".join(str(error).split())
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; give it a place to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(status or 0)

@@ -1,0 +1,1 @@
+"""Zero-shot retrieval, zero-shot classification and linear probe."""
