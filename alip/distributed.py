@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-
 _CPU = torch.device("cpu")
 
 
@@ -59,9 +58,7 @@ def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
         torch.cuda.set_device(place)
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=timeout_minutes)
-        )
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=timeout_minutes))
     return World(rank, local_rank, world_size, place)
 
 
