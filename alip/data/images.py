@@ -1,0 +1,209 @@
+"""From any picture's bytes to a JPEG that is safe to store: what goes in here, every later reader can decode."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Only these are tried: each further format is more code that strangers' bytes can reach.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+EXTENSIONS = {
+    "jpg": "JPEG",
+    "jpeg": "JPEG",
+    "png": "PNG",
+    "webp": "WEBP",
+    "gif": "GIF",
+    "bmp": "BMP",
+    "tif": "TIFF",
+    "tiff": "TIFF",
+}
+MAX_PIXELS = 100_000_000
+MIN_SIDE = 8
+SHORT_SIDE = 256
+QUALITY = 90
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used. reason: one word for counting; the message says more."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ImagePolicy:
+    """What is done to pictures before they are stored.
+
+    short_side: pictures are shrunk (never enlarged) to it, in pixels; 0: keep the size. quality: of the JPEGs written.
+    max_pixels: larger ones are refused before they are decoded. min_side: smaller ones are refused.
+    any_name: take a PNG that is called .jpg.
+    """
+
+    short_side: int = SHORT_SIDE
+    quality: int = QUALITY
+    max_pixels: int = MAX_PIXELS
+    min_side: int = MIN_SIDE
+    any_name: bool = False
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A JPEG ready to store. untouched: these are the very bytes that came in."""
+
+    data: bytes
+    width: int
+    height: int
+    untouched: bool
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "", short_side: int = 0) -> Image.Image:
+    """The picture, 8-bit RGB, upright, transparency put on white. ImageError(reason) if it cannot be used.
+
+    name: the file's name; where its extension promises another format, the reason is `wrongly-named`.
+    short_side: if given, a JPEG may come back smaller, but never below this short side (scaled decoding).
+    """
+    image = _open(data, max_pixels, name)
+    return _load_rgb(image, short_side)
+
+
+def to_jpeg(data: bytes, policy: ImagePolicy | None = None, name: str = "") -> StoredImage:
+    """The picture as a JPEG by `policy`: the same bytes where nothing has to change, else decoded, shrunk, encoded.
+
+    ImageError(reason) if it cannot be used.
+    """
+    policy = policy or ImagePolicy()
+    image = _open(data, policy.max_pixels, "" if policy.any_name else name)
+    if min(image.size) < policy.min_side:
+        raise ImageError("tiny", f"{image.width} × {image.height} pixels, shorter than {policy.min_side}")
+    size = image.size
+    fits = policy.short_side == 0 or min(size) <= policy.short_side
+    keep = fits and image.format == "JPEG" and _is_plain_jpeg(data) and _orientation(image) == 1
+    keep = keep and image.info.get("adobe_transform", 1) == 1  # others are not YCbCr inside
+    rgb = _load_rgb(image, policy.short_side)  # also of pictures that stay as they are: this finds the broken ones
+    if keep:
+        return StoredImage(data, *size, untouched=True)
+    rgb = _shrink(rgb, policy.short_side)
+    out = io.BytesIO()
+    rgb.save(out, "JPEG", quality=policy.quality)
+    stored = out.getvalue()
+    if not _is_plain_jpeg(stored) or jpeg_size(stored) != rgb.size:
+        raise ImageError("not-encoded", "the encoder did not write a complete JPEG")
+    return StoredImage(stored, *rgb.size, untouched=False)
+
+
+def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
+    """The picture's header is read, its pixels are not."""
+    if not data:
+        raise ImageError("empty", "no bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's advice on sizes and odd metadata; the limit is ours
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ImageError("not-an-image", f"not one of {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError("too-many-pixels", str(error)) from None
+    except Exception as error:  # noqa: BLE001 (a decoder given strangers' bytes may raise anything)
+        raise ImageError("broken", f"unreadable header: {error}") from None
+    if image.width * image.height > max_pixels:
+        raise ImageError("too-many-pixels", f"{image.width} × {image.height} pixels, the limit is {max_pixels}")
+    promised = EXTENSIONS.get(name.rpartition(".")[2].lower()) if "." in name else None
+    found = "JPEG" if image.format == "MPO" else image.format
+    if promised and promised != found:
+        raise ImageError("wrongly-named", f"called {name} but holds a {found}")
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise ImageError("animated", f"{image.n_frames} frames")
+    return image
+
+
+def _load_rgb(image: Image.Image, short_side: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if short_side and image.format in ("JPEG", "MPO"):
+                scale = short_side / min(image.size)
+                if scale < 1:  # libjpeg decodes straight to 1/2, 1/4 or 1/8, whichever still covers the request
+                    image.draft(None, tuple(int(np.ceil(side * scale)) for side in image.size))
+            image.load()
+            if _orientation(image) != 1:
+                image = ImageOps.exif_transpose(image)
+            return _to_rgb(image)
+    except Exception as error:  # noqa: BLE001 (as above)
+        reason = "truncated" if "truncated" in str(error) else "broken"
+        raise ImageError(reason, f"cannot be decoded: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(np.clip(np.nan_to_num(np.asarray(image)), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        white = Image.new("RGB", picture.size, (255, 255, 255))
+        white.paste(picture, mask=picture.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _shrink(image: Image.Image, short_side: int) -> Image.Image:
+    scale = short_side / min(image.size) if short_side else 1
+    if scale >= 1:
+        return image
+    return image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.BICUBIC)
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, 1 (upright) to 8; 1 where nothing sensible is said."""
+    if image.format == "GIF" or "exif" not in image.info and image.format not in ("TIFF", "PNG"):
+        return 1
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
+    """Width and height of a JPEG from its frame header; None if the bytes are no JPEG with such a header."""
+    frame = _jpeg_frame(data)
+    return frame[:2] if frame else None
+
+
+def _jpeg_frame(data: bytes | memoryview) -> tuple[int, int, int, int, int] | None:
+    """(width, height, components, bits, marker) of the first frame header."""
+    if len(data) < 4 or data[0] != 0xFF or data[1] != 0xD8:
+        return None
+    at = 2
+    while at + 9 < len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height = data[at + 5] << 8 | data[at + 6]
+            width = data[at + 7] << 8 | data[at + 8]
+            return width, height, data[at + 9], data[at + 4], marker
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a length
+            at += 2
+            continue
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return None
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Baseline or progressive, 8 bits, three components, complete to its end marker: the kind that every decoder
+    (libjpeg-turbo, nvJPEG) takes."""
+    frame = _jpeg_frame(data)
+    if frame is None or not data.endswith(b"\xff\xd9"):
+        return False
+    _, _, components, bits, marker = frame
+    return components == 3 and bits == 8 and marker in (0xC0, 0xC1, 0xC2)
