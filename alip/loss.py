@@ -1,0 +1,217 @@
+"""ALIP's objective: two gates that judge the raw text by the synthetic caption, and the adaptive contrastive loss.
+
+Equation numbers are those of the paper (arXiv 2308.08428). A batch of N samples has L2-normalised features of image x,
+raw text t and synthetic caption c:
+
+    S_tc = t·c,  S_xt = x·t,  S_xc = x·c                                      one similarity per sample
+    H ← m·H + (1 − m)·mean(S)                                                 eq. 1, 3: history, one each for tc, xt, xc
+    W_s = exp((S_tc − H_tc)·γ_s)  where S_tc <= H_tc, else 1                  eq. 2: language consistency gate
+    W_t = exp((S_xt − H_xt)·γ_p), W_c = exp((S_xc − H_xc)·γ_p)                eq. 4: description consistency gate,
+          where W_s < 1, else 1                                                      not capped: may exceed 1
+    L = Σ over both paths of the two-direction InfoNCE, sample i weighted     eq. 5, 6
+        with W_s·W_t (image and text) or W_s·W_c (image and caption)
+
+Where the arithmetic departs from the paper's text, it follows the authors' code: the loss is the mean over the global
+batch of w·(CE_image + CE_text)/2 per path, where the paper writes a sum without the half (a constant factor of 2N); and
+H takes in the current batch before it is used. Weights are constants for the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from alip.blocks import Ranks, bi_path_contrast
+
+_INPUTS = ("image_features", "text_features", "caption_features", "logit_scale")
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What one step of the loss gives. The losses are scalars of the global batch, the same on every rank; `loss` is
+    the sum of the two paths, to be differentiated. All else is (B,), of this rank's samples, and detached."""
+
+    loss: Tensor
+    text_loss: Tensor
+    caption_loss: Tensor
+    sample_weight: Tensor
+    text_weight: Tensor
+    caption_weight: Tensor
+    text_caption_similarity: Tensor
+    image_text_similarity: Tensor
+    image_caption_similarity: Tensor
+
+
+def gate_weights(
+    S_tc: Tensor,
+    S_xt: Tensor,
+    S_xc: Tensor,
+    history: Tensor,
+    gamma_sample: float = 2.0,
+    gamma_pair: float = 2.0,
+    use_sample_weight: bool = True,
+    use_text_weight: bool = True,
+    use_caption_weight: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Equations 2 and 4: similarities (B,) and the history (3,) of tc, xt, xc → W_s, W_t, W_c, (B,) each.
+
+    A weight that is switched off is 1. The description gate opens by S_tc also where W_s itself is switched off, so
+    that each switch removes one weight and nothing else (the paper's ablation rows).
+    """
+    H_tc, H_xt, H_xc = history.to(S_tc.dtype).unbind()
+    one = torch.ones_like(S_tc)
+    W_s = torch.where(S_tc <= H_tc, torch.exp((S_tc - H_tc) * gamma_sample), one)
+    gated = W_s < 1
+    W_t = torch.where(gated, torch.exp((S_xt - H_xt) * gamma_pair), one)
+    W_c = torch.where(gated, torch.exp((S_xc - H_xc) * gamma_pair), one)
+    return (
+        W_s if use_sample_weight else one,
+        W_t if use_text_weight else one,
+        W_c if use_caption_weight else one,
+    )
+
+
+class AdaptiveContrastiveLoss(nn.Module):
+    """The bi-path contrastive loss with both gates, in blocks, for one process or many.
+
+    gamma_sample, gamma_pair: γ_s and γ_p. momentum: m. initial_similarity: what the three histories start from; 1, as
+        released, gates every sample for the first 300 to 500 steps, a hidden warm-up; None starts from the first
+        batch's own means.
+    use_sample_weight, use_text_weight, use_caption_weight: the paper's ablation; all off is the plain bi-path loss.
+    block_size: side of the logit blocks. Temporary memory is 8·block_size² bytes; larger blocks mean fewer, longer
+        kernels, smaller ones stay in the cache. None: 1024 on a CPU, 4096 on a GPU. The result does not depend on it.
+    process_group: the ranks that share one global batch; None is the default group. The loss is distributed whenever
+        torch.distributed is initialised.
+    check_finite: raise FloatingPointError when an input holds a NaN or an infinity. It costs a norm per row and one
+        read by the host per step.
+    even_batches: promise that every rank has equally many samples, so that no host needs to read the other ranks'
+        counts. With check_finite=False nothing then waits for the device.
+
+    The buffer `history` (3,) holds H_tc, H_xt, H_xc in fp32, the same on every rank; NaN stands for "no batch yet". It
+    moves at each forward in training mode and rests in eval mode. A mean that is not finite never enters it.
+
+    Ranks. Each computes the rows of its own images. Gradients come out such that their *mean* over the ranks, as
+    DistributedDataParallel takes it, is the gradient of one process with the whole batch, for the parameters behind
+    the features and for logit_scale alike. So on leaf tensors, `features.grad` is world_size times the complete
+    gradient of this rank's rows (other ranks' logits included), and `logit_scale.grad` is world_size times the part
+    of this rank's images. The number of samples may differ by rank, and may be 0.
+
+    Precision. Everything is computed in fp32 (fp64 if the image features are) whatever autocast says, sums over blocks
+    in fp64. Matrix products follow torch's own setting for fp32 products: if TF32 is allowed there, a logit at scale
+    100 is off by about 2e-3.
+    """
+
+    def __init__(
+        self,
+        gamma_sample: float = 2.0,
+        gamma_pair: float = 2.0,
+        momentum: float = 0.99,
+        initial_similarity: float | None = 1.0,
+        use_sample_weight: bool = True,
+        use_text_weight: bool = True,
+        use_caption_weight: bool = True,
+        block_size: int | None = None,
+        process_group: dist.ProcessGroup | None = None,
+        check_finite: bool = True,
+        even_batches: bool = False,
+    ):
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must lie in [0, 1], not {momentum}")
+        if block_size is not None and block_size < 1:
+            raise ValueError(f"block_size must be at least 1, not {block_size}")
+        self.gamma_sample = gamma_sample
+        self.gamma_pair = gamma_pair
+        self.momentum = momentum
+        self.use_weights = (use_sample_weight, use_text_weight, use_caption_weight)
+        self.block_size = block_size
+        self.process_group = process_group
+        self.check_finite = check_finite
+        self.even_batches = even_batches
+        start = math.nan if initial_similarity is None else float(initial_similarity)
+        self.register_buffer("history", torch.full((3,), start, dtype=torch.float32))
+        self.history: Tensor
+
+    @torch.compiler.disable
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, caption_features: Tensor, logit_scale: Tensor
+    ) -> LossOutput:
+        """The loss of the global batch.
+
+        image_features, text_features, caption_features: (B, D), L2-normalised, any floating type: this rank's samples.
+        logit_scale: scalar, already exp()'d, the same on every rank.
+        Errors: ValueError for shapes that do not fit and an empty global batch; FloatingPointError, on every rank at
+        once and with the history untouched, for values that are not finite.
+        """
+        _check_shapes(image_features, text_features, caption_features, logit_scale)
+        dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
+        ranks = Ranks(self.process_group)
+        with torch.autocast(image_features.device.type, enabled=False):
+            x, t, c = (f.to(dtype) for f in (image_features, text_features, caption_features))
+            scale = logit_scale.to(dtype).reshape(())
+            with torch.no_grad():
+                S = [(t * c).sum(dim=1), (x * t).sum(dim=1), (x * c).sum(dim=1)]
+                sizes, means = self._survey(ranks, S, (x, t, c, scale))
+                history = self._take_in(means)
+                W_s, W_t, W_c = gate_weights(*S, history, self.gamma_sample, self.gamma_pair, *self.use_weights)
+            text_loss, caption_loss = bi_path_contrast(
+                x, t, c, scale, W_s * W_t, W_s * W_c, ranks, sizes, self.block_size
+            )
+            return LossOutput(text_loss + caption_loss, text_loss, caption_loss, W_s, W_t, W_c, *S)
+
+    def _survey(self, ranks: Ranks, S: list[Tensor], inputs: tuple[Tensor, ...]) -> tuple[list[int], Tensor]:
+        """How many samples each rank has, and the global means of the similarities (3,), by one small collective.
+
+        The same report says which input is not finite and where: so all ranks raise, and none waits for one that did.
+        """
+        count = len(S[0])
+        numbers = [torch.full((), count, device=S[0].device), *(s.sum(dtype=torch.float64) for s in S)]
+        if self.check_finite:
+            # A row's norm is not finite if any of its values is not: one pass, no temporary as large as the features.
+            norms = [torch.linalg.vector_norm(f, dim=1) for f in inputs[:3]]
+            numbers += [(~value.isfinite()).sum() for value in (*norms, inputs[3])]
+        reports = ranks.gather_reports(torch.stack([number.double() for number in numbers]))
+
+        sizes = [count] * ranks.size
+        if self.check_finite or (ranks.size > 1 and not self.even_batches):
+            host = reports.tolist()  # the only place where the host waits for the device
+            sizes = [int(report[0]) for report in host]
+            for k, name in enumerate(_INPUTS if self.check_finite else ()):
+                where = [f"{report[4 + k]:.0f} on rank {rank}" for rank, report in enumerate(host) if report[4 + k]]
+                if where:
+                    unit = "" if name == "logit_scale" else " (samples: " + ", ".join(where) + ")"
+                    raise FloatingPointError(f"{name} holds NaN or infinite values{unit}; history is left as it was")
+        if sum(sizes) == 0:
+            raise ValueError("the global batch is empty: no rank has a sample")
+        return sizes, reports[:, 1:4].sum(dim=0) / sum(sizes)
+
+    def _take_in(self, means: Tensor) -> Tensor:
+        """Equations 1 and 3, before the history is used: the batch's means (3,) move it; returns it."""
+        history = self.history.double()
+        first = history.isnan()
+        if self.training:
+            moved = self.momentum * history + (1 - self.momentum) * means
+            moved = torch.where(first, means, moved)
+            self.history.copy_(torch.where(moved.isfinite(), moved, history))
+            return self.history
+        return torch.where(first, means, history)
+
+    def extra_repr(self) -> str:
+        names = ("sample", "text", "caption")
+        weights = [name for name, used in zip(names, self.use_weights) if used]
+        return (
+            f"gamma_sample={self.gamma_sample}, gamma_pair={self.gamma_pair}, momentum={self.momentum}, "
+            f"weights={'+'.join(weights) or 'none'}, check_finite={self.check_finite}"
+        )
+
+
+def _check_shapes(image: Tensor, text: Tensor, caption: Tensor, logit_scale: Tensor) -> None:
+    shapes = [tuple(f.shape) for f in (image, text, caption)]
+    if image.dim() != 2 or len(set(shapes)) != 1:
+        raise ValueError(f"image, text and caption features must be (B, D) and of one shape, not {shapes}")
+    if logit_scale.numel() != 1:
+        raise ValueError(f"logit_scale must be one number, not of shape {tuple(logit_scale.shape)}")
