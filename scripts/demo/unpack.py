@@ -1,0 +1,81 @@
+"""Unpacks the demo's two test splits into plain images and lists, the forms that both evaluations read.
+
+    python scripts/demo/unpack.py --output data/demo/eval
+
+Writes, for each split, images/, captions.jsonl (retrieval: the query is the emoji's name) and classes.jsonl (zero-shot:
+the class is the kind of thing), and classnames.json and templates.json for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+from build import draw, order
+from kinds import KINDS, TEMPLATES
+
+SPLITS = {"unseen-design": "demo-design", "unseen-concept": "demo-concept"}
+
+
+def read_split(split: str, images: Path) -> list[dict]:
+    """Writes the split's images into a folder and returns a record for each: image, name, kind, design, code."""
+    images.mkdir(parents=True)
+    files: dict[str, str] = {}
+    records: dict[str, dict] = {}
+    for path in sorted(Path(__file__).parent.glob(f"{split}-*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, suffix = Path(member.name).name.rpartition(".")
+                content = tar.extractfile(member).read()
+                if suffix == "json":
+                    records[key] = json.loads(content)
+                else:
+                    files[key] = f"images/{key}.{suffix}"
+                    (images / f"{key}.{suffix}").write_bytes(content)
+    return [{"image": files[key], "code": key.split("-", 1)[1], **record} for key, record in records.items()]
+
+
+def one_design_each(records: list[dict]) -> list[dict]:
+    """One image of each concept: a query must have one right answer, and designs of a concept share its name."""
+    designs: dict[str, list[str]] = {}
+    for record in records:
+        designs.setdefault(record["code"], []).append(record["design"])
+    chosen = {code: order(names, code, "retrieval design")[0] for code, names in designs.items()}
+    return [record for record in records if record["design"] == chosen[record["code"]]]
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    """Writes JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def unpack(output: Path) -> None:
+    """Writes everything below `output`, which appears only when it is complete."""
+    unfinished = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for split in SPLITS:
+        records = sorted(read_split(split, unfinished / split / "images"), key=lambda record: draw(record["image"]))
+        pairs = [{"image": row["image"], "caption": [row["name"]]} for row in one_design_each(records)]
+        write_lines(unfinished / split / "captions.jsonl", pairs)
+        write_lines(
+            unfinished / split / "classes.jsonl", [{"image": row["image"], "label": row["kind"]} for row in records]
+        )
+        print(f"{split}: {len(records)} images, {len(pairs)} retrieval pairs")
+    sets = SPLITS.values()
+    (unfinished / "classnames.json").write_text(json.dumps({name: list(KINDS) for name in sets}, indent=1))
+    (unfinished / "templates.json").write_text(json.dumps(dict.fromkeys(sets, TEMPLATES), indent=1))
+    shutil.rmtree(output, ignore_errors=True)
+    unfinished.rename(output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("data/demo/eval"), help="folder to write")
+    unpack(parser.parse_args().output)
+
+
+if __name__ == "__main__":
+    main()
