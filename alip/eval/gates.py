@@ -1,0 +1,131 @@
+"""What the gates make of a data set: similarities and weights of every sample, and how well they find wrong texts.
+
+The images are taken without augmentation and the history as the run left it, so the scores are those of one finished
+model for all samples. `python -m alip.gates` is the command.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from alip import distributed
+from alip.data.loader import create_loader
+from alip.data.shards import Manifest, read_texts
+from alip.errors import UserError
+from alip.loss import gate_weights
+
+SCORES = (
+    "text_caption_similarity",
+    "image_text_similarity",
+    "image_caption_similarity",
+    "sample_weight",
+    "text_weight",
+    "caption_weight",
+)
+
+
+def separation_auc(scores: np.ndarray, is_wrong: np.ndarray) -> float:
+    """The chance that a right sample scores higher than a wrong one, ties counted half (the area under the ROC curve).
+
+    scores: (n,) numbers; is_wrong: (n,) booleans. NaN when there are only right or only wrong samples.
+    """
+    is_wrong = np.asarray(is_wrong, dtype=bool)
+    _, place, counts = np.unique(np.asarray(scores), return_inverse=True, return_counts=True)
+    last_rank = np.cumsum(counts)
+    ranks = (last_rank - (counts - 1) / 2)[place]  # equal scores share their mean rank
+    right, wrong = int((~is_wrong).sum()), int(is_wrong.sum())
+    if right == 0 or wrong == 0:
+        return float("nan")
+    return float((ranks[~is_wrong].sum() - right * (right + 1) / 2) / (right * wrong))
+
+
+def read_truth(manifest: Manifest, column: str) -> np.ndarray:
+    """(samples,) booleans from a field of the sources' own JSON that says whether a raw text is wrong.
+
+    Raises UserError when a sample lacks the field or holds something other than true, false, 0 or 1.
+    """
+    truth = np.zeros(manifest.samples, dtype=bool)
+    for place, row in enumerate(read_texts(manifest)):
+        value = json.loads(row["metadata"] or "{}").get(column)
+        if value not in (True, False):
+            raise UserError(
+                f"{manifest.name}: sample {row['key']} has no true or false in {column!r} (found {value!r}); "
+                "name a field of the source's JSON that every sample has"
+            )
+        truth[place] = value
+    return truth
+
+
+def summarize(scores: dict[str, np.ndarray], is_wrong: np.ndarray) -> dict[str, float]:
+    """How the two kinds of sample differ: mean W^s·W^t of right and of wrong raw texts, and both AUCs."""
+    weight = scores["sample_weight"] * scores["text_weight"]
+    return {
+        "right_text_weight": float(weight[~is_wrong].mean()),
+        "wrong_text_weight": float(weight[is_wrong].mean()),
+        "auc_text_caption_similarity": separation_auc(scores["text_caption_similarity"], is_wrong),
+        "auc_text_weight": separation_auc(weight, is_wrong),
+    }
+
+
+@torch.inference_mode()
+def score_samples(
+    model: nn.Module,
+    history: torch.Tensor,
+    manifest: Manifest,
+    *,
+    gamma_sample: float = 2.0,
+    gamma_pair: float = 2.0,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    threads: int = 2,
+) -> dict[str, np.ndarray]:
+    """Similarities and weights of every sample, in the manifest's order: {name in SCORES: (samples,) float32}."""
+    preprocess = model.config["preprocess_cfg"]
+    loader = create_loader(
+        manifest,
+        batch_size,
+        image_size=model.image_size,
+        mean=preprocess["mean"],
+        std=preprocess["std"],
+        world=distributed.World(device=torch.device(device)),
+        threads=threads,
+        augmentation=None,
+        shuffle=False,
+        drop_last=False,
+    )
+    model = model.to(device).eval()
+    history = history.to(device)
+    scores = {name: np.zeros(manifest.samples, dtype=np.float32) for name in SCORES}
+    for batch in tqdm(loader.epoch(0), total=loader.batches_per_epoch, desc="gates", unit="batch", disable=None):
+        image, text, caption, _ = model(batch.image, batch.text_tokens, batch.caption_tokens)
+        similarities = [(a * b).sum(1) for a, b in ((text, caption), (image, text), (image, caption))]
+        weights = gate_weights(*similarities, history, gamma_sample, gamma_pair)
+        for name, value in zip(SCORES, (*similarities, *weights), strict=True):
+            scores[name][batch.index.numpy()] = value.float().cpu().numpy()
+    return scores
+
+
+def write_scores(path: Path, manifest: Manifest, scores: dict[str, np.ndarray]) -> None:
+    """Writes a Parquet table, row i = sample i: key, raw text, caption, all scores, `sample_text_weight` = W^s·W^t."""
+    rows = list(read_texts(manifest))
+    table = pa.table(
+        {
+            "key": [row["key"] for row in rows],
+            "text": [row["text"] for row in rows],
+            "caption": [row["caption"] for row in rows],
+            **scores,
+            "sample_text_weight": scores["sample_weight"] * scores["text_weight"],
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    pq.write_table(table, unfinished)
+    unfinished.rename(path)
