@@ -1,17 +1,17 @@
 # Sourced by quickstart.sh and test.sh: makes a virtual environment and installs what a list asks for, once.
 # Needs Linux and Python 3.10 or newer; set PYTHON to choose one.
 
-# Finds a Python new enough, or says which is missing.
+# find_python [NEWEST]: a Python from 3.10 up to 3.NEWEST that runs, or nothing and a failure.
 find_python() {
-    local candidate
+    local newest=${1:-99} candidate
     for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python3.10 python; do
-        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        if [ -n "$candidate" ] && "$candidate" -c \
+            "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest))" 2>/dev/null; then
             echo "$candidate"
-            return
+            return 0
         fi
     done
-    echo "error: no Python 3.10 or newer found; install one, or name it: PYTHON=/path/to/python3 bash $0" >&2
-    return 2
+    return 1
 }
 
 # make_environment FOLDER REQUIREMENTS [PYTHON]: re-uses the folder when it was made from the very same list.
@@ -20,20 +20,21 @@ make_environment() {
     stamp=$(cat requirements*.txt | cksum)
     if [ -x "$folder/bin/python" ] && [ "$(cat "$folder/made-from-$requirements" 2>/dev/null)" = "$stamp" ]; then
         echo "environment: $folder is up to date"
-        return
+        return 0
     fi
-    if [ -z "$python" ]; then
-        python=$(find_python) || return
+    if [ -z "$python" ] && ! python=$(find_python); then
+        echo "error: no Python 3.10 or newer found; install one, or name it: PYTHON=/path/to/python3 bash $0" >&2
+        exit 2
     fi
-    echo "environment: installing $requirements into $folder (several GB the first time) …"
-    # An unfinished folder of an interrupted run is filled up; pip skips what is there.
-    "$python" -m venv "$folder" || {
+    echo "environment: installing $requirements into $folder …"
+    # What an interrupted run left is filled up: pip skips what is there.
+    if ! "$python" -m venv "$folder"; then
         echo "error: cannot make a virtual environment in $folder; on Debian or Ubuntu: apt install python3-venv" >&2
-        return 2
-    }
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" || {
-        echo "error: installing $requirements failed (see pip's words above); mend that and run the command again" >&2
-        return 2
-    }
+        exit 2
+    fi
+    if ! "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"; then
+        echo "error: installing $requirements failed (pip says why above); mend that and run the command again" >&2
+        exit 2
+    fi
     echo "$stamp" >"$folder/made-from-$requirements"
 }
