@@ -113,8 +113,8 @@ class Source:
         return min(1.0, (self._before[unit] + done) / self._before[-1])
 
     def describe(self) -> list[list]:
-        """The units with their sizes in bytes: two runs over the same input have the same list."""
-        return [[unit, size] for unit, size in zip(self.units, self.sizes)]
+        """The units by name and size in bytes: two runs over the same input have the same list, wherever it lies."""
+        return [[os.path.basename(unit), size] for unit, size in zip(self.units, self.sizes)]
 
 
 class TarSource(Source):
@@ -264,7 +264,7 @@ class FolderSource(Source):
         return sample
 
     def describe(self) -> list[list]:
-        return [[self.folder, 0]]
+        return [[os.path.basename(os.path.abspath(self.folder)), 0]]
 
 
 def open_source(

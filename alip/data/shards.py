@@ -1,0 +1,236 @@
+"""What a data set on disk is: the manifest `NAME.json`, its shards `NAME-00000.rec/.idx/.parquet`, the merged index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from alip.data.recordio import IndexedReader, RecordError, read_index
+from alip.errors import UserError
+
+FORMAT = "alip-rec"
+VERSION = 1
+CONTEXT_LENGTH = 77
+VOCAB_SIZE = 49408
+TOKENIZER = "clip-bpe-49408"  # CLIP's lower-cased byte-pair encoding, the one that alip.tokens has
+SIDECAR_COLUMNS = ("key", "text", "caption", "metadata", "source")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One rec file with its index and sidecar. Names are relative to the manifest's folder.
+
+    bytes, sha256: of the rec file. max_token: the largest token id in it. None where a released file does not say.
+    """
+
+    rec: str
+    idx: str
+    sidecar: str | None
+    samples: int
+    bytes: int
+    sha256: str | None = None
+    max_token: int | None = None
+    sidecar_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known of a data set. Sample i is the i-th record, counted through the shards in this order."""
+
+    name: str
+    folder: Path
+    samples: int
+    shards: tuple[Shard, ...]
+    context_length: int = CONTEXT_LENGTH
+    tokenizer: str = TOKENIZER
+    vocab_size: int = VOCAB_SIZE
+    rejects: dict[str, int] = field(default_factory=dict)
+    image: dict = field(default_factory=dict)
+    facts: dict = field(default_factory=dict)  # part, counts, options: for people and for --merge
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """(shards + 1,) int64: the index of each shard's first sample, then the number of samples."""
+        return np.cumsum([0] + [shard.samples for shard in self.shards], dtype=np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short sha256 of what the samples are: another data set, order or token layout has another one."""
+        content = [self.context_length, self.tokenizer]
+        content += [[shard.samples, shard.bytes, shard.sha256] for shard in self.shards]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def path(self, name: str) -> Path:
+        """A shard's file."""
+        return self.folder / name
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(number of the shard, number in the shard) of sample `index`."""
+        if not 0 <= index < self.samples:
+            raise IndexError(f"{self.name} has {self.samples} samples, asked for {index}")
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return shard, index - int(self.starts[shard])
+
+    def open_shard(self, number: int) -> IndexedReader:
+        """A reader of one shard; UserError naming the file if it or its index is not as the manifest says."""
+        shard = self.shards[number]
+        try:
+            reader = IndexedReader(self.path(shard.rec), self.path(shard.idx))
+        except (RecordError, OSError) as error:
+            raise UserError(f"{error} (`python data2rec.py --verify {self.folder / self.name}` looks closer)") from None
+        if len(reader) != shard.samples or reader.size != shard.bytes:
+            reader.close()
+            raise UserError(
+                f"{self.path(shard.rec)} has {len(reader)} records and {reader.size} bytes, the manifest says "
+                f"{shard.samples} and {shard.bytes}: copy or build it again"
+            )
+        return reader
+
+    def to_json(self) -> dict:
+        """The manifest as it stands in its file."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "samples": self.samples,
+            "label": {"length": 2 * self.context_length, "text_tokens": 0, "caption_tokens": self.context_length},
+            "context_length": self.context_length,
+            "tokenizer": self.tokenizer,
+            "vocab_size": self.vocab_size,
+            "image": self.image,
+            "rejects": dict(sorted(self.rejects.items())),
+            **self.facts,
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+
+    def save(self) -> Path:
+        """Writes NAME.json, whole or not at all."""
+        path = self.folder / f"{self.name}.json"
+        write_whole(path, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+        return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small file so that a crash leaves the old one or the new one, never a part."""
+    new = path.with_name(path.name + ".new")
+    with open(new, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def load_manifest(data: str | os.PathLike) -> Manifest:
+    """The manifest behind `DIR/NAME`, `DIR/NAME.json`, or released files without one: `DIR/x.rec` (with `x.idx`),
+    `DIR/x` where `DIR/x.rec` is, or a folder of rec files. UserError says what is missing.
+    """
+    path = Path(data)
+    for candidate in [path] if path.suffix == ".json" else [path.with_name(path.name + ".json"), path]:
+        if candidate.is_file() and candidate.suffix == ".json":
+            return _parse(candidate)
+    if path.is_dir():
+        manifests = [one for one in sorted(path.glob("*.json")) if _is_manifest(one)]
+        if len(manifests) == 1:
+            return _parse(manifests[0])
+        if manifests:
+            names = ", ".join(str(one.with_suffix("")) for one in manifests)
+            raise UserError(f"{path} holds several data sets, name one: {names}")
+        recs = sorted(path.glob("*.rec"))
+    elif path.suffix == ".rec":
+        recs = [path]
+    else:
+        recs = [path.with_name(path.name + ".rec")]
+    recs = [rec for rec in recs if rec.is_file()]
+    if not recs:
+        raise UserError(f"no shards at {data}: there is no {path}.json, no {path}.rec, and no folder of rec files")
+    return _from_files(recs, path)
+
+
+def _is_manifest(path: Path) -> bool:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return f'"{FORMAT}"' in file.read(200)
+
+
+def _parse(path: Path) -> Manifest:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT:
+            raise UserError(f"{path} is no manifest of rec shards (no format {FORMAT!r} in it)")
+        if content["version"] > VERSION:
+            raise UserError(f"{path} has version {content['version']}, this code reads up to {VERSION}: update it")
+        known = {"format", "version", "label", "shards", "name", "samples", "context_length", "tokenizer"}
+        known |= {"vocab_size", "rejects", "image"}
+        manifest = Manifest(
+            name=path.stem,
+            folder=path.parent,
+            samples=content["samples"],
+            shards=tuple(Shard(**shard) for shard in content["shards"]),
+            context_length=content["context_length"],
+            tokenizer=content["tokenizer"],
+            vocab_size=content["vocab_size"],
+            rejects=content["rejects"],
+            image=content["image"],
+            facts={key: value for key, value in content.items() if key not in known},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no manifest of rec shards: {type(error).__name__} {error}") from None
+    if manifest.samples != manifest.starts[-1]:
+        raise UserError(f"{path} says {manifest.samples} samples, its shards add up to {manifest.starts[-1]}")
+    return manifest
+
+
+def _from_files(recs: list[Path], asked: Path) -> Manifest:
+    shards = []
+    for rec in recs:
+        idx = rec.with_suffix(".idx")
+        try:
+            samples = len(read_index(idx)[0])
+        except RecordError as error:
+            raise UserError(f"{error}: a rec file is read through its index") from None
+        shards.append(Shard(rec.name, idx.name, None, samples, rec.stat().st_size))
+    name = asked.stem if asked.suffix == ".rec" else asked.name
+    return Manifest(name, recs[0].parent, sum(shard.samples for shard in shards), tuple(shards))
+
+
+def merged_index(manifest: Manifest, path: str | os.PathLike) -> list[str]:
+    """Writes the one text index that DALI's `fn.readers.mxnet` takes for several rec files, and returns the rec files
+    in its order: keys count through all samples, offsets count through the files as if they were one."""
+    base = 0
+    key = 0
+    recs = []
+    with open(path, "w", encoding="ascii", newline="\n") as file:
+        for shard in manifest.shards:
+            _, offsets = read_index(manifest.path(shard.idx))
+            file.writelines(f"{key + i}\t{base + offset}\n" for i, offset in enumerate(offsets.tolist()))
+            key += len(offsets)
+            base += shard.bytes
+            recs.append(str(manifest.path(shard.rec)))
+    return recs
+
+
+def read_texts(manifest: Manifest) -> Iterator[dict]:
+    """The sidecar's rows, row i of sample i: dicts of key, text, caption, metadata (JSON in a string), source."""
+    import pyarrow
+    import pyarrow.parquet
+
+    for shard in manifest.shards:
+        if shard.sidecar is None:
+            raise UserError(f"{manifest.path(shard.rec)} has no sidecar: released rec files carry no strings")
+        path = manifest.path(shard.sidecar)
+        try:
+            with pyarrow.parquet.ParquetFile(path) as table:
+                if table.metadata.num_rows != shard.samples:
+                    raise UserError(f"{path} has {table.metadata.num_rows} rows, its shard {shard.samples} samples")
+                for batch in table.iter_batches(batch_size=4096):
+                    yield from batch.to_pylist()
+        except FileNotFoundError:
+            raise UserError(f"no sidecar {path}: it lies beside the shards where they were built") from None
+        except pyarrow.ArrowException as error:
+            raise UserError(f"{path} cannot be read as Parquet: {error}") from None

@@ -1,0 +1,111 @@
+"""Images + raw texts + synthetic captions → rec shards.
+
+    python data2rec.py --input 'tars/{00000..01500}.tar' --captions captions.jsonl --output DIR/NAME --workers 8
+    python data2rec.py --verify DIR/NAME [--decode]
+    python data2rec.py --show 16 --output DIR/NAME
+    python data2rec.py --merge --output DIR/NAME          # after --part 1/4 … --part 4/4 on four machines
+
+Interrupted in any way, the same command goes on where it stopped. See docs/data.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from alip.data.images import MAX_PIXELS, MIN_SIDE, QUALITY, SHORT_SIDE, ImagePolicy
+from alip.data.prepare import MISSING_CAPTION, MISSING_TEXT, Policy
+from alip.data.sources import Fields, open_source
+from alip.errors import UserError, run_command
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument_group("what to do (one of)").add_argument
+    add("--input", nargs="+", metavar="SRC", help="tars, tables, JSON, a folder; patterns with {00..99} and *")
+    add("--merge", action="store_true", help="join the parts of --output that --part has built")
+    add("--verify", metavar="DIR/NAME", help="check framing, index, checksums and labels of a data set")
+    add("--show", type=int, metavar="K", help="draw K samples of --output with their texts to NAME-samples.png")
+
+    add = parser.add_argument_group("where to").add_argument
+    add("--output", metavar="DIR/NAME", help="the data set: DIR/NAME.json, DIR/NAME-00000.rec …")
+    add("--samples-per-shard", type=int, default=20_000, help="a crash loses the work of at most one shard")
+    add("--shuffle", type=int, metavar="SEED", help="mix samples across all shards (needs the disk room twice)")
+    add("--part", default="1/1", metavar="K/N", help="build the K-th of N parts, one on each machine; then --merge")
+    add("--overwrite", action="store_true", help="throw away what is there under this name")
+
+    add = parser.add_argument_group("how to read the input").add_argument
+    add("--source-type", choices=("webdataset", "table", "coco", "karpathy", "folder"), help="if not recognised")
+    add("--captions", metavar="FILE", help="captions by key: JSON lines, TSV, CSV, Parquet, or OFA's JSON list")
+    for what in ("key", "image", "text", "caption"):
+        add(f"--{what}-field", metavar="NAME", help=f"JSON field or table column of the {what}, if not the usual one")
+    add("--image-root", metavar="DIR", help="where relative image paths start (default: beside the table)")
+    add("--splits", default="train,restval", help="of Karpathy's JSON")
+    add("--missing-caption", choices=MISSING_CAPTION, default="skip", help="a sample without a caption")
+    add("--missing-text", choices=MISSING_TEXT, default="skip", help="a sample without a raw text")
+
+    add = parser.add_argument_group("pictures").add_argument
+    add("--short-side", type=int, default=SHORT_SIDE, help="larger pictures are shrunk to it; 0: never")
+    add("--quality", type=int, default=QUALITY, help="of JPEGs that have to be written anew, 1 to 100")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help="larger pictures are rejected undecoded")
+    add("--min-side", type=int, default=MIN_SIDE, help="pictures with a shorter side are rejected")
+    add("--any-name", action="store_true", help="take pictures whose name promises another format")
+
+    add = parser.add_argument_group("running").add_argument
+    add("--workers", type=int, default=os.cpu_count(), help="processes; 0: only this one")
+    add("--decode", action="store_true", help="with --verify: decode every picture too")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Does what the arguments ask for; the exit status."""
+    args = arguments()
+    if args.verify:
+        from alip.data.verify import verify
+
+        return verify(args.verify, decode=args.decode, workers=max(1, args.workers))
+    if not args.output:
+        raise UserError("give --output DIR/NAME (or --verify DIR/NAME)")
+    if args.show:
+        from alip.data.show import show
+
+        return show(args.output, args.show)
+    if args.merge:
+        from alip.data.merge import merge
+
+        return merge(args.output, overwrite=args.overwrite)
+    if not args.input:
+        raise UserError("give --input SRC, or one of --merge, --verify, --show")
+    return build(args)
+
+
+def build(args: argparse.Namespace) -> int:
+    """Builds shards from the input."""
+    from alip.data import writer
+
+    fields = Fields(args.key_field, args.image_field, args.text_field, args.caption_field)
+    splits = tuple(one for one in args.splits.split(",") if one)
+    source = open_source(args.input, args.source_type, fields=fields, image_root=args.image_root, splits=splits)
+    image = ImagePolicy(args.short_side, args.quality, args.max_pixels, args.min_side, args.any_name)
+    summary = writer.build(
+        source,
+        args.output,
+        policy=Policy(image, args.missing_caption, args.missing_text),
+        workers=args.workers,
+        samples_per_shard=args.samples_per_shard,
+        captions=args.captions,
+        shuffle_seed=args.shuffle,
+        part=writer.Part.parse(args.part),
+        overwrite=args.overwrite,
+        quiet=args.quiet,
+    )
+    print(summary.text())
+    return 1 if summary.broken else 0
+
+
+if __name__ == "__main__":
+    run_command(main)
