@@ -1,0 +1,56 @@
+"""The flags that both evaluations have."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from alip.distributed import World
+from alip.errors import UserError
+from alip.eval.features import Encoding
+from alip.eval.prompts import PROTOCOLS
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags for model, data, computing and output."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--checkpoint",
+        required=True,
+        help="a run folder, a checkpoint file, released weights, an open_clip or HF folder",
+    )
+    model.add_argument("--model", help="the model's name or config, where the weights do not say it")
+    model.add_argument("--weights", default="model", choices=("model", "ema"), help="plain weights or the EMA's")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data-root", default="data", help="the folder that holds the sets (default: data)")
+    data.add_argument(
+        "--protocol",
+        default="field",
+        choices=tuple(PROTOCOLS),
+        help="; ".join(f"{k}: {v}" for k, v in PROTOCOLS.items()),
+    )
+
+    computing = parser.add_argument_group("computing")
+    computing.add_argument("--batch-size", type=int, default=256, help="images per step and rank")
+    computing.add_argument(
+        "--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes per rank that read images"
+    )
+    computing.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    computing.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    computing.add_argument("--cache", metavar="DIR", help="keep image features here, and use those that are there")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", metavar="DIR", help="for results and pictures (default: the run's results folder)")
+    output.add_argument("--no-pictures", action="store_true", help="numbers only")
+
+
+def encoding_from(args: argparse.Namespace, world: World) -> Encoding:
+    """How to compute, from the flags; raises UserError for counts that make no sense."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {args.batch_size}")
+    if args.workers < 0:
+        raise UserError(f"--workers must be at least 0, not {args.workers}")
+    cache = Path(args.cache) if args.cache else None
+    return Encoding(world, args.batch_size, args.workers, args.precision, cache)

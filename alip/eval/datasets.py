@@ -1,0 +1,153 @@
+"""The evaluation sets by name, and any file or folder in the same form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alip.errors import UserError
+from alip.eval.captions import RetrievalSet, read_caption_file
+from alip.eval.images import ImageFiles, Images
+from alip.eval.prompts import PLAIN_TEMPLATES, check_protocol, check_templates, read_lists
+
+__all__ = ["ClassificationSet", "RetrievalSet", "open_classification", "open_retrieval"]
+
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+
+
+@dataclass(frozen=True)
+class ClassificationSet:
+    """Labelled images, and what is needed to classify them from words.
+
+    classnames: class number → name. templates: texts with one {}. metric: the headline, "top1" or "mean_per_class".
+    train: labelled images for the linear probe, or None.
+    """
+
+    name: str
+    images: Images
+    classnames: list[str]
+    templates: list[str]
+    metric: str = "top1"
+    train: Images | None = None
+
+
+# The demo's own sets: where the quickstart puts them under the data root.
+DEMO_SETS = {"demo-design": "demo/eval/unseen-design", "demo-concept": "demo/eval/unseen-concept"}
+
+
+def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None) -> RetrievalSet:
+    """A retrieval set: a name of the table, or a caption file of any form in `alip.eval.captions`.
+
+    data_root: the folder under which the sets lie; for a file, a further place to look for its images.
+    """
+    name = str(name_or_path)
+    root = Path(data_root) if data_root is not None else Path("data")
+    if name in DEMO_SETS:
+        return read_caption_file(_existing(root / DEMO_SETS[name] / "captions.jsonl", name), [], name)
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / "captions.jsonl"
+    if not path.is_file():
+        known = ", ".join(DEMO_SETS)
+        raise UserError(f"no such retrieval set or caption file: {name} (sets: {known})")
+    return read_caption_file(path, [root] if data_root is not None else [], path.parent.name)
+
+
+def open_classification(
+    name_or_path: str | Path,
+    data_root: str | Path | None = None,
+    *,
+    protocol: str = "field",
+    classnames: str | Path | None = None,
+    prompts: str | Path | None = None,
+) -> ClassificationSet:
+    """A zero-shot set: a name of the table, a folder with one folder per class, or a classes.jsonl.
+
+    classnames, prompts: JSON files in SLIP's form, {set: [names]} and {set: [templates]}, in place of the set's own.
+    """
+    check_protocol(protocol)
+    name = str(name_or_path)
+    root = Path(data_root) if data_root is not None else Path("data")
+    if name in DEMO_SETS:
+        folder = root / DEMO_SETS[name]
+        _existing(folder / "classes.jsonl", name)
+        return _from_lines(
+            folder / "classes.jsonl",
+            name,
+            classnames or folder.parent / "classnames.json",
+            prompts or folder.parent / "templates.json",
+        )
+    path = Path(name_or_path)
+    if path.is_dir() and (path / "classes.jsonl").is_file():
+        path = path / "classes.jsonl"
+    if path.is_file():
+        return _from_lines(path, path.parent.name, classnames, prompts)
+    if path.is_dir():
+        return _from_folder(path, classnames, prompts)
+    raise UserError(f"no such zero-shot set, folder or classes.jsonl: {name} (sets: {', '.join(DEMO_SETS)})")
+
+
+def _existing(path: Path, name: str) -> Path:
+    if not path.is_file():
+        raise UserError(f"{name} needs {path}, which does not exist; `bash scripts/quickstart.sh` makes the demo data")
+    return path
+
+
+def _from_lines(path: Path, name: str, classnames: str | Path | None, prompts: str | Path | None) -> ClassificationSet:
+    """Lines {"image": path from the file's folder, "label": class name}."""
+    files, labels = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            files.append(path.parent / row["image"])
+            labels.append(str(row["label"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f'{path}, line {number}: expected {{"image": path, "label": class name}}') from error
+    if not files:
+        raise UserError(f"{path} lists no images")
+    names = read_lists(classnames, name, "class names") if classnames else sorted(set(labels))
+    return _labelled(name, files, labels, names, prompts, str(path))
+
+
+def _from_folder(path: Path, classnames: str | Path | None, prompts: str | Path | None) -> ClassificationSet:
+    """A folder with one folder per class; the class names are the folders' names, or the list given (sorted order)."""
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    if not folders:
+        raise UserError(f"{path} has no folders; a class per folder is expected, or a classes.jsonl")
+    files, labels = [], []
+    for folder in folders:
+        inside = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)
+        if not inside:
+            raise UserError(f"{folder} has no images")
+        files += inside
+        labels += [folder.name] * len(inside)
+    own = [folder.name for folder in folders]
+    if classnames is None:
+        return _labelled(path.name, files, labels, own, prompts, str(path))
+    names = read_lists(classnames, path.name, "class names")
+    if set(names) == set(own):
+        return _labelled(path.name, files, labels, names, prompts, str(path))
+    if len(names) != len(own):
+        raise UserError(f"{path} has {len(own)} class folders, but {classnames} names {len(names)} classes")
+    # Folders such as n01440764: the list gives their words, in the folders' sorted order.
+    renamed = dict(zip(own, names))
+    return _labelled(path.name, files, [renamed[label] for label in labels], names, prompts, str(path))
+
+
+def _labelled(
+    name: str, files: Sequence[Path], labels: Sequence[str], names: list[str], prompts: str | Path | None, where: str
+) -> ClassificationSet:
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: a class name stands twice in its list")
+    number = {class_name: i for i, class_name in enumerate(names)}
+    for label in labels:
+        if label not in number:
+            raise UserError(f"{where}: the label {label!r} is not in the class list ({', '.join(names[:5])}, …)")
+    templates = read_lists(prompts, name, "templates") if prompts else PLAIN_TEMPLATES
+    images = ImageFiles(files, [number[label] for label in labels])
+    spoken = [class_name.replace("_", " ").replace("-", " ") if not prompts else class_name for class_name in names]
+    return ClassificationSet(name, images, spoken, check_templates(templates, name))

@@ -1,0 +1,244 @@
+"""Features of images and texts: batches on the device, shared out over the ranks, cached on disk.
+
+The numbers do not depend on how many ranks there are: every image is encoded once, in batches that all have the same
+shape (the last is filled up), and the texts' batches are fixed before they are dealt out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from alip.distributed import World, broadcast_object, gather_objects, share
+from alip.errors import UserError
+from alip.eval.images import READ_ERRORS, Images
+
+_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CACHE_VERSION = 1  # raise it when the same inputs give other features
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Features of the images that could be read.
+
+    features: (n, D) float32, L2-normalised, on the rank's device. labels: (n,) int64, -1 without a label.
+    positions: (n,) int64, each row's place in the set. unreadable: (name, reason) of the images left out.
+    """
+
+    features: Tensor
+    labels: Tensor
+    positions: Tensor
+    unreadable: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How to compute features: what the two evaluations hand down.
+
+    batch_size: images per step and rank; texts too. workers: processes per rank that read images.
+    precision: fp32, bf16, fp16, or auto (bf16 on a GPU that has it, else fp32). cache: a folder, or None for no cache.
+    """
+
+    world: World = field(default_factory=World)
+    batch_size: int = 256
+    workers: int = 2
+    precision: str = "fp32"
+    cache: Path | None = None
+    progress: bool = True
+
+    def resolved_precision(self) -> str:
+        """`precision` with "auto" decided for this machine."""
+        if self.precision != "auto":
+            if self.precision not in _PRECISIONS:
+                raise UserError(f"unknown precision {self.precision!r}: take auto, fp32, bf16 or fp16")
+            return self.precision
+        return "bf16" if self.world.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """No gradients, and the chosen precision."""
+        kind = _PRECISIONS[self.resolved_precision()]
+        device = self.world.device.type
+        with torch.inference_mode(), torch.autocast(device, dtype=kind, enabled=kind is not None):
+            yield
+
+    def bar(self, batches: Iterable[Any], label: str, total: int) -> Iterable[Any]:
+        """A progress bar on the main rank."""
+        return tqdm(batches, desc=label, total=total, leave=False, disable=not (self.progress and self.world.is_main))
+
+
+def encode_images(model: nn.Module, images: Images, encoding: Encoding, label: str = "images") -> ImageFeatures:
+    """Features of all images, the same on every rank.
+
+    Raises UserError when no image at all can be read.
+    """
+    key = None
+    if encoding.cache is not None:
+        key = _cache_key(model, images.key(), encoding)
+        cached = broadcast_object(_read_cache(encoding.cache, key), encoding.world)
+        if cached is not None:
+            return ImageFeatures(*(value.to(encoding.world.device) for value in cached[:3]), cached[3])
+    found = _encode_images(model, images, encoding, label)
+    if encoding.cache is not None and encoding.world.is_main and not found.unreadable:
+        _write_cache(encoding.cache, key, found)
+    return found
+
+
+def _encode_images(model: nn.Module, images: Images, encoding: Encoding, label: str) -> ImageFeatures:
+    world = encoding.world
+    mine = share(len(images), world)
+    # One shape for every batch of every rank, so that rounding does not depend on the number of ranks; a small set
+    # takes smaller batches, so that the filling of the last one stays cheap.
+    batch_size = min(encoding.batch_size, -(-len(images) // 4))
+    reader = _Reader(images, model.preprocess(is_train=False), mine)
+    loader = DataLoader(
+        reader, batch_size, num_workers=encoding.workers if len(mine) > batch_size else 0, collate_fn=_collate
+    )
+    features, labels, positions, unreadable = [], [], [], []
+    with encoding.computing():
+        for pixels, batch_labels, batch_positions, failures in encoding.bar(loader, label, len(loader)):
+            unreadable += failures
+            if pixels is None:
+                continue
+            count = len(pixels)
+            pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
+            encoded = model.encode_image(pixels.to(world.device, non_blocking=True))[:count]
+            features.append(F.normalize(encoded.float(), dim=-1))
+            labels.append(batch_labels)
+            positions.append(batch_positions)
+    unreadable = [failure for part in gather_objects(unreadable, world) for failure in part]
+    if len(unreadable) == len(images):
+        name, reason = unreadable[0] if unreadable else ("no images", "the set is empty")
+        raise UserError(f"none of the {len(images)} images can be read; the first: {name}: {reason}")
+    width = _feature_width(model, encoding)
+    device = world.device
+    return ImageFeatures(
+        gather_rows(torch.cat(features) if features else torch.empty(0, width, device=device), world),
+        gather_rows(
+            torch.cat(labels).to(device) if labels else torch.empty(0, dtype=torch.int64, device=device), world
+        ),
+        gather_rows(
+            torch.cat(positions).to(device) if positions else torch.empty(0, dtype=torch.int64, device=device), world
+        ),
+        unreadable,
+    )
+
+
+def _feature_width(model: nn.Module, encoding: Encoding) -> int:
+    return int(model.config["model_cfg"]["embed_dim"])
+
+
+def encode_texts(model: nn.Module, texts: Sequence[str], encoding: Encoding, label: str = "texts") -> Tensor:
+    """(n, D) float32, L2-normalised, on the rank's device and the same on every rank.
+
+    Equal texts are encoded once. Texts of like length share a batch, because a batch is as long as its longest text.
+    """
+    world = encoding.world
+    unique = list(dict.fromkeys(texts))
+    if not unique:
+        raise UserError("no texts to encode")
+    tokens = torch.cat([model.tokenizer(unique[i : i + 4096]) for i in range(0, len(unique), 4096)])
+    order = torch.argsort((tokens != 0).sum(1), stable=True)
+    batches = list(order.split(encoding.batch_size))
+    mine = range(world.rank, len(batches), world.world_size)
+    parts = []
+    with encoding.computing():
+        for number in encoding.bar(mine, label, len(mine)):
+            encoded = model.encode_text(tokens[batches[number]].to(world.device))
+            parts.append(F.normalize(encoded.float(), dim=-1))
+    width = _feature_width(model, encoding)
+    rows = gather_rows(torch.cat(parts) if parts else torch.empty(0, width, device=world.device), world)
+    dealt = torch.cat(
+        [batches[n] for rank in range(world.world_size) for n in range(rank, len(batches), world.world_size)]
+    )
+    features = torch.empty_like(rows)
+    features[dealt.to(world.device)] = rows
+    place = {text: number for number, text in enumerate(unique)}
+    return features[torch.tensor([place[text] for text in texts], device=world.device)]
+
+
+def gather_rows(rows: Tensor, world: World) -> Tensor:
+    """All ranks' rows (n_rank, …) one after the other, on every rank."""
+    if not world.is_distributed:
+        return rows
+    counts = gather_objects(len(rows), world)
+    padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
+
+class _Reader(Dataset):
+    """This rank's images, read and prepared in the worker processes."""
+
+    def __init__(self, images: Images, transform: Any, part: range):
+        self.images, self.transform, self.part = images, transform, part
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, int, str]:
+        place = self.part[index]
+        try:
+            image, label = self.images[place]
+        except READ_ERRORS as error:  # named in the results and counted, see `ImageFeatures.unreadable`
+            return None, 0, place, f"{self.images.name(place)}\n{type(error).__name__}: {error}"
+        return self.transform(image), label, place, ""
+
+
+def _collate(items: list[tuple[Tensor | None, int, int, str]]) -> tuple[Tensor | None, Tensor, Tensor, list]:
+    good = [item for item in items if item[0] is not None]
+    failures = [tuple(item[3].split("\n", 1)) for item in items if item[0] is None]
+    pixels = torch.stack([item[0] for item in good]) if good else None
+    return pixels, torch.tensor([item[1] for item in good]), torch.tensor([item[2] for item in good]), failures
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A short hash of the model's weights and configuration: the same model has the same, wherever it came from."""
+    digest = hashlib.sha256(json.dumps(model.config, sort_keys=True, default=str).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _cache_key(model: nn.Module, images_key: str, encoding: Encoding) -> str:
+    facts = [_CACHE_VERSION, weights_fingerprint(model), images_key, encoding.resolved_precision(), torch.__version__]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+
+
+def _read_cache(folder: Path, key: str) -> tuple[Tensor, Tensor, Tensor, list] | None:
+    path = folder / f"{key}.safetensors"
+    if not path.exists():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.get_tensor("features"), file.get_tensor("labels"), file.get_tensor("positions"), []
+    except (SafetensorError, OSError) as error:
+        print(f"the cached features {path} cannot be read ({error}); computing them again")
+        return None
+
+
+def _write_cache(folder: Path, key: str, found: ImageFeatures) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{key}.safetensors"
+    values = {"features": found.features, "labels": found.labels, "positions": found.positions}
+    draft = path.with_suffix(f".{os.getpid()}.part")
+    save_file({name: value.cpu().contiguous() for name, value in values.items()}, str(draft))
+    os.replace(draft, path)

@@ -1,0 +1,146 @@
+"""Ranks of the right answers, counted tile by tile: no sort, and never the whole score matrix.
+
+The rank of a right answer is the number of wrong ones that score at least as high: **a tie counts against us**.
+Each score is looked at once for each direction, while its tile lies in the cache. A tile's comparisons are bytes of 0
+and 1; eight of them are added at a time as one 64-bit word, which is exact as long as no byte passes 255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A tile of comparisons has at most 255 rows and 255 words of 8 columns, so that no byte of a sum overflows.
+_TILE_ROWS = 255
+_TILE_COLUMNS = 255 * 8
+# The matrix product is cheaper in larger pieces (16 MB of scores), each then counted in the small tiles above.
+_PRODUCT_ROWS = 4 * _TILE_ROWS
+_PRODUCT_COLUMNS = 2 * _TILE_COLUMNS
+
+Block = tuple[int, int, int, int]  # first and past-the-last image, first and past-the-last caption
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How many wrong answers stand before (or level with) the right one; 0 is the best.
+
+    image_to_text: (images,) int64, for the image's best caption; -1 for an image that has no caption.
+    text_to_image: (captions,) int64.
+    """
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+
+
+def ranks_from_scores(scores: Tensor, caption_owner: Tensor) -> Ranks:
+    """Ranks from scores (images, captions), any float type; caption_owner (captions,) holds image numbers."""
+    images, captions = scores.shape
+    owner = _checked_owner(caption_owner, images, captions, scores.device)
+    positives = scores[owner, torch.arange(captions, device=scores.device)]
+    if not bool(torch.isfinite(positives).all()):
+        raise ValueError("the scores hold NaN or infinity")
+    return _count(lambda block: scores[block[0] : block[1], block[2] : block[3]], images, owner, positives)
+
+
+def ranks_from_features(image_features: Tensor, caption_features: Tensor, caption_owner: Tensor) -> Ranks:
+    """Ranks from L2-normalised features (images, D) and (captions, D); needs memory for one block of scores only.
+
+    Computed in float32 on the features' device. The right answers' scores come from the very same block products that
+    they are compared with, so that a score never beats itself by a rounding error, and equal rows tie exactly.
+    """
+    images, captions = len(image_features), len(caption_features)
+    owner = _checked_owner(caption_owner, images, captions, image_features.device)
+    if not bool(torch.isfinite(image_features).all() and torch.isfinite(caption_features).all()):
+        raise ValueError("the features hold NaN or infinity")
+    image_features, caption_features = image_features.float(), caption_features.float()
+    rows = min(_PRODUCT_ROWS, images)
+    columns = min(_PRODUCT_COLUMNS, captions)
+    space = torch.empty(rows, columns, device=image_features.device)
+
+    def product(block: Block) -> Tensor:
+        # Blocks at the edge are filled up with zeros: every block has the same shape and so the same rounding.
+        left = _filled(image_features[block[0] : block[1]], rows)
+        right = _filled(caption_features[block[2] : block[3]], columns)
+        torch.matmul(left, right.T, out=space)
+        return space[: block[1] - block[0], : block[3] - block[2]]
+
+    positives = _positives(product, images, owner)
+    return _count(product, images, owner, positives)
+
+
+def _checked_owner(caption_owner: Tensor, images: int, captions: int, device: torch.device) -> Tensor:
+    owner = torch.as_tensor(caption_owner, dtype=torch.int64, device=device)
+    if owner.shape != (captions,):
+        raise ValueError(f"caption_owner has shape {tuple(owner.shape)}, but there are {captions} captions")
+    if images == 0 or captions == 0:
+        raise ValueError("nothing to rank: no images or no captions")
+    if int(owner.min()) < 0 or int(owner.max()) >= images:
+        raise ValueError(f"caption_owner must lie in 0 … {images - 1}")
+    return owner
+
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    return rows if len(rows) == count else F.pad(rows, (0, 0, 0, count - len(rows)))
+
+
+def _blocks(images: int, captions: int) -> list[Block]:
+    return [
+        (top, min(top + _PRODUCT_ROWS, images), left, min(left + _PRODUCT_COLUMNS, captions))
+        for top in range(0, images, _PRODUCT_ROWS)
+        for left in range(0, captions, _PRODUCT_COLUMNS)
+    ]
+
+
+def _positives(scores_of: Callable[[Block], Tensor], images: int, owner: Tensor) -> Tensor:
+    """Each caption's score with its own image: only the blocks that hold such a pair are computed."""
+    positives = torch.empty(len(owner), device=owner.device)
+    for block in _blocks(images, len(owner)):
+        top, bottom, left, right = block
+        inside = ((owner[left:right] >= top) & (owner[left:right] < bottom)).nonzero().squeeze(1)
+        if len(inside):
+            positives[left + inside] = scores_of(block)[owner[left + inside] - top, inside]
+    return positives
+
+
+def _count(scores_of: Callable[[Block], Tensor], images: int, owner: Tensor, positives: Tensor) -> Ranks:
+    """Counts the scores that are at least the right answer's, in both directions, and takes the right answers off."""
+    captions = len(owner)
+    lowest = torch.finfo(positives.dtype).min
+    best = torch.full((images,), lowest, dtype=positives.dtype, device=owner.device)
+    best.scatter_reduce_(0, owner, positives, "amax")
+    image_count = torch.zeros(images, dtype=torch.int64, device=owner.device)
+    caption_count = torch.zeros(captions, dtype=torch.int64, device=owner.device)
+    for block in _blocks(images, captions):
+        top, bottom, left, right = block
+        _count_block(
+            scores_of(block),
+            best[top:bottom],
+            positives[left:right],
+            image_count[top:bottom],
+            caption_count[left:right],
+        )
+    own_level = torch.zeros_like(image_count).scatter_add_(0, owner, (positives >= best[owner]).long())
+    has_caption = torch.zeros(images, dtype=torch.bool, device=owner.device).index_fill_(0, owner, True)
+    image_to_text = torch.where(has_caption, image_count - own_level, torch.full_like(image_count, -1))
+    return Ranks(image_to_text, caption_count - 1)
+
+
+def _count_block(scores: Tensor, best: Tensor, positives: Tensor, image_count: Tensor, caption_count: Tensor) -> None:
+    """Adds one block's counts to image_count (rows,) and caption_count (columns,), in place."""
+    rows, columns = scores.shape
+    marks = torch.zeros(_TILE_ROWS, _TILE_COLUMNS, dtype=torch.bool, device=scores.device)
+    words = marks.view(torch.int64)
+    for top in range(0, rows, _TILE_ROWS):
+        for left in range(0, columns, _TILE_COLUMNS):
+            tile = scores[top : top + _TILE_ROWS, left : left + _TILE_COLUMNS]
+            height, width = tile.shape
+            if width < _TILE_COLUMNS:
+                marks.zero_()  # the columns past the edge stay 0
+            torch.ge(tile, best[top : top + height, None], out=marks[:height, :width])
+            image_count[top : top + height] += words[:height].sum(1).view(torch.uint8).view(height, 8).sum(1)
+            torch.ge(tile, positives[None, left : left + width], out=marks[:height, :width])
+            caption_count[left : left + width] += words[:height].sum(0).view(torch.uint8)[:width]

@@ -1,0 +1,97 @@
+"""Zero-shot classification: an image's class is the one whose prompts' mean feature it is nearest to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alip.distributed import World
+from alip.errors import UserError
+from alip.eval.datasets import ClassificationSet
+from alip.eval.features import Encoding, encode_images, encode_texts
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What one evaluation found: the numbers, and what pictures need.
+
+    labels, predictions: (n,) int64 on the CPU. unreadable: (name, reason) of the images left out.
+    """
+
+    numbers: dict[str, float]
+    dataset: ClassificationSet
+    labels: Tensor
+    predictions: Tensor
+    unreadable: list[tuple[str, str]]
+
+
+def build_classifier(
+    model: nn.Module, classnames: Sequence[str], templates: Sequence[str], encoding: Encoding
+) -> Tensor:
+    """(classes, D), L2-normalised: the mean of each class's normalised prompt features. The same on every rank."""
+    texts = [template.replace("{}", name) for name in classnames for template in templates]
+    features = encode_texts(model, texts, encoding, "prompts")
+    return F.normalize(features.view(len(classnames), len(templates), -1).mean(1), dim=-1)
+
+
+def accuracies(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], Tensor]:
+    """Percentages top1, top5 (with five classes or more) and mean_per_class, and the predictions (n,).
+
+    logits: (n, classes) float; labels: (n,) int64. A tie counts against us: an image is right in the top K when fewer
+    than K wrong classes score at least as high. mean_per_class is over the classes that have images.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("the logits hold NaN or infinity")
+    right = logits.gather(1, labels[:, None])
+    rank = (logits >= right).sum(1) - 1
+    # A right class that is tied is not the prediction: hide it, and take the best of the others.
+    others = logits.scatter(1, labels[:, None], float("-inf")).argmax(1)
+    predictions = torch.where(rank == 0, labels, others)
+    hit = (rank == 0).double()
+    classes = logits.shape[1]
+    count = torch.bincount(labels, minlength=classes).double()
+    hits = torch.bincount(labels, weights=hit, minlength=classes)
+    present = count > 0
+    numbers = {"top1": 100.0 * float(hit.mean())}
+    if classes >= 5:
+        numbers["top5"] = 100.0 * float((rank < 5).double().mean())
+    numbers["mean_per_class"] = 100.0 * float((hits[present] / count[present]).mean())
+    return numbers, predictions
+
+
+def evaluate_zeroshot(
+    model: nn.Module,
+    dataset: ClassificationSet,
+    *,
+    world: World,
+    batch_size: int = 256,
+    workers: int = 2,
+    precision: str = "fp32",
+    progress: bool = False,
+) -> dict[str, float]:
+    """The numbers of `accuracies`, and `headline`, the set's own metric. The same on every rank; all must call it."""
+    encoding = Encoding(world, batch_size, workers, precision, progress=progress)
+    return measure_zeroshot(model, dataset, encoding).numbers
+
+
+def measure_zeroshot(model: nn.Module, dataset: ClassificationSet, encoding: Encoding) -> Classified:
+    """Builds the classifier from the set's names and templates, and classifies its images. All ranks must call it."""
+    training = model.training
+    model.eval()
+    classifier = build_classifier(model, dataset.classnames, dataset.templates, encoding)
+    found = encode_images(model, dataset.images, encoding, f"{dataset.name} images")
+    model.train(training)
+    labels = found.labels
+    if int(labels.min()) < 0 or int(labels.max()) >= len(dataset.classnames):
+        raise UserError(
+            f"{dataset.name}: labels run from {int(labels.min())} to {int(labels.max())}, "
+            f"but there are {len(dataset.classnames)} class names"
+        )
+    numbers, predictions = accuracies(found.features @ classifier.T, labels)
+    numbers["headline"] = numbers[dataset.metric]
+    numbers.update(images=len(labels), classes=len(dataset.classnames), unreadable=len(found.unreadable))
+    return Classified(numbers, dataset, labels.cpu(), predictions.cpu(), found.unreadable)

@@ -1,0 +1,44 @@
+"""Zero-shot image-text retrieval.
+
+python eval_retrieval.py --checkpoint RUN --dataset coco --data-root DIR
+torchrun --nproc_per_node 8 eval_retrieval.py --checkpoint RUN --dataset coco,flickr30k --data-root DIR
+
+A dataset is a name of the table in docs/evaluation.md, or a caption file: Karpathy's JSON, BLIP's list, COCO's
+annotations, or JSON lines {"image": path, "caption": [texts]}.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from alip import distributed
+from alip.checkpoint import load_model
+from alip.errors import run_command
+from alip.eval.arguments import add_common, encoding_from
+from alip.eval.commands import results_folder, retrieval, split_names
+from alip.eval.datasets import open_retrieval
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--dataset", "--datasets", nargs="+", required=True, metavar="SET", help="names or caption files"
+    )
+    add_common(parser)
+    args = parser.parse_args(argv)
+    world = distributed.start(args.device)
+    try:
+        encoding = encoding_from(args, world)
+        datasets = [open_retrieval(name, args.data_root) for name in split_names(args.dataset)]
+        model = load_model(args.checkpoint, model_name=args.model, device=world.device, weights=args.weights)
+        folder = results_folder(args.checkpoint, args.output)
+        draw = not args.no_pictures
+        return retrieval(
+            model, datasets, encoding, protocol=args.protocol, source=args.checkpoint, folder=folder, draw=draw
+        )
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    run_command(main)

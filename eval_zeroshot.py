@@ -1,0 +1,46 @@
+"""Zero-shot classification.
+
+python eval_zeroshot.py --checkpoint RUN --datasets cifar10,pets --data-root DIR
+python eval_zeroshot.py --checkpoint RUN --datasets FOLDER             a folder with one folder of images per class
+
+A dataset is a name of the table in docs/evaluation.md, a folder, or a classes.jsonl of {"image": path, "label": name}.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from alip import distributed
+from alip.checkpoint import load_model
+from alip.errors import run_command
+from alip.eval.arguments import add_common, encoding_from
+from alip.eval.commands import results_folder, split_names, zeroshot
+from alip.eval.datasets import open_classification
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--datasets", "--dataset", nargs="+", required=True, metavar="SET", help="names, folders or files"
+    )
+    parser.add_argument("--classnames", metavar="FILE", help="class names in SLIP's form: a JSON object {set: [names]}")
+    parser.add_argument("--prompts", metavar="FILE", help="templates in SLIP's form: a JSON object {set: [templates]}")
+    add_common(parser)
+    args = parser.parse_args(argv)
+    world = distributed.start(args.device)
+    try:
+        encoding = encoding_from(args, world)
+        lists = {"protocol": args.protocol, "classnames": args.classnames, "prompts": args.prompts}
+        datasets = [open_classification(name, args.data_root, **lists) for name in split_names(args.datasets)]
+        model = load_model(args.checkpoint, model_name=args.model, device=world.device, weights=args.weights)
+        folder = results_folder(args.checkpoint, args.output)
+        draw = not args.no_pictures
+        return zeroshot(
+            model, datasets, encoding, protocol=args.protocol, source=args.checkpoint, folder=folder, draw=draw
+        )
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    run_command(main)
