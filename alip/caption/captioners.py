@@ -1,0 +1,186 @@
+"""Captioners: one small protocol (a batch of images in, a list of strings out), and the table of their names.
+
+A captioner is any object with a method `caption(batch) -> list[str]`, one string for each item. It may also have
+
+- `prepare(image) -> anything picklable`: runs in the worker processes on one RGB PIL image; `caption` then gets a list
+  of what `prepare` returned. Without it `caption` gets the PIL images, shrunk to at most 1024 pixels a side.
+- `reads`: "images" (the default), or "keys": then nothing is decoded, and `caption` gets the samples' keys.
+- `facts`: a dict that is written beside the captions (the model's name, its revision).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+
+from alip.errors import UserError
+
+# Short names. The first four and florence2 are Hugging Face models, coca is open_clip's.
+NAMED_MODELS = {
+    "blip": "Salesforce/blip-image-captioning-base",
+    "blip-large": "Salesforce/blip-image-captioning-large",
+    "blip2": "Salesforce/blip2-opt-2.7b",
+    "git": "microsoft/git-base-coco",
+    "florence2": "florence-community/Florence-2-base",
+}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a model's probabilities become words.
+
+    beams: width of the beam search; 1 is greedy. With sample=True words are drawn instead, after temperature, top_k
+    (0: all words) and top_p (1: all words). max_tokens, min_tokens: length of the new text in the model's tokens.
+    seed: of the draws; each batch's draws depend on it and on the batch's keys.
+    """
+
+    beams: int = 3
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int = 30
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.beams < 1 or self.max_tokens < 1 or not 0 <= self.min_tokens <= self.max_tokens:
+            raise UserError("--beams and --max-tokens start at 1, and --min-tokens may not exceed --max-tokens")
+        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.repetition_penalty <= 0:
+            raise UserError("--temperature and --repetition-penalty are above 0, --top-p in (0, 1], --top-k at least 0")
+        if self.sample and self.beams > 1:
+            raise UserError("--sample draws words one by one and has no beams: add --beams 1")
+
+
+class Captioner(Protocol):
+    """What every captioner has; see the module's text for the optional `prepare`, `reads` and `facts`."""
+
+    def caption(self, batch: list[Any]) -> list[str]:
+        """One caption for each item of the batch, in its order."""
+
+
+@dataclass(frozen=True)
+class CaptionerChoice:
+    """A captioner as the user asked for it: all that is needed to build it, here or in another process.
+
+    name: a short name, `coca[:MODEL]`, `file:PATH`, `existing:FILE`, or a Hugging Face model name or local folder.
+    precision: "auto" (bf16 or fp16 on a GPU, fp32 on a CPU), "fp32", "bf16" or "fp16".
+    options: strings for a captioner file's `create_captioner`.
+    """
+
+    name: str
+    prompt: str | None = None
+    decoding: Decoding = field(default_factory=Decoding)
+    precision: str = "auto"
+    options: dict[str, str] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """What must not change between the runs that fill one captions file, as plain values."""
+        settings: dict[str, Any] = {"captioner": self.name}
+        kind, value = self.kind()
+        if kind == "file":
+            path = _existing_file(value)
+            settings["captioner"] = f"file:{path.name}"
+            settings["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+            settings["options"] = dict(sorted(self.options.items()))
+        if kind in ("transformers", "coca"):
+            settings["model"] = value
+            settings["prompt"] = self.prompt
+            settings["precision"] = self.precision
+            settings["decoding"] = vars(self.decoding).copy()
+        return settings
+
+    def kind(self) -> tuple[str, str]:
+        """("file" | "existing" | "coca" | "transformers", the path or model name)."""
+        for kind in ("file", "existing"):
+            if self.name.startswith(kind + ":"):
+                return kind, self.name[len(kind) + 1 :]
+        if self.name == "coca" or self.name.startswith("coca:"):
+            return "coca", self.name[5:]
+        folder = Path(self.name)
+        if (folder / "open_clip_config.json").is_file():
+            return "coca", self.name
+        return "transformers", NAMED_MODELS.get(self.name, self.name)
+
+
+def open_captioner(choice: CaptionerChoice, device: torch.device) -> Captioner:
+    """Builds the captioner on `device`. Errors: UserError for an unknown name, a missing package or a broken file."""
+    kind, value = choice.kind()
+    if kind != "file" and choice.options:
+        raise UserError("--option belongs to captioner files (--captioner file:PATH)")
+    if kind == "file":
+        return _from_file(_existing_file(value), choice, device)
+    if kind == "existing":
+        from alip.caption.existing import ExistingCaptions
+
+        return ExistingCaptions(_existing_file(value))
+    precision = resolve_precision(choice.precision, device)
+    if kind == "coca":
+        if choice.prompt:
+            raise UserError("CoCa takes no --prompt: it was trained to caption without one")
+        from alip.caption.coca import CoCaCaptioner
+
+        return CoCaCaptioner(value or None, choice.decoding, device, precision)
+    from alip.caption.huggingface import TransformersCaptioner
+
+    return TransformersCaptioner(value, choice.prompt, choice.decoding, device, precision)
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The weights' type: "auto" is bf16 on a GPU that has it, fp16 on an older GPU, fp32 on a CPU."""
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name != "auto":
+        if name == "fp16" and device.type == "cpu":
+            raise UserError("--precision fp16 needs a GPU: take fp32 or bf16")
+        return types[name]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def load_captioner_file(path: str | Path) -> ModuleType:
+    """Imports a captioner file under a name of its own, so that worker processes can unpickle what it defines.
+
+    The file runs with the user's rights, like any script that is named on a command line.
+    """
+    path = Path(path).resolve()
+    name = f"alip_captioner_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file: a captioner file ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _from_file(path: Path, choice: CaptionerChoice, device: torch.device) -> Captioner:
+    create: Callable[..., Captioner] | None = getattr(load_captioner_file(path), "create_captioner", None)
+    if create is None:
+        raise UserError(f"{path} has no function create_captioner(device, options): see docs/captions.md")
+    captioner = create(device, dict(choice.options))
+    if not callable(getattr(captioner, "caption", None)):
+        raise UserError(f"{path}: create_captioner returned {type(captioner).__name__}, which has no method caption")
+    return captioner
+
+
+def _existing_file(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"no file {name!r}: --captioner file:PATH and existing:FILE take the path of a file")
+    return path

@@ -1,0 +1,198 @@
+"""open_clip's CoCa as a captioner.
+
+open_clip 3.3's own `CoCa.generate` imports `BeamSearchScorer`, which transformers 5 no longer has, and then refuses to
+run. So the search lives here, over the model's own towers: the same beam search and the same sampling rules, with the
+image encoded once instead of once per beam, and without needing transformers at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from alip.caption.captioners import Decoding
+from alip.errors import UserError
+
+DEFAULT_MODEL = ("coca_ViT-L-14", "mscoco_finetuned_laion2b_s13b_b90k")
+
+
+class CoCaCaptioner:
+    """CoCa from open_clip.
+
+    model_name: None for the released captioner (ViT-L/14 fine-tuned on COCO captions; downloaded by open_clip), a
+    folder with open_clip_config.json and weights, or MODEL/PRETRAINED, as in coca_ViT-B-32/laion2b_s13b_b90k.
+    """
+
+    def __init__(
+        self, model_name: str | None, decoding: Decoding, device: torch.device, precision: torch.dtype
+    ) -> None:
+        self.model, transform, self.tokenizer = _load(model_name)
+        self.model.to(device, precision).eval()
+        self.prepare = _Preparer(transform)
+        self.device, self.precision, self.decoding = device, precision, decoding
+        self.facts = {
+            "model_class": type(self.model).__name__,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }
+
+    @torch.inference_mode()
+    def caption(self, batch: list[np.ndarray]) -> list[str]:
+        """batch: n arrays (3, H, W) from `prepare`. Returns n strings."""
+        images = torch.from_numpy(np.stack(batch)).to(self.device, self.precision)
+        search = sample_tokens if self.decoding.sample else beam_search
+        rows = search(self.model, images, self.decoding, self.tokenizer.sot_token_id, self.tokenizer.eot_token_id)
+        return [self.tokenizer.decode(row).strip() for row in rows]
+
+
+class _Preparer:
+    """PIL image → (3, H, W) float32 array; picklable, for the worker processes."""
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        return self.transform(image).numpy()
+
+
+def _next_log_probabilities(
+    model: torch.nn.Module, tokens: torch.Tensor, image_embs: torch.Tensor, decoding: Decoding, end: int
+) -> torch.Tensor:
+    """(rows, length) tokens → (rows, vocabulary) log-probabilities of the next token, fp32."""
+    _, token_embs = model._encode_text(tokens)
+    logits = model.text_decoder(image_embs, token_embs)[:, -1].float()
+    log_probabilities = F.log_softmax(logits, dim=-1)
+    if decoding.repetition_penalty != 1.0:  # CTRL's rule on log-probabilities, which are never positive
+        seen = log_probabilities.gather(1, tokens) * decoding.repetition_penalty
+        log_probabilities = log_probabilities.scatter(1, tokens, seen)
+    if tokens.shape[1] - 1 < decoding.min_tokens:
+        log_probabilities[:, end] = -torch.inf
+    return log_probabilities
+
+
+def _longest(model: torch.nn.Module, decoding: Decoding) -> int:
+    """Most tokens that a row may have, start and end included: what was asked for, within the model's context."""
+    return min(decoding.max_tokens + 1, int(model.context_length))
+
+
+def beam_search(
+    model: torch.nn.Module, images: torch.Tensor, decoding: Decoding, start: int, end: int
+) -> list[list[int]]:
+    """images (n, 3, H, W) → n token lists without start and end, each the best by mean log-probability.
+
+    The rules of transformers' (and thereby open_clip's) beam search, length penalty 1: of the 2·beams best
+    continuations, those that end among the first `beams` are kept as finished with their mean log-probability, and
+    the best unfinished ones go on; an image is done when it has `beams` finished captions, none of which the best
+    running beam could still beat at its present length.
+    """
+    count, beams = images.shape[0], decoding.beams
+    _, image_embs = model._encode_image(images)
+    image_embs = image_embs.repeat_interleave(beams, dim=0)
+    tokens = torch.full((count * beams, 1), start, dtype=torch.long, device=images.device)
+    scores = torch.full((count, beams), -1e9, device=images.device)
+    scores[:, 0] = 0.0  # all beams are equal at first: only one of them may branch
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(count)]
+    done = [False] * count
+
+    while tokens.shape[1] < _longest(model, decoding) and not all(done):
+        log_probabilities = _next_log_probabilities(model, tokens, image_embs, decoding, end)
+        vocabulary = log_probabilities.shape[1]
+        total = (log_probabilities.view(count, beams, -1) + scores[:, :, None]).view(count, -1)
+        best_scores, best = total.topk(min(2 * beams, total.shape[1]), dim=1)
+        length = tokens.shape[1]
+        rows, words, kept = [], [], []
+        for image, (image_scores, choices) in enumerate(zip(best_scores.tolist(), best.tolist())):
+            going_on: list[tuple[int, int, float]] = []
+            for rank, (score, choice) in enumerate(zip(image_scores, choices)):
+                row, word = image * beams + choice // vocabulary, choice % vocabulary
+                if word != end:
+                    going_on.append((row, word, score))
+                elif rank < beams and not done[image]:
+                    _keep(finished[image], score / length, tokens[row, 1:].tolist(), beams)
+                if len(going_on) == beams:
+                    break
+            if len(finished[image]) == beams and min(finished[image])[0] >= image_scores[0] / length:
+                done[image] = True
+            rows += [row for row, _, _ in going_on]
+            words += [word for _, word, _ in going_on]
+            kept.append([score for _, _, score in going_on])
+        order = torch.tensor(rows, device=images.device)
+        tokens = torch.cat([tokens[order], torch.tensor(words, device=images.device)[:, None]], dim=1)
+        scores = torch.tensor(kept, device=images.device)
+
+    for image in range(count):
+        if not done[image]:
+            for beam in range(beams):
+                score = scores[image, beam].item() / (tokens.shape[1] - 1)
+                _keep(finished[image], score, tokens[image * beams + beam, 1:].tolist(), beams)
+    return [max(candidates)[1] for candidates in finished]
+
+
+def _keep(finished: list[tuple[float, list[int]]], score: float, tokens: list[int], most: int) -> None:
+    finished.append((score, tokens))
+    if len(finished) > most:
+        finished.remove(min(finished))
+
+
+def sample_tokens(
+    model: torch.nn.Module, images: torch.Tensor, decoding: Decoding, start: int, end: int
+) -> list[list[int]]:
+    """images (n, 3, H, W) → n token lists, words drawn with torch's generator after temperature, top-k and top-p."""
+    _, image_embs = model._encode_image(images)
+    tokens = torch.full((images.shape[0], 1), start, dtype=torch.long, device=images.device)
+    ended = torch.zeros(images.shape[0], dtype=torch.bool, device=images.device)
+    while tokens.shape[1] < _longest(model, decoding) and not ended.all():
+        log_probabilities = _next_log_probabilities(model, tokens, image_embs, decoding, end)
+        probabilities = narrow(log_probabilities / decoding.temperature, decoding.top_k, decoding.top_p)
+        word = torch.multinomial(probabilities, 1)[:, 0]
+        word = torch.where(ended, end, word)
+        tokens = torch.cat([tokens, word[:, None]], dim=1)
+        ended |= word == end
+    rows = [row[1:] for row in tokens.tolist()]
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def narrow(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """(rows, vocabulary) logits → probabilities with all but the top_k words, then the top_p mass, set to zero.
+
+    The word that crosses the mass top_p stays in, so at least one word always does.
+    """
+    if top_k:
+        smallest = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    probabilities = logits.softmax(dim=-1)
+    if top_p < 1.0:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered)
+        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    return probabilities
+
+
+def _load(model_name: str | None) -> tuple[torch.nn.Module, Any, Any]:
+    """(model, image transform, tokenizer)."""
+    if model_name is None:
+        name, pretrained = DEFAULT_MODEL
+    elif Path(model_name).is_dir():
+        name, pretrained = f"local-dir:{Path(model_name).resolve()}", None
+    else:
+        name, _, pretrained = model_name.partition("/")
+        if not pretrained:
+            raise UserError(
+                f"--captioner coca:{model_name} is no folder: give one, or MODEL/PRETRAINED as in "
+                "coca:coca_ViT-B-32/laion2b_s13b_b90k"
+            )
+    try:
+        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"cannot load CoCa {name!r}: {reason}") from error
+    if not hasattr(model, "text_decoder"):
+        raise UserError(f"{name!r} is a {type(model).__name__} and cannot caption: give a CoCa model")
+    return model, transform, tokenizer

@@ -1,0 +1,296 @@
+"""What captioning leaves on disk, and how it goes on after any interruption.
+
+    captions.jsonl            {"key", "caption", "image"}: a line for each captioned image; "image": digest of its bytes
+    captions-failures.jsonl   {"key", "where", "reason"}: images of the last pass that got no caption
+    captions-run.json         settings, versions, counts and the summary
+    captions-parts/           lines of runs that are not merged yet; gone when a pass has ended
+
+Every process of every run appends to a part file of its own, which nobody writes again; so a kill can at most cut the
+last line of a part, and readers leave a cut line out. A pass ends with a merge: the newest line of each key wins, the
+result replaces captions.jsonl in one rename, and the parts go. Dying anywhere in the merge loses nothing: the same
+lines are read again from captions.jsonl and the parts that are left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alip.errors import UserError
+
+FORMAT, VERSION = "alip-captions", 1
+
+
+def digest(data: bytes) -> str:
+    """16 hex digits that tell one image's bytes from another's."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def number(text: str) -> int:
+    """A text's 64-bit number: the same in every process, unlike Python's hash()."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+class NumberSet:
+    """A growing set of 64-bit numbers in 8 bytes each (120 MB for 15 million; a Python set needs 1 GB).
+
+    Sorted array plus a small set of late-comers. Two different texts out of 15 million share a number with a
+    probability of 6e-6.
+    """
+
+    def __init__(self, late_limit: int = 1_000_000) -> None:
+        self._sorted = np.empty(0, np.uint64)
+        self._late: set[int] = set()
+        self._late_limit = late_limit
+
+    def add(self, value: int) -> bool:
+        """True if the number is new."""
+        if value in self:
+            return False
+        self._late.add(value)
+        if len(self._late) >= self._late_limit:
+            late = np.fromiter(self._late, dtype=np.uint64, count=len(self._late))
+            self._sorted = np.sort(np.concatenate([self._sorted, late]))
+            self._late.clear()
+        return True
+
+    def __contains__(self, value: int) -> bool:
+        if value in self._late:
+            return True
+        place = int(np.searchsorted(self._sorted, np.uint64(value)))
+        return place < len(self._sorted) and int(self._sorted[place]) == value
+
+    def __len__(self) -> int:
+        return len(self._sorted) + len(self._late)
+
+
+class DoneImages:
+    """Which keys have a caption, and of which image, in 16 bytes each. Fill it newest first, then ask."""
+
+    def __init__(self) -> None:
+        self._keys, self._images = array("Q"), array("Q")
+        self._sorted: tuple[np.ndarray, np.ndarray] | None = None
+
+    def append(self, key: str, image: str) -> None:
+        """A key with its image's digest ("" where the image was not looked at)."""
+        self._keys.append(number(key))
+        self._images.append(int(image or "0", 16))
+
+    def image(self, key: str) -> str | None:
+        """The digest of the image that was captioned under this key, None if none was."""
+        if self._sorted is None:
+            keys, first = np.unique(np.frombuffer(self._keys, dtype=np.uint64), return_index=True)
+            self._sorted = keys, np.frombuffer(self._images, dtype=np.uint64)[first]
+        keys, images = self._sorted
+        place = int(np.searchsorted(keys, np.uint64(number(key))))
+        if place == len(keys) or int(keys[place]) != number(key):
+            return None
+        return f"{int(images[place]):016x}" if images[place] else ""
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class PartWriter:
+    """Appends lines to one part file; what is written is in the file system's hands after each `flush`."""
+
+    def __init__(self, path: Path, sync_seconds: float = 30.0) -> None:
+        self._file = path.open("x", encoding="utf-8")
+        self._sync_seconds, self._synced = sync_seconds, time.monotonic()
+
+    def write(self, line: dict[str, Any]) -> None:
+        """One JSON line."""
+        self._file.write(to_line(line))
+
+    def flush(self) -> None:
+        """Hands the lines to the system (they survive a kill), and now and then to the disk (a power cut)."""
+        self._file.flush()
+        if time.monotonic() - self._synced > self._sync_seconds:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes to the disk and closes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+class CaptionStore:
+    """The files of one captions output. One process creates the run (`begin_run`); then each rank opens its part."""
+
+    def __init__(self, output: str | Path) -> None:
+        self.output = Path(output)
+        stem = self.output.name.removesuffix(".jsonl")
+        if stem == self.output.name:
+            raise UserError(f"--output {self.output} must end in .jsonl")
+        self.parts = self.output.with_name(stem + "-parts")
+        self.failures = self.output.with_name(stem + "-failures.jsonl")
+        self.run_file = self.output.with_name(stem + "-run.json")
+        self.picture = self.output.with_name(stem + "-samples.png")
+        self._lock = None
+
+    def begin_run(self, settings: dict[str, Any], facts: dict[str, Any], restart: bool = False) -> int:
+        """Rank 0 only: locks the output, checks that earlier runs had the same settings, returns this run's number.
+
+        restart: throws earlier captions of this output away. Errors: UserError when another process is writing this
+        output, when its settings differ from these, or when a file of that name was not written by this command.
+        """
+        self.parts.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if restart:
+            for path in [self.output, self.run_file, self.failures, *self.parts.glob("*.jsonl")]:
+                path.unlink(missing_ok=True)
+        record = self.read_run()
+        if record is None and self.output.exists():
+            raise UserError(f"{self.output} was not written by this command: choose another --output, or --restart")
+        if record is not None:
+            check_settings(record["settings"], settings, self.output)
+        record = record or {"format": FORMAT, "version": VERSION, "settings": settings, "runs": 0}
+        record["runs"] += 1
+        record.update(facts=facts, complete=False)
+        self.write_run(record)
+        return record["runs"]
+
+    def _take_lock(self) -> None:
+        self._lock = (self.parts / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is writing {self.output}: wait for it, or choose another --output"
+            ) from None
+
+    def read_run(self) -> dict[str, Any] | None:
+        """The record of earlier runs, or None."""
+        if not self.run_file.exists():
+            return None
+        record = json.loads(self.run_file.read_text(encoding="utf-8"))
+        if record.get("format") != FORMAT or record.get("version") != VERSION:
+            raise UserError(
+                f"{self.run_file} is no record of this command (version {VERSION}): choose another --output"
+            )
+        return record
+
+    def write_run(self, record: dict[str, Any]) -> None:
+        """Replaces the record in one rename."""
+        replace_file(self.run_file, [json.dumps(record, indent=1, ensure_ascii=False) + "\n"])
+
+    def part_paths(self, run: int, rank: int) -> tuple[Path, Path]:
+        """Paths of this rank's captions and failures in this run."""
+        return (
+            self.parts / f"captions-{run:06d}-{rank:05d}.jsonl",
+            self.parts / f"failures-{run:06d}-{rank:05d}.jsonl",
+        )
+
+    def caption_files(self) -> list[Path]:
+        """Every file with captions, the newest run's first."""
+        parts = sorted(self.parts.glob("captions-*.jsonl"), reverse=True)
+        return parts + ([self.output] if self.output.exists() else [])
+
+    def done(self) -> DoneImages:
+        """The images that have a caption from any run so far."""
+        done = DoneImages()
+        for path in self.caption_files():
+            for line in read_lines(path):
+                done.append(line["key"], line.get("image", ""))
+        return done
+
+    def merged_lines(self) -> Iterator[dict[str, Any]]:
+        """All caption lines, each key once, the newest run's line."""
+        seen = NumberSet()
+        for path in self.caption_files():
+            for line in read_lines(path):
+                if seen.add(number(line["key"])):
+                    yield line
+
+    def merge(self, run: int, look: Any = None) -> None:
+        """Writes captions.jsonl and captions-failures.jsonl from all parts, then removes the parts.
+
+        look: called with each merged line (the summary's eyes).
+        """
+
+        def lines() -> Iterator[str]:
+            for line in self.merged_lines():
+                if look is not None:
+                    look(line)
+                yield to_line(line)
+
+        failures = sorted(self.parts.glob(f"failures-{run:06d}-*.jsonl"))
+        old_parts = sorted(self.parts.glob("*.jsonl"))
+        replace_file(self.failures, (to_line(line) for path in failures for line in read_lines(path)))
+        replace_file(self.output, lines())
+        for path in old_parts:
+            path.unlink()
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Writes the final record and lets the output go."""
+        self.write_run(record)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        (self.parts / "lock").unlink(missing_ok=True)
+        if not any(self.parts.iterdir()):
+            self.parts.rmdir()
+
+
+def check_settings(earlier: dict[str, Any], now: dict[str, Any], output: Path) -> None:
+    """Raises UserError that names what differs from the runs that filled this output so far."""
+    now = json.loads(json.dumps(now))
+    changed = [name for name in sorted({*earlier, *now}) if earlier.get(name) != now.get(name)]
+    if changed:
+        told = "; ".join(f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}" for name in changed)
+        raise UserError(
+            f"{output} was begun with other settings ({told}): choose another --output, or --restart to throw it away"
+        )
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole JSON lines of a file. A cut line (the process died while writing it) is left out: its image is
+    simply captioned again."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for text in file:
+            if not text.endswith("\n"):
+                return
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and "key" in line:
+                yield line
+
+
+def to_line(line: dict[str, Any]) -> str:
+    """One JSON line, readable where it can be; keys that are no UTF-8 (odd file names) become escapes."""
+    text = json.dumps(line, ensure_ascii=False)
+    return (text if text.isascii() or _is_utf8(text) else json.dumps(line)) + "\n"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def replace_file(path: Path, lines: Any) -> None:
+    """Writes lines to a temporary name, flushes to disk and renames, so that `path` is never half written."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""A look at the captions that were made: lengths in tokens, duplicates, and random pairs of image and caption."""
+
+from __future__ import annotations
+
+import random
+import textwrap
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from alip.caption.store import number
+from alip.tokens import lengths, tokenize
+
+BINS = (0, 5, 10, 15, 20, 25, 30, 40, 50, 75)  # tokens without start and end; 75 fill CLIP's context
+DRAWN = 20_000  # captions whose tokens are counted; the rest would take minutes and not move the picture
+
+
+class Summary:
+    """Looks at every merged line once (`look`), then tells (`result`). Memory: 8 bytes a caption."""
+
+    def __init__(self, seed: int, wanted_keys: set[str] | None = None) -> None:
+        self._numbers = array("Q")
+        self._random = random.Random(seed)
+        self._drawn: list[str] = []
+        self._wanted = wanted_keys or set()
+        self.captions_of: dict[str, str] = {}
+
+    def look(self, line: dict[str, Any]) -> None:
+        """One line of captions.jsonl."""
+        caption = line["caption"]
+        self._numbers.append(number(caption))
+        if len(self._drawn) < DRAWN:
+            self._drawn.append(caption)
+        else:
+            place = self._random.randrange(len(self._numbers))
+            if place < DRAWN:
+                self._drawn[place] = caption
+        if line["key"] in self._wanted:
+            self.captions_of[line["key"]] = caption
+
+    def result(self) -> dict[str, Any]:
+        """Plain values: captions, distinct, duplicate_share (captions that another image has too), most_common of
+        the drawn ones, token statistics and the histogram [[from, to, share], …] of the drawn ones."""
+        count = len(self._numbers)
+        if count == 0:
+            return {"captions": 0}
+        _, times = np.unique(np.frombuffer(self._numbers, dtype=np.uint64), return_counts=True)
+        tokens = np.concatenate(
+            [lengths(tokenize(self._drawn[at : at + 1000])).numpy() - 2 for at in range(0, len(self._drawn), 1000)]
+        )
+        texts, text_times = np.unique(np.array(self._drawn, dtype=object), return_counts=True)
+        common = np.argsort(-text_times, kind="stable")[:5]
+        shares = np.histogram(tokens, bins=[*BINS, 76])[0] / len(tokens)
+        return {
+            "captions": count,
+            "distinct": len(times),
+            "duplicate_share": round(float(times[times > 1].sum() / count), 6),
+            "drawn": len(self._drawn),
+            "most_common": [[texts[i], int(text_times[i])] for i in common if text_times[i] > 1],
+            "tokens": {
+                "mean": round(float(tokens.mean()), 2),
+                **{f"p{p}": int(np.percentile(tokens, p)) for p in (5, 50, 95)},
+                "max": int(tokens.max()),
+                "truncated_share": round(float((tokens >= 75).mean()), 6),
+                "histogram": [
+                    [low, high - 1, round(float(share), 4)] for low, high, share in zip(BINS, [*BINS[1:], 76], shares)
+                ],
+            },
+        }
+
+
+def as_text(result: dict[str, Any], width: int = 40) -> str:
+    """The summary for a terminal: a histogram of bars, then the shares."""
+    if not result["captions"]:
+        return "no captions"
+    tokens = result["tokens"]
+    highest = max(share for _, _, share in tokens["histogram"]) or 1.0
+    rows = [f"caption length in tokens (of {result['drawn']:,} captions drawn at random)"]
+    for low, high, share in tokens["histogram"]:
+        label = f"{low}-{high}" if low < 75 else "75+ (cut)"
+        rows.append(f"  {label:>9}  {share:6.1%}  {'█' * round(width * share / highest)}".rstrip())
+    rows.append(f"  mean {tokens['mean']}, median {tokens['p50']}, 5-95 % {tokens['p5']}-{tokens['p95']}")
+    rows.append(f"captions shared by several images: {result['duplicate_share']:.1%} ({result['distinct']:,} distinct)")
+    rows += [f"  {times:,} × {text}" for text, times in result["most_common"]]
+    return "\n".join(rows)
+
+
+def draw_pairs(pairs: list[tuple[Image.Image, str, str]], path: Path, title: str) -> None:
+    """Up to ten (image, key, caption) on one PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(5, max(1, len(pairs)))
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(3.0 * columns, 3.7 * rows + 0.4), dpi=110)
+    FigureCanvasAgg(figure)
+    for place, (image, key, caption) in enumerate(pairs, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(np.asarray(image))
+        axes.set_axis_off()
+        text = textwrap.fill(textwrap.shorten(caption, 150, placeholder=" …"), 32)
+        axes.set_title(text.replace("$", r"\$"), fontsize=10, loc="left", wrap=False)
+        axes.text(
+            0,
+            -0.04,
+            textwrap.shorten(key, 40, placeholder=" …").replace("$", r"\$"),
+            fontsize=7,
+            color="0.45",
+            transform=axes.transAxes,
+            va="top",
+        )
+    figure.suptitle(title.replace("$", r"\$"), fontsize=9, color="0.3")
+    figure.tight_layout(rect=(0, 0, 1, 0.97))
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
