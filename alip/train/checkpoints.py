@@ -1,0 +1,106 @@
+"""A run's checkpoints on disk: which are kept, which can be read, and what happens when the disk is full."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from alip.checkpoint import atomic_save
+from alip.errors import UserError
+from alip.weights import read_file
+
+
+class CheckpointFolder:
+    """RUN/checkpoints: step-00001234.pt (the last `keep`), epoch-0003.pt (every epoch's end) and best.pt.
+
+    The latter two are further names (hard links) of a step file, so they cost no space while that one is kept.
+    Only rank 0 writes. warn: called with one line for the log.
+    """
+
+    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None] = print):
+        self.folder, self.keep, self.warn = Path(folder), max(1, keep), warn
+
+    def steps(self) -> list[Path]:
+        """The step files, newest first."""
+        return sorted(self.folder.glob("step-*.pt"), reverse=True)
+
+    def save(self, content: dict[str, Any], epoch_end: int | None = None, best: bool = False) -> Path | None:
+        """Writes a checkpoint; None if the disk refused, in which case the older ones are all still there.
+
+        epoch_end: number of the epoch that ends with it. best: mark it as the best so far.
+        """
+        path = self.folder / f"step-{content['step']:08d}.pt"
+        try:
+            atomic_save(content, path)
+            if epoch_end is not None:
+                _also_named(path, self.folder / f"epoch-{epoch_end:04d}.pt")
+            if best:
+                _also_named(path, self.folder / "best.pt")
+        # RuntimeError: torch's zip writer says so when its file could not take everything.
+        except (UserError, OSError, RuntimeError) as error:
+            self.warn(f"checkpoint of step {content['step']} was not saved, going on without it: {error}")
+            return None
+        for old in self.steps()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def newest_readable(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest whole checkpoint and its content; skips unreadable ones with a warning. None if there is none.
+
+        Raises UserError if there are checkpoints, but not one that can be read.
+        """
+        paths = self.steps()
+        for path in paths:
+            try:
+                return path, read_checkpoint(path)
+            except UserError as error:
+                self.warn(f"skipped an unreadable checkpoint: {error}")
+        if paths:
+            raise UserError(
+                f"{self.folder}: none of its {len(paths)} checkpoints can be read; "
+                "give a readable one with --resume PATH, or another --output to begin anew"
+            )
+        return None
+
+    def set_aside_after(self, step: int) -> None:
+        """Renames step files beyond `step`: the run goes on from there, and must never go back to what they hold."""
+        for path in self.steps():
+            if int(path.stem.removeprefix("step-")) > step:
+                path.rename(path.with_suffix(".pt.set-aside"))
+                self.warn(f"set aside {path.name}: the run goes on from step {step}")
+
+    def clear_unfinished(self) -> None:
+        """Removes what a killed save left behind."""
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A training checkpoint's content, checked against its check sums. Raises UserError naming the file."""
+    content = read_file(path)  # never unpickles more than tensors and plain values
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise UserError(f"{path}: {damaged} in it is damaged; copy it again or use another checkpoint")
+    if not isinstance(content, dict) or content.get("format") != "alip-checkpoint" or "optimizer" not in content:
+        raise UserError(f"{path}: holds weights only, not a training state; to start from its weights use --pretrained")
+    if content.get("version") != 1:
+        raise UserError(f"{path}: checkpoint version {content.get('version')}, this code reads version 1: update it")
+    return content
+
+
+def _also_named(path: Path, name: Path) -> None:
+    """Gives a file a second name, replacing what had that name; a copy where the file system has no hard links."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, name)

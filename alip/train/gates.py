@@ -1,0 +1,65 @@
+"""Do the gates see the noise? Where it is known which raw texts are wrong, the weights are compared with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from alip.distributed import World, gather_objects
+from alip.eval.gates import separation_auc
+from alip.train.step import StepResult
+
+
+class GateTruth:
+    """Collects the gates' values of an epoch's updates, as they were when they weighted the loss.
+
+    wrong: (samples,) booleans: true where the raw text is wrong (alip.eval.gates.read_truth).
+    """
+
+    def __init__(self, wrong: np.ndarray):
+        self.wrong = wrong
+        self.index: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def add(self, index: torch.Tensor, result: StepResult) -> None:
+        """index: (B,) sample numbers of this rank's part of the update. Never waits for the device."""
+        outcome = result.outcome
+        weight = outcome.sample_weight * outcome.text_weight
+        self.index.append(index.cpu())
+        self.values.append(torch.stack([outcome.text_caption_similarity, weight]).detach())
+
+    def report(self, world: World) -> dict[str, float]:
+        """The epoch's numbers, and begins anew. All ranks call it.
+
+        auc_text_caption_similarity, auc_weight: how well S_tc, and W^s * W^t, tell right raw texts from wrong ones
+        (0.5: not at all); mean_weight_right, mean_weight_wrong: mean W^s * W^t; samples: how many were compared.
+        """
+        parts = gather_objects(self.state(), world)
+        self.index, self.values = [], []
+        index = torch.cat([part["index"] for part in parts]).numpy()
+        similarity, weight = torch.cat([part["values"] for part in parts], dim=1).double().numpy()
+        finite = np.isfinite(similarity) & np.isfinite(weight)  # an update that was left out says nothing
+        wrong, similarity, weight = self.wrong[index][finite], similarity[finite], weight[finite]
+        return {
+            "auc_text_caption_similarity": separation_auc(similarity, wrong),
+            "auc_weight": separation_auc(weight, wrong),
+            "mean_weight_right": _mean(weight[~wrong]),
+            "mean_weight_wrong": _mean(weight[wrong]),
+            "samples": len(wrong),
+        }
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """For a checkpoint."""
+        if not self.index:
+            return {"index": torch.zeros(0, dtype=torch.int64), "values": torch.zeros(2, 0)}
+        self.index, self.values = [torch.cat(self.index)], [torch.cat(self.values, dim=1)]
+        return {"index": self.index[0], "values": self.values[0].cpu()}
+
+    def load(self, states: list[dict[str, torch.Tensor]], device: torch.device) -> None:
+        """Takes up what was collected before."""
+        self.index = [saved["index"] for saved in states]
+        self.values = [saved["values"].to(device) for saved in states]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

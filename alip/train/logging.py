@@ -1,0 +1,216 @@
+"""What a run tells: lines or a progress bar on the console, metrics.jsonl, TensorBoard, wandb."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alip.errors import UserError
+
+# Keys of a train line that go to TensorBoard under another heading than "train/".
+_GATES = ("sample_weight", "text_weight", "caption_weight", "history_tc", "history_xt", "history_xc")
+_SPEED = ("pairs_per_s", "data_wait_s", "gpu_memory_gib")
+
+
+class RunLog:
+    """The log of one run. On ranks other than 0 (`enabled=False`) every method does nothing.
+
+    folder: RUN, gets metrics.jsonl and tensorboard/. total_steps: for the bar and the time left.
+    after_step: the step that a resumed run goes on from: lines beyond it are of a part of the run that was lost, and
+    are dropped, so that every step stands there once.
+    A disk that is full does not end the run: it is said once, and the console goes on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        *,
+        enabled: bool = True,
+        after_step: int = 0,
+        wandb_project: str | None = None,
+        settings: dict[str, Any] | None = None,
+    ):
+        self.enabled, self.total_steps = enabled, total_steps
+        self._bar = self._tensorboard = self._wandb = None
+        if not enabled:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        self._disk_full = False
+        _keep_until(self._path, after_step)
+        self._tensorboard = _open_tensorboard(folder / "tensorboard", after_step)
+        if wandb_project:
+            self._wandb = _open_wandb(wandb_project, folder, settings or {})
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total_steps, initial=after_step, unit="step", dynamic_ncols=True)
+
+    def advance(self) -> None:
+        """Moves the progress bar by one update."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def train(self, place: dict[str, Any], values: dict[str, float], seconds_left: float) -> None:
+        """A log step. place: step, epoch, samples; values: the keys of a train line."""
+        if not self.enabled:
+            return
+        self._write({"kind": "train", **place, **values})
+        self._scalars({_heading(key): value for key, value in values.items()}, place["step"])
+        text = _train_line(values, seconds_left)
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        else:
+            width = len(str(self.total_steps))
+            self.say(f"step {place['step']:>{width}}/{self.total_steps} epoch {place['epoch']:.2f} {text}")
+
+    def weights(self, step: int, weights: dict[str, torch.Tensor]) -> None:
+        """Histograms of the gates' weights of one batch, (B,) each."""
+        if self._tensorboard is not None:
+            for name, values in weights.items():
+                self._guard(self._tensorboard.add_histogram, f"weights/{name}", values.float().cpu(), step)
+
+    def evaluation(self, place: dict[str, Any], name: str, values: dict[str, Any]) -> None:
+        """Numbers of one evaluation set."""
+        if not self.enabled:
+            return
+        self._write({"kind": "eval", **place, "set": name, **values})
+        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+        self._scalars({f"eval/{name}/{key}": value for key, value in numbers.items()}, place["step"])
+        self.say(f"step {place['step']} evaluation {name}: " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()))
+
+    def gates(self, place: dict[str, Any], values: dict[str, float]) -> None:
+        """Numbers of an epoch's gates against the truth."""
+        if not self.enabled:
+            return
+        self._write({"kind": "gates", **place, **values})
+        self._scalars({f"gates/{key}": value for key, value in values.items()}, place["step"])
+        self.say(f"step {place['step']} gates: " + " ".join(f"{key} {_short(value)}" for key, value in values.items()))
+
+    def event(self, place: dict[str, Any], event: str, **details: Any) -> None:
+        """Something that happened: start, resume, warning, stop. details: plain values; `message` is shown."""
+        if not self.enabled:
+            return
+        self._write({"kind": "event", **place, "event": event, **details})
+        if "message" in details:
+            self.say(details["message"])
+
+    def say(self, text: str) -> None:
+        """One line on the console of rank 0."""
+        if not self.enabled:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Ends the files; what was written is readable at any time before."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._tensorboard is not None:
+            self._guard(self._tensorboard.close)
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        text = json.dumps({k: _plain(v) for k, v in {**line, "time": round(time.time(), 3)}.items()})
+        # Opened per line: the file may be moved or cut by others, and every line is complete on the disk.
+        self._guard(_append, self._path, text)
+        if self._wandb is not None:
+            numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
+            self._wandb.log({f"{line['kind']}/{k}": v for k, v in numbers.items() if k != "step"}, step=line["step"])
+
+    def _scalars(self, values: dict[str, float], step: int) -> None:
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                if self._tensorboard is not None:
+                    self._guard(self._tensorboard.add_scalar, name, value, step)
+
+    def _guard(self, write, *arguments) -> None:
+        """A write that may find the disk full. TensorBoard's writer is lost with its first failure."""
+        try:
+            write(*arguments)
+        except OSError as error:
+            if write is not _append:
+                self._tensorboard = None
+            if not self._disk_full:
+                self._disk_full = True
+                self.say(f"warning: the run's log could not be written, going on without it: {error}")
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text + "\n")
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drops the lines of later steps, and an unfinished last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the process was killed while writing it
+            continue
+        if entry["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def _open_tensorboard(folder: Path, after_step: int):
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=after_step + 1 if after_step else None)
+
+
+def _open_wandb(project: str, folder: Path, settings: dict[str, Any]):
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--wandb needs the wandb package: pip install wandb, or leave the flag out") from error
+    return wandb.init(project=project, dir=str(folder), name=folder.name, config=settings, resume="allow")
+
+
+def _heading(key: str) -> str:
+    return f"{'gates' if key in _GATES else 'speed' if key in _SPEED else 'train'}/{key}"
+
+
+def _train_line(v: dict[str, float], seconds_left: float) -> str:
+    parts = [
+        f"loss {v['loss']:.4f} (text {v['text_loss']:.4f} caption {v['caption_loss']:.4f})",
+        f"weights {v['sample_weight']:.3f} {v['text_weight']:.3f} {v['caption_weight']:.3f}",
+        f"lr {v['lr']:.2e} scale {v['logit_scale']:.2f} grad {v['grad_norm']:.2f}",
+        f"{v['pairs_per_s']:.0f} pairs/s wait {v['data_wait_s']:.2f} s",
+    ]
+    if "gpu_memory_gib" in v:
+        parts.append(f"mem {v['gpu_memory_gib']:.1f} GiB")
+    return " ".join([*parts, f"left {_clock(seconds_left)}"])
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinity are no JSON: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,77 @@
+"""AdamW, what it decays, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# Parameters with two or more dimensions that mark places or classes rather than mix features.
+_PLACES = ("positional_embedding", "class_embedding", "pos_embed", "cls_token", "position_bias", "logit_scale")
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """True where weight decay belongs: matrices and filters; not biases, norms, positions, logit_scale."""
+    return parameter.ndim >= 2 and not any(part in name for part in _PLACES)
+
+
+def create_optimizer(
+    model: nn.Module,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-6,
+    weight_decay: float = 0.2,
+    decay_all: bool = False,
+) -> torch.optim.AdamW:
+    """AdamW over the parameters that are not locked, in two groups: with and without weight decay.
+
+    decay_all: decay every parameter, as the released runs did.
+    The fused form is taken on the CPU too: one pass over memory, and it can leave out an update on the device
+    (see alip.train.step), so that nothing waits for the GPU to say whether a gradient was finite.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in named if decay_all or decays(name, p)]
+    others = [p for name, p in named if not (decay_all or decays(name, p))]
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((decayed, weight_decay), (others, 0.0))
+        if parameters
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights, kept beside it (EMA).
+
+    decay: share of the old average that stays at each update; early on min(decay, (1 + n) / (10 + n)), so that the
+    random start is forgotten. Buffers (running statistics) are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.updates = 0
+        self.weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves the average towards the model's present weights; stays on the device."""
+        share = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        parameters = dict(model.named_parameters())
+        averages, values = [], []
+        for key, value in model.state_dict().items():
+            if key in parameters and value.is_floating_point():
+                averages.append(self.weights[key])
+                values.append(value)
+            else:
+                self.weights[key].copy_(value)
+        torch._foreach_lerp_(averages, values, share)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The averaged weights, under the model's own names."""
+        return self.weights
+
+    def load(self, weights: dict[str, torch.Tensor], updates: int) -> None:
+        """Takes up a saved average."""
+        for key, value in self.weights.items():
+            value.copy_(weights[key])
+        self.updates = updates

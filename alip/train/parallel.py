@@ -1,0 +1,55 @@
+"""The model on several ranks, and what is said when one of them is gone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from alip.distributed import World
+
+
+class LostRank(RuntimeError):
+    """A rank that this one was waiting for has gone."""
+
+
+def parallelise(model: nn.Module, world: World) -> nn.Module:
+    """The model inside DistributedDataParallel (gradients are averaged), or itself on a single rank.
+
+    Buffers are not exchanged at every forward: only BatchNorm has any that change, training does not read them, and
+    `share_buffers` takes rank 0's where somebody does.
+    """
+    if not world.is_distributed:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def share_buffers(model: nn.Module, world: World) -> None:
+    """Rank 0's buffers (running statistics) on every rank; rank 0's own never depend on when this happens."""
+    if world.is_distributed:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+@contextlib.contextmanager
+def naming_lost_ranks(world: World) -> Iterator[None]:
+    """Says in words what a broken connection or a timeout between ranks means."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        broken = isinstance(error, dist.DistError) or ("gloo" in text or "nccl" in text or "connection" in text)
+        if not (world.is_distributed and broken):
+            raise
+        raise LostRank(
+            f"rank {world.rank} lost another rank: that one was killed, failed (see its own message) or did not answer "
+            "within --dist-timeout; start again with --resume auto (torchrun --max-restarts N does so by itself)"
+        ) from error

@@ -1,0 +1,80 @@
+"""How long a run is, and how often it does what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alip.distributed import World
+from alip.errors import UserError
+from alip.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Every `count` steps or epochs; 0 for never."""
+
+    count: int
+    unit: str  # "steps" or "epochs"
+
+    def due(self, step: int, epoch: int, epoch_ended: bool) -> bool:
+        """After update number `step` (from 1); epoch: epochs completed."""
+        if self.count == 0:
+            return False
+        return step % self.count == 0 if self.unit == "steps" else epoch_ended and epoch % self.count == 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how often, in updates.
+
+    total: updates of the whole run; in_steps: total was asked for in steps, not epochs (it matters only to a run
+    resumed with another batch size). global_batch: triplets of one update, over all ranks.
+    """
+
+    total: int
+    steps_per_epoch: int
+    global_batch: int
+    accum_freq: int = 1
+    in_steps: bool = False
+    log_every: int = 50
+    save_every: Interval = Interval(1000, "steps")
+    eval_every: Interval = Interval(1, "epochs")
+    nonfinite_limit: int = 10
+
+    def position(self, state: TrainState) -> int:
+        """How far along the schedule the next update is, in [0, total]."""
+        return state.step if self.in_steps else state.epoch * self.steps_per_epoch + state.batch
+
+
+def create_plan(
+    batches_per_epoch: int,
+    world: World,
+    *,
+    batch_size: int,
+    accum_freq: int,
+    epochs: int,
+    steps: int | None,
+    log_every: int,
+    save_every: Interval,
+    eval_every: Interval,
+    nonfinite_limit: int,
+) -> Plan:
+    """The plan of a run over `batches_per_epoch` batches of `batch_size` per rank; UserError if that is no update."""
+    steps_per_epoch = batches_per_epoch // accum_freq
+    global_batch = batch_size * accum_freq * world.world_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"an update takes {global_batch} triplets (--batch-size x --accum-freq x ranks), and an epoch has only "
+            f"{batches_per_epoch * batch_size * world.world_size} or a few more: lower --batch-size or --accum-freq"
+        )
+    return Plan(
+        total=steps or epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        global_batch=global_batch,
+        accum_freq=accum_freq,
+        in_steps=steps is not None,
+        log_every=log_every,
+        save_every=save_every,
+        eval_every=eval_every,
+        nonfinite_limit=nonfinite_limit,
+    )

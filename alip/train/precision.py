@@ -1,0 +1,82 @@
+"""What a machine computes best with: number types and CPU threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from pathlib import Path
+
+import torch
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve(precision: str, device: torch.device) -> str:
+    """ "auto" -> "bf16" where the hardware has it (GPU, or a CPU with bf16 instructions), else "fp32"."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """The context for the towers' forward pass. Gates and loss are computed outside of it, in fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=_TYPES[precision])
+
+
+def create_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler | None:
+    """fp16 needs its gradients scaled; nothing else does."""
+    return torch.amp.GradScaler(device.type) if precision == "fp16" else None
+
+
+def set_up(device: torch.device, precision: str, seed: int, deterministic: bool, cpu_threads: int) -> None:
+    """Seeds, kernels and threads of this process. Call before the model is made.
+
+    The model is made from `seed` alone, equal on every rank; `seed_rank` then parts the ranks.
+    """
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if device.type == "cpu":
+        torch.set_num_threads(cpu_threads or default_threads())
+    elif precision != "fp32":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Gives every rank its own random numbers (dropout, patch dropout)."""
+    random.seed(seed + rank)
+    torch.manual_seed(seed + rank)
+
+
+def default_threads() -> int:
+    """Threads for one rank on a CPU: its share of the cores that this process may use.
+
+    torchrun sets OMP_NUM_THREADS=1 for more than one process, whatever the machine; that 1 is overruled here. Any
+    other value, or one set where torchrun does not, is somebody's wish and stands.
+    """
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    wish = os.environ.get("OMP_NUM_THREADS")
+    if wish and not (wish == "1" and local_ranks > 1):
+        return max(1, int(wish.split(",")[0]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // local_ranks)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX, Arm BF16); emulated it is slower than fp32."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux: no cheap way to know
+        return False
+    words = set(text.split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

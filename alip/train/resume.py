@@ -1,0 +1,153 @@
+"""Going on: is it the same run, and what cannot be kept exactly?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from alip.data.shards import Manifest
+from alip.distributed import World, broadcast_object
+from alip.errors import UserError
+from alip.train.checkpoints import CheckpointFolder, read_checkpoint
+from alip.train.state import TrainState
+
+# Parts of an identity. A change in the first three makes it another run; in the last two it is said, and goes on.
+DECISIVE = ("data", "model", "recipe")
+NOTED = ("layout", "numerics")
+
+
+def create_identity(
+    manifest: Manifest,
+    model: nn.Module,
+    world: World,
+    *,
+    batch_size: int,
+    accum_freq: int,
+    recipe: dict[str, Any],
+    numerics: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """What a checkpoint says about its run, to be compared on a resume; plain values.
+
+    recipe: what decides the result (learning rates, gates, …); numerics: what changes rounding only (precision, …).
+    """
+    return {
+        "data": {"name": manifest.name, "samples": manifest.samples, "fingerprint": manifest.fingerprint},
+        "model": model.config,
+        "recipe": recipe,
+        "layout": {"world_size": world.world_size, "batch_size": batch_size, "accum_freq": accum_freq},
+        "numerics": numerics,
+    }
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any], parts: tuple[str, ...]) -> list[str]:
+    """ "recipe lr: 0.001, now 0.002" for every value that differs."""
+    found = []
+    for part in parts:
+        before, after = _flat(saved.get(part, {})), _flat(now[part])
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) != after.get(key):
+                found.append(f"{part} {key}: was {before.get(key)!r}, now {after.get(key)!r}")
+    return found
+
+
+def check_identity(saved: dict[str, Any], now: dict[str, Any], force: bool) -> list[str]:
+    """Lines on what is not the same; raises UserError if that makes it another run, unless forced."""
+    decisive = differences(saved, now, DECISIVE)
+    if decisive and not force:
+        shown = "; ".join(decisive[:4]) + (f"; and {len(decisive) - 4} more" if len(decisive) > 4 else "")
+        raise UserError(
+            f"this is not the run that the checkpoint is of ({shown}); give the run's own settings, "
+            "--resume-force to go on all the same, or another --output to begin anew"
+        )
+    return decisive + differences(saved, now, NOTED)
+
+
+def find_start(resume: str | None, folder: CheckpointFolder, world: World) -> dict[str, Any] | None:
+    """The content of the checkpoint to go on from, equal on all ranks, or None to begin anew.
+
+    1. `--resume PATH`: that file, or the newest readable one of that run folder.
+    2. `--resume auto`: the newest readable one of --output, if there is any.
+    3. no --resume: --output must hold no checkpoints, so that nobody's run is overwritten by accident.
+    """
+    verdict: tuple[str, str | None]
+    try:
+        path = _choose(resume, folder) if world.is_main else None
+        verdict = ("ok", str(path) if path else None)
+    except UserError as error:
+        verdict = ("error", str(error))
+    kind, text = broadcast_object(verdict, world)
+    if kind == "error":
+        raise UserError(text)
+    if text is None:
+        return None
+    if not Path(text).is_file():
+        raise UserError(f"{text}: rank {world.rank} cannot see it; --output must be on storage that all machines share")
+    return read_checkpoint(Path(text))
+
+
+def _choose(resume: str | None, folder: CheckpointFolder) -> Path | None:
+    if resume is None:
+        if folder.steps():
+            raise UserError(
+                f"{folder.folder.parent} holds a run already (newest checkpoint: {folder.steps()[0].name}); "
+                "go on with --resume auto, or choose another --output"
+            )
+        return None
+    if resume != "auto":
+        path = Path(resume)
+        if path.is_file():
+            return path
+        run = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        found = CheckpointFolder(run, 1, folder.warn).newest_readable()
+        if found is None:
+            raise UserError(f"--resume {resume}: no such checkpoint file, nor a run folder with checkpoints")
+        return found[0]
+    found = folder.newest_readable()
+    return found[0] if found else None
+
+
+def take_up(
+    state: TrainState,
+    saved: dict[str, Any],
+    identity: dict[str, Any],
+    world: World,
+    *,
+    seed: int,
+    steps_per_epoch: int,
+    force: bool,
+) -> list[str]:
+    """Restores `state` from a checkpoint's content; returns lines that say what is not exactly as before."""
+    notes = check_identity(saved["identity"], identity, force)
+    state.restore(saved, world, seed)
+    before, after = saved["identity"]["layout"], identity["layout"]
+    if before == after:
+        return notes
+    old_batch, new_batch = _global_batch(before), _global_batch(after)
+    if before["world_size"] != after["world_size"]:
+        notes.append("with another number of ranks, dropout's random numbers begin anew and sums round differently")
+    if old_batch != new_batch:
+        position = saved["reader"]["position"]
+        state.batch = min(position // new_batch, steps_per_epoch - 1)
+        again = position - state.batch * new_batch
+        notes.append(
+            f"the batch was {old_batch} and is now {new_batch}: the reader goes on at sample {position - again} of "
+            f"epoch {state.epoch} ({again} samples are seen again), and the schedule at that place of its length"
+        )
+    return notes
+
+
+def _global_batch(layout: dict[str, int]) -> int:
+    return layout["world_size"] * layout["batch_size"] * layout["accum_freq"]
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists and tuples compare alike."""
+    flat = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat.update(_flat(item, f"{prefix}{key}."))
+        else:
+            flat[prefix + str(key)] = list(item) if isinstance(item, tuple) else item
+    return flat

@@ -1,0 +1,166 @@
+"""A run's folder: opening it, and run.json and model.json in it (what was asked, with what, on what)."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alip.distributed import World
+from alip.train.checkpoints import CheckpointFolder
+from alip.train.logging import RunLog
+from alip.train.plan import Plan
+from alip.train.precision import seed_rank
+from alip.train.resume import find_start, take_up
+from alip.train.state import TrainState
+
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda130", "numpy")
+
+
+@dataclass
+class Run:
+    """An open run: its folder, its log and its checkpoints, and what makes it this run (see create_identity)."""
+
+    folder: Path
+    log: RunLog
+    checkpoints: CheckpointFolder
+    identity: dict[str, dict[str, Any]]
+
+
+def open_run(
+    state: TrainState,
+    identity: dict[str, dict[str, Any]],
+    plan: Plan,
+    world: World,
+    *,
+    folder: Path,
+    settings: dict[str, Any],
+    resume: str | None,
+    force: bool,
+    seed: int,
+    keep: int,
+    wandb: str | None,
+) -> Run:
+    """Begins a run in `folder`, or puts `state` back to where the run there stood. All ranks call it.
+
+    settings: the resolved arguments, for run.json. resume: None, "auto" or a path; force: though it is another run.
+    keep: number of step checkpoints to keep.
+    """
+    complaints: list[str] = []
+    checkpoints = CheckpointFolder(folder / "checkpoints", keep, complaints.append)
+    saved = find_start(resume, checkpoints, world)
+    notes, resumed_at = [], None
+    if saved is None:
+        seed_rank(seed, world.rank)
+    else:
+        notes = take_up(state, saved, identity, world, seed=seed, steps_per_epoch=plan.steps_per_epoch, force=force)
+        resumed_at = state.step
+    if world.is_main:
+        checkpoints.clear_unfinished()
+        checkpoints.set_aside_after(state.step)
+        write_run(folder, settings, identity, world.world_size, resumed_at, [*complaints, *notes])
+
+    log = RunLog(
+        folder,
+        plan.total,
+        enabled=world.is_main,
+        after_step=state.step,
+        wandb_project=wandb,
+        settings=settings,
+    )
+    checkpoints.warn = lambda text: log.say(f"warning: {text}")
+    place = {"step": state.step, "epoch": state.epoch, "samples": state.samples}
+    for text in complaints:
+        log.event(place, "warning", message=f"warning: {text}")
+    if resumed_at is not None:
+        log.event(place, "resumed", notes=notes, message=f"resumed at step {state.step} of {plan.total}")
+        for note in notes:
+            log.say(f"note: {note}")
+    else:
+        log.event(place, "started", message=_opening(state, identity, plan))
+    return Run(folder, log, checkpoints, identity)
+
+
+def _opening(state: TrainState, identity: dict[str, dict[str, Any]], plan: Plan) -> str:
+    parameters = sum(p.numel() for p in state.model.parameters())
+    layout, data = identity["layout"], identity["data"]
+    parts = f"{layout['batch_size']} x {layout['accum_freq']} x {layout['world_size']} ranks"
+    return (
+        f"training {parameters / 1e6:.1f} M parameters on {data['samples']} triplets of {data['name']}: "
+        f"{plan.total} updates of {plan.global_batch} ({parts}), {plan.steps_per_epoch} an epoch, "
+        f"{identity['numerics']['precision']}"
+    )
+
+
+def write_run(
+    folder: Path,
+    arguments: dict[str, Any],
+    identity: dict[str, Any],
+    world_size: int,
+    resumed_at: int | None,
+    notes: list[str],
+) -> None:
+    """Writes run.json and model.json. A resumed run keeps what was there and adds itself to `starts`."""
+    path = folder / "run.json"
+    now = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "arguments": arguments,
+        "world_size": world_size,
+        "resumed_at_step": resumed_at,
+        "notes": notes,
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "machine": machine(),
+    }
+    starts = json.loads(path.read_text())["starts"] if resumed_at is not None and path.exists() else []
+    _write(path, {**now, "data": identity["data"], "recipe": identity["recipe"], "starts": [*starts, now]})
+    _write(folder / "model.json", identity["model"])
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide what is computed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_revision() -> str | None:
+    """The revision of this code, with "+changes" if it was edited since; None outside a git checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        revision = git("rev-parse", "HEAD")
+        return revision + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def machine() -> dict[str, Any]:
+    """What rank 0 runs on."""
+    facts: dict[str, Any] = {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    os.replace(temporary, path)

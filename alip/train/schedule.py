@@ -1,0 +1,88 @@
+"""Learning-rate schedules as pure functions of the step: nothing to save, nothing to drift apart on a resume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+NAMES = ("one-cycle", "cosine", "constant", "constant-cooldown")
+
+# torch's OneCycleLR defaults, which the released recipe uses: lr/25 -> lr -> lr/25e4, and beta1 0.95 -> 0.85 -> 0.95.
+_START_DIVISOR = 25.0
+_END_DIVISOR = 1e4
+_BETA1_HIGH, _BETA1_LOW = 0.95, 0.85
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate (and beta1) of update number `step`, counted from 0.
+
+    kind: one of NAMES. peak: the highest learning rate. total: number of updates.
+    warmup: updates of warm-up; cooldown: updates of the final linear cool-down ("constant-cooldown" only).
+    cycle_beta1: let beta1 mirror the cycle, as OneCycleLR does unless told not to (the released runs did that,
+    which put their beta1 of 0.9 out of force).
+    """
+
+    kind: str
+    peak: float
+    total: int
+    warmup: int = 0
+    cooldown: int = 0
+    cycle_beta1: bool = False
+
+    def __post_init__(self):
+        if self.kind not in NAMES:
+            raise ValueError(f"schedule {self.kind!r} is none of {', '.join(NAMES)}")
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of update `step` in [0, total); later steps keep the last one's."""
+        step = min(step, self.total - 1)
+        if self.kind == "one-cycle":
+            start = self.peak / _START_DIVISOR
+            return self._cycle(step, start, self.peak, start / _END_DIVISOR)
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        if self.kind == "cosine":
+            done = (step - self.warmup) / max(1, self.total - self.warmup)
+            return self.peak * 0.5 * (1.0 + math.cos(math.pi * done))
+        if self.kind == "constant-cooldown" and step >= self.total - self.cooldown:
+            return self.peak * (self.total - step) / (self.cooldown + 1)
+        return self.peak
+
+    def beta1(self, step: int) -> float | None:
+        """The first momentum of update `step`; None leaves the optimiser's own in force."""
+        if not self.cycle_beta1 or self.kind != "one-cycle":
+            return None
+        return self._cycle(min(step, self.total - 1), _BETA1_HIGH, _BETA1_LOW, _BETA1_HIGH)
+
+    def _cycle(self, step: int, start: float, middle: float, end: float) -> float:
+        """Half a cosine from start to middle over the warm-up, another from middle to end; as torch's OneCycleLR."""
+        top = float(self.warmup) - 1.0
+        if step <= top:
+            return _cosine(start, middle, step / top if top > 0 else 1.0)
+        length = float(self.total - 1) - top
+        return _cosine(middle, end, (step - top) / length if length > 0 else 1.0)
+
+
+def create_schedule(
+    kind: str, peak: float, total: int, warmup: str | float, cooldown: float = 0.2, cycle_beta1: bool = False
+) -> Schedule:
+    """A schedule of `total` updates.
+
+    warmup: a fraction of all updates (0.1, "0.1") or a number of updates (500, "500").
+    cooldown: the fraction of all updates that "constant-cooldown" spends going down.
+    """
+    return Schedule(kind, peak, total, _updates(warmup, total), round(cooldown * total), cycle_beta1)
+
+
+def _updates(value: str | float, total: int) -> int:
+    """ "0.1" -> a tenth of all updates; "500" -> 500 updates."""
+    number = float(value)
+    if number < 0:
+        raise ValueError(f"a warm-up of {value} makes no sense: give a fraction (0.1) or a number of updates (500)")
+    fraction = number < 1 or (isinstance(value, str) and "." in value and number == 1.0)
+    return min(total, round(number * total) if fraction else round(number))
+
+
+def _cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * done))

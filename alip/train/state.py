@@ -1,0 +1,161 @@
+"""All that a resume needs, in one place; and the checkpoints of a run on disk."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alip.data.shards import Manifest
+from alip.distributed import World, gather_objects
+from alip.eval.gates import read_truth
+from alip.train.gates import GateTruth
+from alip.train.meter import Meter
+from alip.train.optimizer import MovingAverage
+from alip.train.precision import create_scaler, seed_rank
+
+FORMAT, VERSION = "alip-checkpoint", 1
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. What is made of tensors is changed in place; the counters move with `advance`.
+
+    step: updates made, never decreasing; epoch, batch: the next update is number `batch` of epoch `epoch`;
+    samples: triplets seen, over all ranks; best: {set name: best headline number so far}.
+    meter: sums since the last log line; gate_truth: the epoch's gates, if the truth of the raw texts is known.
+    """
+
+    model: nn.Module
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    meter: Meter
+    scaler: torch.amp.GradScaler | None = None
+    moving_average: MovingAverage | None = None
+    gate_truth: GateTruth | None = None
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    samples: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+
+    def advance(self, global_batch: int, steps_per_epoch: int) -> None:
+        """Counts one update of `global_batch` triplets; after an epoch's last one the next epoch begins."""
+        self.step += 1
+        self.samples += global_batch
+        self.batch += 1
+        if self.batch == steps_per_epoch:
+            self.epoch, self.batch = self.epoch + 1, 0
+
+    def capture(self, world: World, reader: dict, identity: dict) -> dict[str, Any] | None:
+        """The content of a checkpoint (tensors and plain values) on rank 0, None elsewhere. All ranks call it.
+
+        reader: Loader.state(); identity: what makes this run this run (alip.train.resume).
+        """
+        ranks = gather_objects(self._of_this_rank(world), world)
+        if not world.is_main:
+            return None
+        average = self.moving_average
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.model.state_dict(),
+            "model_config": self.model.config,
+            "ema": average.state_dict() if average else None,
+            "ema_updates": average.updates if average else 0,
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "samples": self.samples,
+            "best": dict(self.best),
+            "reader": reader,
+            "ranks": ranks,
+            "identity": identity,
+        }
+
+    def restore(self, saved: dict[str, Any], world: World, seed: int) -> None:
+        """Takes up a captured state. With another number of ranks, sums are kept and random numbers begin anew."""
+        self.model.load_state_dict(saved["model"])
+        self.loss.load_state_dict(saved["loss"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.scaler and saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.moving_average:
+            # A run that begins to average now begins at the weights as they are.
+            self.moving_average.load(saved["ema"] or saved["model"], saved["ema_updates"])
+        self.step, self.epoch, self.batch = saved["step"], saved["epoch"], saved["batch"]
+        self.samples, self.best = saved["samples"], dict(saved["best"])
+
+        ranks = saved["ranks"]
+        if len(ranks) == world.world_size:
+            mine = ranks[world.rank : world.rank + 1]
+            set_randomness(mine[0]["rng"], world.device)
+        else:
+            mine = ranks[world.rank :: world.world_size]
+            seed_rank(seed + self.step, world.rank)
+        self.meter.load([part["meter"] for part in mine])
+        if self.gate_truth:
+            self.gate_truth.load([part["gates"] for part in mine if part["gates"] is not None], world.device)
+
+    def _of_this_rank(self, world: World) -> dict[str, Any]:
+        return {
+            "rng": get_randomness(world.device),
+            "meter": self.meter.state(),
+            "gates": self.gate_truth.state() if self.gate_truth else None,
+        }
+
+
+def create_state(
+    model: nn.Module,
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    manifest: Manifest,
+    world: World,
+    precision: str,
+    ema: float = 0.0,
+    gate_truth: str | None = None,
+) -> TrainState:
+    """The state of a run that begins.
+
+    precision: resolved; "fp16" brings a gradient scaler. ema: decay of the averaged weights, 0 for none.
+    gate_truth: the metadata column that says which raw texts are wrong.
+    """
+    return TrainState(
+        model,
+        loss,
+        optimizer,
+        Meter(world.device),
+        scaler=create_scaler(precision, world.device),
+        moving_average=MovingAverage(model, ema) if ema else None,
+        gate_truth=GateTruth(read_truth(manifest, gate_truth)) if gate_truth else None,
+    )
+
+
+def get_randomness(device: torch.device) -> dict[str, Any]:
+    """The state of every generator of this process, as tensors and plain values."""
+    name, keys, place, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(place), int(has_gauss), float(gauss)],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def set_randomness(state: dict[str, Any], device: torch.device) -> None:
+    """Puts every generator back to where `get_randomness` found it."""
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    name, keys, place, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), place, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))

@@ -1,0 +1,118 @@
+"""One update of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from alip.train.accumulate import accumulated_backward
+from alip.train.optimizer import MovingAverage
+from alip.train.precision import autocast
+
+
+@dataclass
+class StepResult:
+    """What one update tells. Everything stays on the device: reading it is the caller's choice, and costs a wait.
+
+    outcome: the loss function's own output (loss, weights, similarities); grad_norm: before clipping;
+    skipped: true if loss or gradient was not finite, and the weights were therefore left alone;
+    loss_finite: whether the loss itself was finite.
+    """
+
+    outcome: Any
+    grad_norm: torch.Tensor
+    skipped: torch.Tensor
+    loss_finite: torch.Tensor
+
+
+class TrainStep:
+    """Forward, loss, backward, clip, update: `step(micro_batches, lr, beta1)`.
+
+    model: the plain model. loss: an AdaptiveContrastiveLoss. optimizer: fused AdamW.
+    parallel_model: `model` inside DistributedDataParallel, or None.
+    grad_clip: largest norm of the gradient, 0 for none. logit_scale_max: upper end of exp(parameter).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        *,
+        parallel_model: nn.Module | None = None,
+        precision: str = "fp32",
+        scaler: torch.amp.GradScaler | None = None,
+        moving_average: MovingAverage | None = None,
+        grad_clip: float = 1.0,
+        logit_scale_max: float = 100.0,
+    ):
+        self.model, self.loss, self.optimizer, self.device = model, loss, optimizer, device
+        self.parallel_model = parallel_model if parallel_model is not None else model
+        self.precision, self.scaler, self.moving_average = precision, scaler, moving_average
+        self.grad_clip, self.logit_scale_limit = grad_clip, math.log(logit_scale_max)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def __call__(self, micro_batches: Sequence[Any], lr: float, beta1: float | None = None) -> StepResult:
+        """One update from all of `micro_batches` together (one of them, unless accumulating)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+            if beta1 is not None:
+                group["betas"] = (beta1, group["betas"][1])
+        self.optimizer.zero_grad(set_to_none=True)
+
+        outcome = self._backward(micro_batches)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        grad_norm = self._clip()
+        loss_finite = torch.isfinite(outcome.loss.detach())
+        skipped = ~(loss_finite & torch.isfinite(grad_norm))
+        self._update(skipped)
+
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0.0, self.logit_scale_limit)
+        if self.moving_average is not None:
+            self.moving_average.update(self.model)
+        return StepResult(outcome, grad_norm, skipped, loss_finite)
+
+    def _backward(self, micro_batches: Sequence[Any]):
+        if len(micro_batches) > 1:
+            return accumulated_backward(
+                self.model, self.parallel_model, micro_batches, self.loss, self._autocast, self._scaled, self.device
+            )
+        batch = micro_batches[0]
+        with self._autocast():
+            features = self.parallel_model(batch.image, batch.text_tokens, batch.caption_tokens)
+        outcome = self.loss(*features)
+        self._scaled(outcome.loss).backward()
+        return outcome
+
+    def _clip(self) -> torch.Tensor:
+        """The gradient's norm; the gradient is then cut to grad_clip. It is the mean over ranks already."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.grad_clip > 0:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
+        return norm
+
+    def _update(self, skipped: torch.Tensor) -> None:
+        """The optimiser's step, left out on the device itself where `skipped` is true."""
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return
+        # What GradScaler tells a fused optimiser, said by us: the update happens only if this is 0.
+        self.optimizer.found_inf = skipped.float()
+        self.optimizer.step()
+        del self.optimizer.found_inf
+
+    def _autocast(self) -> AbstractContextManager:
+        return autocast(self.precision, self.device)
+
+    def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        return self.scaler.scale(loss) if self.scaler is not None else loss
