@@ -1,0 +1,245 @@
+"""Encoded pictures and a plan → normalised tensors. Two decoders do the same: DALI's, and a plain one with Pillow."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from alip.data.augment import CENTRE, Augmentation, Plan, draw_plan
+from alip.errors import UserError
+
+IN_FLIGHT = 3  # batches given to a decoder before the first is asked back
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """image_size: side of the square; mean, std: of red, green, blue, for values 0 to 1."""
+
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class BrokenImage(Exception):
+    """A picture that cannot be decoded. number: in its batch; detail: what the decoder says."""
+
+    def __init__(self, number: int, detail: str):
+        super().__init__(detail)
+        self.number, self.detail = number, detail
+
+
+class DaliDecoder:
+    """Decodes with DALI: on the GPU (`mixed`) if `device` is one, else on the CPU with `threads` threads.
+
+    `submit` hands over a batch, `result` gives the oldest one back as a (n, 3, side, side) float32 tensor on
+    `device`, or raises BrokenImage. Only the crop is decoded. At most IN_FLIGHT batches may be under way.
+    """
+
+    def __init__(self, form: PixelFormat, augmentation: Augmentation | None, batch_size: int, threads: int, device):
+        try:
+            import nvidia.dali
+        except ImportError:
+            raise UserError(
+                "DALI is not installed here (it exists for Linux only): choose the plain reader with --reader torch"
+            ) from None
+        self._dali = nvidia.dali
+        self.form, self.augmentation, self.batch_size = form, augmentation, batch_size
+        self.threads, self.device = threads, torch.device(device)
+        self._pipe = None
+        self._waiting: deque = deque()
+
+    def submit(self, encoded: list[np.ndarray], plan: Plan) -> None:
+        """encoded: n arrays of uint8, each one picture's bytes."""
+        if self._pipe is None:
+            self._pipe = self._build(self.batch_size, self.threads, IN_FLIGHT)
+            self._warm_up()
+        self._feed(self._pipe, encoded, plan)
+        self._pipe.schedule_run()
+        self._waiting.append((encoded, plan))  # DALI reads these very bytes: they must live on until the result
+
+    def result(self) -> torch.Tensor:
+        """The oldest batch under way."""
+        encoded, plan = self._waiting[0]
+        try:
+            (output,) = self._pipe.outputs()
+            image = self._to_torch(output)
+        except (RuntimeError, IndexError) as error:  # the first failure, and what a pipeline says after one
+            waiting = list(self._waiting)
+            self.reset()
+            for number, (encoded, plan) in enumerate(waiting):
+                self._find_broken(encoded, plan, number * self.batch_size)
+            raise error
+        self._waiting.popleft()
+        return image
+
+    def reset(self) -> None:
+        """Forgets everything under way."""
+        self._pipe = None
+        self._waiting.clear()
+
+    def drain(self) -> None:
+        """Throws away what is under way, so that a new epoch can begin."""
+        while self._waiting:
+            try:
+                self._pipe.outputs()
+                self._waiting.popleft()
+            except (RuntimeError, IndexError):
+                self.reset()  # a broken picture that nobody will see
+
+    def _warm_up(self) -> None:
+        """A pipeline's first `schedule_run` runs as often as its queue is deep; every later one runs once. So the
+        first one gets pictures of one pixel, and from there on batches go in and come out one by one."""
+        out = io.BytesIO()
+        Image.new("RGB", (1, 1)).save(out, "JPEG")
+        pixel = np.frombuffer(out.getvalue(), np.uint8)
+        plan = draw_plan(self.augmentation, np.ones((1, 2), np.int64), self.form.image_size, 0, 0, np.zeros(1, int))
+        for _ in range(IN_FLIGHT):
+            self._feed(self._pipe, [pixel], plan)
+        self._pipe.schedule_run()
+        for _ in range(IN_FLIGHT):
+            self._pipe.outputs()
+
+    def _build(self, batch_size: int, threads: int, queue_depth: int):
+        fn, types = self._dali.fn, self._dali.types
+        gpu = self.device.type == "cuda"
+        side = self.form.image_size
+
+        def source(name: str, dtype, ndim: int):
+            return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=name == "encoded")
+
+        pipe = self._dali.Pipeline(
+            batch_size=batch_size,
+            num_threads=threads,
+            device_id=(self.device.index or 0) if gpu else None,
+            prefetch_queue_depth=queue_depth,
+        )
+        with pipe:
+            image = fn.decoders.image_slice(
+                source("encoded", types.UINT8, 1),
+                start=source("start", types.INT32, 1),
+                shape=source("shape", types.INT32, 1),
+                axis_names="WH",
+                device="mixed" if gpu else "cpu",
+                output_type=types.RGB,
+                adjust_orientation=False,  # stored pictures are upright
+            )
+            image = fn.resize(image, size=(side, side), interp_type=types.INTERP_LINEAR)
+            if self.augmentation and self.augmentation.warps:
+                image = fn.warp_affine(image, matrix=source("matrix", types.FLOAT, 2), fill_value=255.0)
+            if self.augmentation and self.augmentation.colours:
+                image = fn.brightness_contrast(
+                    image,
+                    brightness=source("brightness", types.FLOAT, 0),
+                    contrast=source("contrast", types.FLOAT, 0),
+                    contrast_center=CENTRE,
+                )
+            image = fn.crop_mirror_normalize(
+                image,
+                mirror=source("mirror", types.INT32, 0),
+                mean=[255 * value for value in self.form.mean],
+                std=[255 * value for value in self.form.std],
+                dtype=types.FLOAT,
+                output_layout="CHW",
+            )
+            pipe.set_outputs(image)
+        pipe.build()
+        return pipe
+
+    def _feed(self, pipe, encoded: list[np.ndarray], plan: Plan) -> None:
+        pipe.feed_input("encoded", encoded)
+        for name in ("start", "shape", "mirror", "matrix", "brightness", "contrast"):
+            values = getattr(plan, name)
+            if values is not None:
+                pipe.feed_input(name, values)
+
+    def _to_torch(self, output) -> torch.Tensor:
+        """A copy: DALI uses its own buffer again."""
+        tensor = output.as_tensor()
+        if self.device.type != "cuda":
+            return torch.from_numpy(np.array(tensor))
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        image = torch.empty(tensor.shape(), dtype=torch.float32, device=self.device)
+        feed_ndarray(tensor, image, cuda_stream=torch.cuda.current_stream(self.device))
+        return image
+
+    def _find_broken(self, encoded: list[np.ndarray], plan: Plan, base: int) -> None:
+        """Decodes one by one to find out whose fault a failure was."""
+        for i, one in enumerate(encoded):
+            pipe = self._build(1, 1, 1)
+            single = {name: None if values is None else values[i : i + 1] for name, values in vars(plan).items()}
+            self._feed(pipe, [one], Plan(**single))
+            try:
+                pipe.schedule_run()
+                pipe.outputs()
+            except (RuntimeError, IndexError) as error:
+                raise BrokenImage(base + i, _last_line(error)) from None
+
+
+def _last_line(error: Exception) -> str:
+    """DALI's message is a page; the part about the picture is in a line that names the error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "rror" in line and "Critical" not in line and "operator" not in line]
+    return (telling or lines or ["no reason given"])[-1][:200]
+
+
+class PlainDecoder:
+    """The same with Pillow and threads, on any system. The interface is DaliDecoder's."""
+
+    def __init__(self, form: PixelFormat, augmentation: Augmentation | None, batch_size: int, threads: int, device):
+        self.form, self.device = form, torch.device(device)
+        self._pool = ThreadPoolExecutor(max(1, threads))
+        self._waiting: deque[list[Future]] = deque()
+
+    def submit(self, encoded: list[np.ndarray], plan: Plan) -> None:
+        """encoded: n arrays of uint8, each one picture's bytes."""
+        jobs = [self._pool.submit(decode_one, one, plan, i, self.form) for i, one in enumerate(encoded)]
+        self._waiting.append(jobs)
+
+    def result(self) -> torch.Tensor:
+        """The oldest batch under way."""
+        return torch.stack([job.result() for job in self._waiting.popleft()]).to(self.device)
+
+    def drain(self) -> None:
+        """Throws away what is under way."""
+        while self._waiting:
+            for job in self._waiting.popleft():
+                job.cancel()
+
+
+def decode_one(encoded: np.ndarray, plan: Plan, i: int, form: PixelFormat) -> torch.Tensor:
+    """Picture i of a plan: (3, side, side) float32."""
+    side = form.image_size
+    x, y = plan.start[i].tolist()
+    width, height = plan.shape[i].tolist()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    except Exception as error:
+        raise BrokenImage(i, str(error)) from None
+    image = image.crop((x, y, x + width, y + height)).resize((side, side), Image.Resampling.BILINEAR)
+    if plan.matrix is not None:
+        image = image.transform(
+            (side, side),
+            Image.Transform.AFFINE,
+            plan.matrix[i].ravel().tolist(),
+            Image.Resampling.BILINEAR,
+            fillcolor=(255, 255, 255),
+        )
+    values = np.asarray(image, dtype=np.float32)
+    if plan.brightness is not None:
+        values = plan.brightness[i] * (CENTRE + plan.contrast[i] * (values - CENTRE))
+        values = np.clip(np.rint(values), 0, 255)
+    if plan.mirror[i]:
+        values = values[:, ::-1]
+    values = (values / 255 - np.asarray(form.mean, np.float32)) / np.asarray(form.std, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))

@@ -1,0 +1,203 @@
+"""Rec shards → batches on the device, the same for the same seed on any number of ranks, from any place on."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from alip.data.augment import Augmentation, Plan, draw_plan
+from alip.data.decoders import IN_FLIGHT, BrokenImage, DaliDecoder, PixelFormat, PlainDecoder
+from alip.data.order import EpochOrder
+from alip.data.records import Records
+from alip.data.shards import CONTEXT_LENGTH, TOKENIZER, VOCAB_SIZE, Manifest, load_manifest
+from alip.distributed import World
+from alip.errors import UserError
+
+READERS = {"dali": DaliDecoder, "torch": PlainDecoder}
+_READ_AHEAD = 2  # batches read from the disk before a decoder takes them
+
+
+@dataclass(frozen=True)
+class Batch:
+    """image: (n, 3, side, side) float32, text_tokens and caption_tokens: (n, 77) int64, all on the device;
+    index: (n,) int64 on the CPU, the samples' places in the manifest."""
+
+    image: torch.Tensor
+    text_tokens: torch.Tensor
+    caption_tokens: torch.Tensor
+    index: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Request:
+    index: np.ndarray
+    tokens: np.ndarray
+    encoded: list[np.ndarray]
+    plan: Plan
+
+
+def create_loader(
+    data: str | os.PathLike | Manifest,
+    batch_size: int,
+    *,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    world: World,
+    seed: int = 0,
+    threads: int = 2,
+    augmentation: Augmentation | None = Augmentation(),  # noqa: B008 (immutable)
+    shuffle: bool = True,
+    drop_last: bool = True,
+    reader: str = "dali",
+    context_length: int = CONTEXT_LENGTH,
+    tokenizer: str = TOKENIZER,
+    vocab_size: int = VOCAB_SIZE,
+) -> Loader:
+    """A loader over `DIR/NAME`.
+
+    batch_size: of this rank. augmentation None: the centre square. reader: `dali` or `torch` (plain, any system).
+    context_length, tokenizer, vocab_size: what the model takes; UserError if the data is of another kind, if it is
+    too small for one batch on every rank, or if the first and last records of its shards are not sound.
+    """
+    manifest = data if isinstance(data, Manifest) else load_manifest(data)
+    if reader not in READERS:
+        raise UserError(f"unknown reader {reader!r}: {' or '.join(READERS)}")
+    if batch_size < 1:
+        raise UserError(f"a batch has at least one sample, not {batch_size}")
+    name = manifest.folder / manifest.name
+    if manifest.tokenizer != tokenizer or manifest.context_length != context_length:
+        raise UserError(
+            f"{name} holds {manifest.context_length} tokens of {manifest.tokenizer}, the model takes "
+            f"{context_length} of {tokenizer}: build the shards anew with that tokenizer"
+        )
+    form = PixelFormat(image_size, tuple(mean), tuple(std))
+    records = Records(manifest, vocab_size)
+    records.check()
+    decoder = READERS[reader](form, augmentation, batch_size, threads, world.device)
+    return Loader(records, decoder, batch_size, form, world, seed, augmentation, shuffle, drop_last)
+
+
+class Loader:
+    """Batches of one data set; made by `create_loader`. batches_per_epoch: the same on every rank."""
+
+    def __init__(
+        self,
+        records: Records,
+        decoder: DaliDecoder | PlainDecoder,
+        batch_size: int,
+        form: PixelFormat,
+        world: World,
+        seed: int,
+        augmentation: Augmentation | None,
+        shuffle: bool,
+        drop_last: bool,
+    ):
+        self.records, self.manifest, self.decoder = records, records.manifest, decoder
+        self.batch_size, self.form, self.world, self.seed = batch_size, form, world, seed
+        self.augmentation, self.shuffle, self.drop_last = augmentation, shuffle, drop_last
+        self.global_batch_size = batch_size * world.world_size
+        self.batches_per_epoch = self.batches_from(0)
+        if self.batches_per_epoch == 0:
+            raise UserError(
+                f"{self.manifest.folder / self.manifest.name} has {self.manifest.samples} samples, not enough for one "
+                f"batch of {batch_size} on each of {world.world_size} ranks: lower --batch-size"
+            )
+
+    def batches_from(self, position: int) -> int:
+        """Number of batches from a place in an epoch to its end: on every rank the same."""
+        left = self.manifest.samples - position
+        whole, rest = divmod(max(0, left), self.global_batch_size)
+        return whole + (not self.drop_last and rest >= self.world.world_size)
+
+    def state(self, epoch: int, position: int) -> dict:
+        """All that a resume needs. position: samples of this epoch that all ranks together have had."""
+        return {"epoch": epoch, "position": position, "seed": self.seed, "data": self.manifest.fingerprint}
+
+    def check_state(self, state: dict) -> tuple[int, int]:
+        """(epoch, position) of a saved state; UserError if it is of other data or another order."""
+        if state["data"] != self.manifest.fingerprint or state["seed"] != self.seed:
+            raise UserError(
+                f"the saved state is of other data ({state['data']}) or another seed ({state['seed']}) than this "
+                f"run's ({self.manifest.fingerprint}, {self.seed})"
+            )
+        return state["epoch"], state["position"]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from `start` on: the number of samples that all ranks together have had of it.
+
+        Batch g of all ranks is order[start + g·B·W : start + (g+1)·B·W], of which rank r has the r-th B. With another
+        number of ranks the samples of a global batch are the same as long as B·W is.
+        """
+        requests: queue.Queue = queue.Queue(_READ_AHEAD)
+        stop = threading.Event()
+        reading = threading.Thread(target=self._read, args=(epoch, start, requests, stop), daemon=True)
+        reading.start()
+        under_way: deque[_Request] = deque()
+        left = self.batches_from(start)
+        try:
+            while left or under_way:
+                while left and len(under_way) < IN_FLIGHT:
+                    request = requests.get()
+                    if isinstance(request, BaseException):
+                        raise request
+                    self.decoder.submit(request.encoded, request.plan)
+                    under_way.append(request)
+                    left -= 1
+                yield self._batch(under_way)
+        finally:
+            stop.set()
+            self.decoder.drain()
+            while reading.is_alive():  # it may wait for room in the queue
+                try:
+                    requests.get(timeout=0.05)
+                except queue.Empty:
+                    reading.join(timeout=0.05)
+
+    def _batch(self, under_way: deque[_Request]) -> Batch:
+        try:
+            image = self.decoder.result()
+        except BrokenImage as error:
+            number = error.number
+            for request in under_way:
+                if number < self.batch_size:
+                    where = self.records.where(int(request.index[number]))
+                    raise UserError(
+                        f"{where}: the image cannot be decoded ({error.detail}); "
+                        f"`python data2rec.py --verify {self.manifest.folder / self.manifest.name} --decode` finds all"
+                    ) from None
+                number -= self.batch_size
+            raise
+        request = under_way.popleft()
+        tokens = torch.from_numpy(request.tokens)
+        if self.world.device.type == "cuda":
+            tokens = tokens.pin_memory().to(self.world.device, non_blocking=True)
+        length = self.manifest.context_length
+        return Batch(image, tokens[:, :length], tokens[:, length:], torch.from_numpy(request.index))
+
+    def _read(self, epoch: int, start: int, requests: queue.Queue, stop: threading.Event) -> None:
+        """Runs in a thread: disk → requests, a little ahead of the decoder."""
+        try:
+            order = EpochOrder(self.manifest.samples, self.seed, epoch, self.shuffle)
+            for g in range(self.batches_from(start)):
+                if stop.is_set():
+                    return
+                requests.put(self._request(order, epoch, start + g * self.global_batch_size))
+        except BaseException as error:
+            requests.put(error)
+
+    def _request(self, order: EpochOrder, epoch: int, position: int) -> _Request:
+        count = min(self.global_batch_size, self.manifest.samples - position)
+        first = position + count * self.world.rank // self.world.world_size
+        last = position + count * (self.world.rank + 1) // self.world.world_size
+        index = order.slice(first, last)
+        tokens, encoded, sizes = self.records.read(index)
+        plan = draw_plan(self.augmentation, sizes, self.form.image_size, self.seed, epoch, index)
+        return _Request(index, tokens, encoded, plan)
