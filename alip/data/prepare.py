@@ -140,7 +140,7 @@ def prepare_all(samples: Iterable[Sample], policy: Policy, workers: int) -> Iter
     tokenize(["loaded before the workers are forked, so that they share it"])
     # Forked workers start at once and share the tokenizer. macOS cannot fork safely.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(os.getpid(),))
     try:
         yield from _in_order(pool, chunks, policy, workers * _AHEAD)
     except BrokenProcessPool:
@@ -162,7 +162,8 @@ def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[list[Sample]], policy:
         yield from waiting.popleft().result()
 
 
-def _start_worker(parent: int) -> None:
+def start_worker(parent: int) -> None:
+    """The first thing that a worker process does. parent: the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     die_with(parent)
 

@@ -176,20 +176,20 @@ class IndexedReader:
 
     def __init__(self, rec: str | os.PathLike, idx: str | os.PathLike):
         self.path = Path(rec)
-        self.keys, self.offsets = read_index(idx)
+        self.offsets = read_index(idx)[1]
         try:
             self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (held until close)
         except FileNotFoundError:
             raise RecordError("no such rec file", self.path) from None
         self.size = os.fstat(self._file.fileno()).st_size
-        order = np.sort(self.offsets)
         outside = self.offsets[(self.offsets < 0) | (self.offsets > self.size - _PART.size)]
         if len(outside):
             self.close()
             raise RecordError(f"the index {idx} points outside the file of {self.size} bytes", self.path, outside[0])
-        # A record ends where the next one starts: so one read fetches it whole.
-        ends = np.append(order[1:], self.size) if len(order) else order
-        self._ends = ends if (self.offsets == order).all() else ends[np.searchsorted(order, self.offsets)]
+        # A record ends where the next one starts: so one read fetches it whole. (Most indexes are in order, and
+        # then this is a view: at 15 million records memory counts.)
+        in_order = bool((self.offsets[1:] > self.offsets[:-1]).all())
+        self._sorted = self.offsets if in_order else np.unique(self.offsets)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -197,15 +197,19 @@ class IndexedReader:
     def __getitem__(self, i: int) -> bytes:
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.path} holds {len(self)} records, asked for number {i}")
-        start = int(self.offsets[i])
-        return decode(os.pread(self._file.fileno(), int(self._ends[i]) - start, start), self.path, start)
+        start, end = self.span(i)
+        return decode(os.pread(self._file.fileno(), end - start, start), self.path, start)
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[i] for i in range(len(self)))
 
     def span(self, i: int) -> tuple[int, int]:
         """Start and end of record i in the file, in bytes."""
-        return int(self.offsets[i]), int(self._ends[i])
+        start = int(self.offsets[i])
+        following = i % len(self) + 1
+        if self._sorted is not self.offsets:
+            following = int(np.searchsorted(self._sorted, start)) + 1
+        return start, int(self._sorted[following]) if following < len(self._sorted) else self.size
 
     def fileno(self) -> int:
         """The file's descriptor, for read-ahead advice to the system."""
