@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from alip.errors import UserError
 from alip.eval.captions import RetrievalSet, read_caption_file
+from alip.eval.classnames import check_order
 from alip.eval.images import ImageFiles, Images
 from alip.eval.prompts import PLAIN_TEMPLATES, check_protocol, check_templates, read_lists
+from alip.eval.sets import CLASSIFICATION, DEMO_CLASSIFICATION, RETRIEVAL, ClassificationRecord, Opener
 
 __all__ = ["ClassificationSet", "RetrievalSet", "open_classification", "open_retrieval"]
 
@@ -22,7 +25,7 @@ class ClassificationSet:
     """Labelled images, and what is needed to classify them from words.
 
     classnames: class number → name. templates: texts with one {}. metric: the headline, "top1" or "mean_per_class".
-    train: labelled images for the linear probe, or None.
+    train: opens the labelled images of the linear probe; None where there are none.
     """
 
     name: str
@@ -30,11 +33,7 @@ class ClassificationSet:
     classnames: list[str]
     templates: list[str]
     metric: str = "top1"
-    train: Images | None = None
-
-
-# The demo's own sets: where the quickstart puts them under the data root.
-DEMO_SETS = {"demo-design": "demo/eval/unseen-design", "demo-concept": "demo/eval/unseen-concept"}
+    train: Callable[[], Images] | None = None
 
 
 def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None) -> RetrievalSet:
@@ -44,15 +43,21 @@ def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None
     """
     name = str(name_or_path)
     root = Path(data_root) if data_root is not None else Path("data")
-    if name in DEMO_SETS:
-        return read_caption_file(_existing(root / DEMO_SETS[name] / "captions.jsonl", name), [], name)
+    record = RETRIEVAL.get(name)
+    if record is not None:
+        found = next((root / file for file in record.files if (root / file).is_file()), None)
+        if found is None:
+            raise UserError(f"{name} needs {' or '.join(str(root / file) for file in record.files)}; {_HELP}")
+        return read_caption_file(found, [root / folder for folder in record.images], name)
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "captions.jsonl"
     if not path.is_file():
-        known = ", ".join(DEMO_SETS)
-        raise UserError(f"no such retrieval set or caption file: {name} (sets: {known})")
-    return read_caption_file(path, [root] if data_root is not None else [], path.parent.name)
+        raise UserError(f"no such retrieval set or caption file: {name} (sets: {', '.join(RETRIEVAL)})")
+    return read_caption_file(path, [root] if data_root is not None else [], path.parent.name or path.stem)
+
+
+_HELP = "see docs/evaluation.md, or `bash scripts/quickstart.sh` for the demo's sets"
 
 
 def open_classification(
@@ -70,15 +75,15 @@ def open_classification(
     check_protocol(protocol)
     name = str(name_or_path)
     root = Path(data_root) if data_root is not None else Path("data")
-    if name in DEMO_SETS:
-        folder = root / DEMO_SETS[name]
-        _existing(folder / "classes.jsonl", name)
-        return _from_lines(
-            folder / "classes.jsonl",
-            name,
-            classnames or folder.parent / "classnames.json",
-            prompts or folder.parent / "templates.json",
-        )
+    if name in CLASSIFICATION:
+        return _from_table(name, root, protocol, classnames, prompts)
+    if name in DEMO_CLASSIFICATION:
+        folder = root / DEMO_CLASSIFICATION[name]
+        lines = folder / "classes.jsonl"
+        if not lines.is_file():
+            raise UserError(f"{name} needs {lines}; {_HELP}")
+        names = classnames or folder.parent / "classnames.json"
+        return _from_lines(lines, name, names, prompts or folder.parent / "templates.json")
     path = Path(name_or_path)
     if path.is_dir() and (path / "classes.jsonl").is_file():
         path = path / "classes.jsonl"
@@ -86,13 +91,41 @@ def open_classification(
         return _from_lines(path, path.parent.name, classnames, prompts)
     if path.is_dir():
         return _from_folder(path, classnames, prompts)
-    raise UserError(f"no such zero-shot set, folder or classes.jsonl: {name} (sets: {', '.join(DEMO_SETS)})")
+    known = ", ".join([*CLASSIFICATION, *DEMO_CLASSIFICATION])
+    raise UserError(f"no such zero-shot set, folder or classes.jsonl: {name} (sets: {known})")
 
 
-def _existing(path: Path, name: str) -> Path:
-    if not path.is_file():
-        raise UserError(f"{name} needs {path}, which does not exist; `bash scripts/quickstart.sh` makes the demo data")
-    return path
+def _from_table(
+    name: str, root: Path, protocol: str, classnames: str | Path | None, prompts: str | Path | None
+) -> ClassificationSet:
+    record = CLASSIFICATION[name]
+    images = _opened(name, root, record, record.test, protocol)
+    check_order(name, record.names, record.own(images))
+    names, templates = list(record.names), list(record.templates)
+    if classnames:
+        names = read_lists(classnames, name, "class names")
+        if len(names) != len(record.names):
+            raise UserError(f"{classnames}: {len(names)} class names for {name}, which has {len(record.names)} classes")
+    if prompts:
+        templates = read_lists(prompts, name, "templates")
+    train = None
+    if record.train is not None:
+        train = partial(_opened, name, root, record, record.train, protocol)
+    return ClassificationSet(name, images, names, check_templates(templates, name), record.metric, train)
+
+
+def _opened(name: str, root: Path, record: ClassificationRecord, opener: Opener, protocol: str) -> Images:
+    place = root / record.place
+    if not place.exists():
+        raise UserError(f"{name} needs {place}, which does not exist; {_HELP}")
+    try:
+        images = opener(root, protocol)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        # torchvision's way to say that files are missing or are not the published ones.
+        raise UserError(f"{name}: the files under {place} are not complete: {error}; {_HELP}") from error
+    if len(images) == 0:
+        raise UserError(f"{name}: no images under {place}; {_HELP}")
+    return images
 
 
 def _from_lines(path: Path, name: str, classnames: str | Path | None, prompts: str | Path | None) -> ClassificationSet:

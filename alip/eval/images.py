@@ -80,30 +80,58 @@ class TorchvisionImages:
         image, label = self.dataset[self.indices[index]]
         return image.convert("RGB"), int(label)
 
-    def path(self, index: int) -> str | None:
-        """The image's file, where the dataset keeps one file per image."""
-        place = self.indices[index]
-        # torchvision has no public name for it; these are the ones that its classes use.
-        for attribute in ("_image_files", "_images"):
-            if hasattr(self.dataset, attribute):
-                return str(getattr(self.dataset, attribute)[place])
-        for attribute in ("_samples", "samples"):
-            if hasattr(self.dataset, attribute):
-                return str(getattr(self.dataset, attribute)[place][0])
-        return None
-
     def name(self, index: int) -> str:
-        return self.path(index) or f"{type(self.dataset).__name__} image {self.indices[index]}"
+        place = self.indices[index]
+        return str(file_of(self.dataset, place) or f"{type(self.dataset).__name__} image {place}")
 
     def key(self) -> str:
         if hasattr(self.dataset, "data"):  # CIFAR: everything is in memory
             pixels = hashlib.sha256(np.ascontiguousarray(self.dataset.data).tobytes()).hexdigest()
             return _hash([pixels, str(self.dataset.targets), str(self.indices)])
-        paths = [self.path(index) for index in range(len(self))]
-        if paths and paths[0] is None:  # Caltech-101 numbers its files by class
-            root = Path(self.dataset.root)
-            paths = [str(path) for path in sorted(root.rglob("*.jpg"))]
-        return _files_key(paths, [type(self.dataset).__name__, *self.indices])
+        return _files_key([self.name(index) for index in range(len(self))], [type(self.dataset).__name__])
+
+
+def file_of(dataset: Any, place: int) -> Path | None:
+    """The file of a torchvision dataset's image, where it keeps one file per image."""
+    if hasattr(dataset, "categories"):  # Caltech-101 numbers its files by class
+        name = f"image_{dataset.index[place]:04d}.jpg"
+        return Path(dataset.root) / "101_ObjectCategories" / dataset.categories[dataset.y[place]] / name
+    # torchvision has no public name for the list; these are the ones that its classes use.
+    for attribute in ("_image_files", "_images"):
+        if hasattr(dataset, attribute):
+            return Path(getattr(dataset, attribute)[place])
+    for attribute in ("_samples", "samples"):
+        if hasattr(dataset, attribute):
+            return Path(getattr(dataset, attribute)[place][0])
+    return None
+
+
+class JoinedImages:
+    """Several sets one after the other (Flowers' train and val, say)."""
+
+    def __init__(self, parts: Sequence[Images]):
+        self.parts = list(parts)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def _find(self, index: int) -> tuple[Images, int]:
+        for part in self.parts:
+            if index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError(index)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        part, place = self._find(index)
+        return part[place]
+
+    def name(self, index: int) -> str:
+        part, place = self._find(index)
+        return part.name(place)
+
+    def key(self) -> str:
+        return _hash([part.key() for part in self.parts])
 
 
 class RecordImages:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
 from alip.errors import UserError
 
 PROTOCOLS = {
-    "field": "the field's usual splits, names and templates; captions as they are",
-    "released": 'as the ALIP release: its splits, and "a photo of " before every caption',
+    "field": "the usual splits, names and templates; captions as they are",
+    "released": "as the ALIP release: its splits; a prefix before every caption",
 }
 
 
@@ -70,3 +72,35 @@ SLIP_NAMES = {
 
 # What an image folder or a class list without templates of its own gets.
 PLAIN_TEMPLATES = ["a photo of a {}."]
+
+
+def _forms(*forms: str, articles: tuple[str, ...] = ("a", "the")) -> list[str]:
+    """Each form with each article in place of `*`."""
+    return [form.replace("*", article) for article in articles for form in forms]
+
+
+# The templates that CLIP published and SLIP, HiCLIP and the ALIP release use too; ImageNet's are open_clip's.
+TEMPLATES: dict[str, list[str]] = {
+    "cifar": _forms(
+        *[f"a {kind} photo of * {{}}.".replace("  ", " ") for kind in ("", "blurry", "black and white")],
+        *[f"a {kind} photo of * {{}}." for kind in ("low contrast", "high contrast", "bad", "good")],
+        *[f"a photo of * {size} {{}}." for size in ("small", "big")],
+    ),
+    "food101": ["a photo of {}, a type of food."],
+    "pets": ["a photo of a {}, a type of pet."],
+    "flowers": ["a photo of a {}, a type of flower."],
+    "aircraft": _forms("a photo of * {}, a type of aircraft."),
+    "sun397": _forms("a photo of * {}."),
+    "dtd": _forms(*[f"a photo of * {{}} {what}." for what in ("texture", "pattern", "thing", "object")]),
+    "cars": [
+        *[f"a photo of {which} {{}}." for which in ("a", "the", "my", "my dirty", "my clean", "my new", "my old")],
+        "i love my {}!",
+    ],
+    "caltech101": _forms(
+        *[f"a {work} of * {{}}." for work in ("photo", "painting", "sculpture", "sketch", "tattoo", "rendition")],
+        *[f"* {kind} {{}}." for kind in ("plastic", "toy", "embroidered", "cartoon", "plushie", "origami")],
+        *[f"{work} of * {{}}." for work in ("art", "graffiti", "a drawing", "a doodle")],
+        "* {} in a video game.",
+    ),
+    "imagenet": [template("{}") for template in OPENAI_IMAGENET_TEMPLATES],
+}

@@ -41,18 +41,20 @@ def build_classifier(
 def accuracies(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], Tensor]:
     """Percentages top1, top5 (with five classes or more) and mean_per_class, and the predictions (n,).
 
-    logits: (n, classes) float; labels: (n,) int64. A tie counts against us: an image is right in the top K when fewer
-    than K wrong classes score at least as high. mean_per_class is over the classes that have images.
+    logits: (n, classes) float; labels: (n,) int64. Of tied classes the one with the lower number comes first, as an
+    argmax has it: ImageNet's names hold "missile" and "sunglasses" twice, which must not cost both of the twins.
+    mean_per_class is over the classes that have images.
     """
     if not bool(torch.isfinite(logits).all()):
         raise ValueError("the logits hold NaN or infinity")
     right = logits.gather(1, labels[:, None])
-    rank = (logits >= right).sum(1) - 1
-    # A right class that is tied is not the prediction: hide it, and take the best of the others.
-    others = logits.scatter(1, labels[:, None], float("-inf")).argmax(1)
-    predictions = torch.where(rank == 0, labels, others)
-    hit = (rank == 0).double()
     classes = logits.shape[1]
+    numbers_of_classes = torch.arange(classes, device=logits.device)
+    rank = (logits > right).sum(1) + ((logits == right) & (numbers_of_classes < labels[:, None])).sum(1)
+    # torch does not promise which of several equal maxima argmax returns.
+    best = logits.amax(1, keepdim=True)
+    predictions = torch.where(logits == best, numbers_of_classes, classes).amin(1)
+    hit = (rank == 0).double()
     count = torch.bincount(labels, minlength=classes).double()
     hits = torch.bincount(labels, weights=hit, minlength=classes)
     present = count > 0
