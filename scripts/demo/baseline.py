@@ -1,0 +1,42 @@
+"""What raw pixels can do on the demo's test sets: the nearest training picture, told every true name and class.
+
+    python scripts/demo/baseline.py --data-root data --output runs/quickstart/results/pixels.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from kinds import KINDS
+from unpack import SPLITS, read_split
+
+from alip.errors import run_command
+from alip.eval.baseline import pixel_classification, pixel_retrieval
+from alip.eval.datasets import open_classification, open_retrieval
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds demo/eval")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write: {set: {number: percent}}")
+    arguments = parser.parse_args()
+
+    numbers = {}
+    with tempfile.TemporaryDirectory() as folder:
+        records = read_split("train", Path(folder) / "images")
+        images = [Path(folder) / record["image"] for record in records]
+        names = list(zip(images, (record["name"] for record in records), strict=True))
+        kinds = list(zip(images, (record["kind"] for record in records), strict=True))
+        for name in SPLITS.values():
+            retrieval = pixel_retrieval(names, open_retrieval(name, arguments.data_root))
+            classes = pixel_classification(kinds, open_classification(name, arguments.data_root), list(KINDS))
+            numbers[name] = {**retrieval, **classes}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)
