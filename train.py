@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alip.data.loader import Augmentation, create_loader
-
 from alip import distributed
+from alip.data.loader import Augmentation, create_loader
 from alip.data.shards import load_manifest
 from alip.distributed import World
 from alip.errors import run_command
@@ -54,7 +53,7 @@ def train(args: argparse.Namespace, world: World) -> int:
     loader = create_loader(
         manifest, args.batch_size, **arguments.of_loader(args, model), world=world, augmentation=augmentation
     )
-    plan = create_plan(loader.batches_per_epoch, world, **arguments.of_plan(args))
+    plan = create_plan(manifest.samples, world, **arguments.of_plan(args))
     schedule = create_schedule(args.schedule, args.lr, plan.total, args.warmup, args.cooldown, args.cycle_beta1)
     evaluations = create_evaluations(world=world, **arguments.of_evaluations(args))
 

@@ -44,7 +44,18 @@ RECIPE = (
     *("epochs", "steps", "lr", "beta1", "beta2", "eps", "weight_decay", "decay_all", "schedule", "warmup", "cooldown"),
     *("cycle_beta1", "grad_clip", "logit_scale_max", "ema", "seed", "gamma_sample", "gamma_pair", "momentum"),
     *("initial_similarity", "no_sample_weight", "no_text_weight", "no_caption_weight", "crop_area", "crop_aspect"),
-    *("flip", "rotation", "brightness", "contrast", "patch_dropout", "lock_image", "lock_text", "quick_gelu"),
+    *(
+        "flip",
+        "rotation",
+        "shift",
+        "zoom",
+        "brightness",
+        "contrast",
+        "patch_dropout",
+        "lock_image",
+        "lock_text",
+        "quick_gelu",
+    ),
 )
 # Flags that change rounding only.
 NUMERICS = ("precision", "reader", "deterministic", "grad_checkpointing", "compile", "loss_block")
@@ -105,6 +116,8 @@ def of_augmentation(args: argparse.Namespace) -> dict[str, Any]:
         "aspect": tuple(args.crop_aspect),
         "flip": args.flip,
         "rotation": args.rotation,
+        "shift": args.shift,
+        "zoom": tuple(args.zoom),
         "brightness": args.brightness,
         "contrast": args.contrast,
     }
@@ -120,6 +133,8 @@ def of_loader(args: argparse.Namespace, model) -> dict[str, Any]:
         "seed": args.seed,
         "threads": args.threads,
         "reader": args.reader,
+        "context_length": model.context_length,
+        "vocab_size": model.vocab_size,
     }
 
 
@@ -242,6 +257,8 @@ def _data_flags(group) -> None:
     add("--crop-aspect", type=float, nargs=2, default=_PAPER["crop_aspect"], metavar=("LO", "HI"))
     add("--flip", type=float, default=_PAPER["flip"], help="chance of a mirror image (default 0.5)")
     add("--rotation", type=float, default=0.0, help="largest angle, in degrees")
+    add("--shift", type=float, default=0.0, help="largest shift, as a share of the side, on white")
+    add("--zoom", type=float, nargs=2, default=[1.0, 1.0], metavar=("LO", "HI"), help="scale on a white canvas")
     add("--brightness", type=float, default=0.0, help="largest change, as a share")
     add("--contrast", type=float, default=0.0, help="largest change, as a share")
     add("--reader", choices=("dali", "torch"), default="dali")

@@ -18,9 +18,15 @@ from alip.train.optimizer import MovingAverage
 class Evaluation:
     """One set to evaluate on. run: model -> numbers by name; headline: numbers -> the one that says "better"."""
 
-    name: str
+    task: str
+    set_name: str
     run: Callable[[nn.Module], dict]
     headline: Callable[[dict], float]
+
+    @property
+    def name(self) -> str:
+        """A set may serve both tasks."""
+        return f"{self.task}/{self.set_name}"
 
 
 def create_evaluations(
@@ -42,19 +48,21 @@ def create_evaluations(
         from alip.eval.retrieval import evaluate_retrieval
 
         opened = datasets.open_retrieval(name, data_root=data_root)
-        evaluations.append(Evaluation(opened.name, _bound(evaluate_retrieval, opened, common), _mean_recall))
+        evaluations.append(
+            Evaluation("retrieval", opened.name, _bound(evaluate_retrieval, opened, common), _mean_recall)
+        )
     for name in zeroshot:
         from alip.eval.zeroshot import evaluate_zeroshot
 
         opened = datasets.open_classification(name, data_root=data_root)
-        evaluations.append(Evaluation(opened.name, _bound(evaluate_zeroshot, opened, common), _headline))
+        evaluations.append(Evaluation("zeroshot", opened.name, _bound(evaluate_zeroshot, opened, common), _headline))
     return evaluations
 
 
 def evaluate_all(
     evaluations: Sequence[Evaluation], model: nn.Module, moving_average: MovingAverage | None, device: torch.device
 ) -> dict[str, dict]:
-    """{set name: numbers} of the model (of its averaged weights, if there are any); training is left undisturbed."""
+    """{evaluation name: numbers} of the model, or of its averaged weights; training is left undisturbed."""
     with undisturbed(model, device), _averaged(model, moving_average), torch.no_grad():
         model.eval()
         return {evaluation.name: evaluation.run(model) for evaluation in evaluations}

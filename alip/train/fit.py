@@ -66,14 +66,14 @@ class Fit:
         """The rest of the present epoch; an exit status if the run is to end here."""
         plan, state = self.plan, self.state
         epoch = state.epoch
-        batches = iter(self.loader.epoch(epoch, start=state.batch * plan.accum_freq))
+        batches = iter(self.loader.epoch(epoch, start=state.position))
         try:
             while state.epoch == epoch and plan.position(state) < plan.total:
                 micro_batches = self._take(batches)
                 position = plan.position(state)
                 lr = self.schedule.learning_rate(position)
                 result = self.step(micro_batches, lr, self.schedule.beta1(position))
-                state.advance(plan.global_batch, plan.steps_per_epoch)
+                state.advance(plan.global_batch, plan.epoch_samples)
                 if self._after_update(micro_batches, result, lr):
                     return self._give_up()
                 if stop.agreed():
@@ -89,7 +89,9 @@ class Fit:
         taken = [batch for _, batch in zip(range(self.plan.accum_freq), batches)]
         self._waited += time.perf_counter() - start
         if len(taken) < self.plan.accum_freq:
-            raise RuntimeError(f"the reader ended early, after {self.state.batch} updates of epoch {self.state.epoch}")
+            raise RuntimeError(
+                f"the reader ended early, after {self.state.position} triplets of epoch {self.state.epoch}"
+            )
         return taken
 
     def _after_update(self, micro_batches: list[Any], result: StepResult, lr: float) -> bool:
@@ -103,7 +105,7 @@ class Fit:
         self.files.log.advance()
         self._window_steps += 1
 
-        epoch_ended, finished = state.batch == 0, plan.position(state) >= plan.total
+        epoch_ended, finished = state.position == 0, plan.position(state) >= plan.total
         if state.step % plan.log_every == 0 or finished:
             self._log(result, lr)
         if epoch_ended and state.gate_truth:
@@ -160,8 +162,9 @@ class Fit:
         started = time.perf_counter()
         results = evaluate_all(self.evaluations, state.model, state.moving_average, self.world.device)
         headlines = {e.name: e.headline(results[e.name]) for e in self.evaluations}
-        for name, numbers in results.items():
-            self.files.log.evaluation(self._place(), name, numbers)
+        for evaluation in self.evaluations:
+            numbers = results[evaluation.name]
+            self.files.log.evaluation(self._place(), evaluation.task, evaluation.set_name, numbers)
         mean = sum(headlines.values()) / len(headlines)
         improved = mean > state.best.get("mean", float("-inf"))
         if improved:
@@ -176,8 +179,7 @@ class Fit:
             return True
         started = time.perf_counter()
         share_buffers(state.model, self.world)
-        position = state.batch * self.plan.global_batch
-        content = state.capture(self.world, self.loader.state(state.epoch, position), self.files.identity)
+        content = state.capture(self.world, self.loader.state(state.epoch, state.position), self.files.identity)
         if content is None or self.files.checkpoints.save(content, state.epoch if epoch_ended else None, best):
             self._saved_at = state.step
         self._window_start += time.perf_counter() - started
@@ -216,5 +218,5 @@ class Fit:
     def _place(self) -> dict[str, Any]:
         """Where the run stands, as every line of metrics.jsonl says it; epoch counts completed ones."""
         state = self.state
-        epoch = round(state.epoch + state.batch / self.plan.steps_per_epoch, 4)
+        epoch = round(state.epoch + state.position / (self.plan.steps_per_epoch * self.plan.global_batch), 4)
         return {"step": state.step, "epoch": epoch, "samples": state.samples}

@@ -78,14 +78,14 @@ class RunLog:
             for name, values in weights.items():
                 self._guard(self._tensorboard.add_histogram, f"weights/{name}", values.float().cpu(), step)
 
-    def evaluation(self, place: dict[str, Any], name: str, values: dict[str, Any]) -> None:
+    def evaluation(self, place: dict[str, Any], task: str, set_name: str, values: dict[str, Any]) -> None:
         """Numbers of one evaluation set."""
         if not self.enabled:
             return
-        self._write({"kind": "eval", **place, "set": name, **values})
+        self._write({"kind": "eval", **place, "task": task, "set": set_name, **values})
         numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
-        self._scalars({f"eval/{name}/{key}": value for key, value in numbers.items()}, place["step"])
-        self.say(f"step {place['step']} evaluation {name}: " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()))
+        self._scalars({f"{task}/{set_name}/{key}": value for key, value in numbers.items()}, place["step"])
+        self.say(f"step {place['step']} {task} {set_name}: " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()))
 
     def gates(self, place: dict[str, Any], values: dict[str, float]) -> None:
         """Numbers of an epoch's gates against the truth."""

@@ -28,12 +28,13 @@ class Plan:
     """How long and how often, in updates.
 
     total: updates of the whole run; in_steps: total was asked for in steps, not epochs (it matters only to a run
-    resumed with another batch size). global_batch: triplets of one update, over all ranks.
+    resumed with another batch size). global_batch: triplets of one update, over all ranks; epoch_samples: of the data.
     """
 
     total: int
     steps_per_epoch: int
     global_batch: int
+    epoch_samples: int
     accum_freq: int = 1
     in_steps: bool = False
     log_every: int = 50
@@ -43,11 +44,11 @@ class Plan:
 
     def position(self, state: TrainState) -> int:
         """How far along the schedule the next update is, in [0, total]."""
-        return state.step if self.in_steps else state.epoch * self.steps_per_epoch + state.batch
+        return state.step if self.in_steps else state.epoch * self.steps_per_epoch + state.position // self.global_batch
 
 
 def create_plan(
-    batches_per_epoch: int,
+    epoch_samples: int,
     world: World,
     *,
     batch_size: int,
@@ -59,18 +60,19 @@ def create_plan(
     eval_every: Interval,
     nonfinite_limit: int,
 ) -> Plan:
-    """The plan of a run over `batches_per_epoch` batches of `batch_size` per rank; UserError if that is no update."""
-    steps_per_epoch = batches_per_epoch // accum_freq
+    """The plan of a run over `epoch_samples` triplets; UserError if they are not enough for one update."""
     global_batch = batch_size * accum_freq * world.world_size
+    steps_per_epoch = epoch_samples // global_batch
     if steps_per_epoch == 0:
         raise UserError(
-            f"an update takes {global_batch} triplets (--batch-size x --accum-freq x ranks), and an epoch has only "
-            f"{batches_per_epoch * batch_size * world.world_size} or a few more: lower --batch-size or --accum-freq"
+            f"an update takes {global_batch} triplets (--batch-size x --accum-freq x ranks), and the data has "
+            f"{epoch_samples}: lower --batch-size or --accum-freq"
         )
     return Plan(
         total=steps or epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         global_batch=global_batch,
+        epoch_samples=epoch_samples,
         accum_freq=accum_freq,
         in_steps=steps is not None,
         log_every=log_every,

@@ -115,7 +115,7 @@ def take_up(
     world: World,
     *,
     seed: int,
-    steps_per_epoch: int,
+    epoch_samples: int,
     force: bool,
 ) -> list[str]:
     """Restores `state` from a checkpoint's content; returns lines that say what is not exactly as before."""
@@ -128,13 +128,12 @@ def take_up(
     if before["world_size"] != after["world_size"]:
         notes.append("with another number of ranks, dropout's random numbers begin anew and sums round differently")
     if old_batch != new_batch:
-        position = saved["reader"]["position"]
-        state.batch = min(position // new_batch, steps_per_epoch - 1)
-        again = position - state.batch * new_batch
         notes.append(
-            f"the batch was {old_batch} and is now {new_batch}: the reader goes on at sample {position - again} of "
-            f"epoch {state.epoch} ({again} samples are seen again), and the schedule at that place of its length"
+            f"the batch was {old_batch} and is now {new_batch}: the reader goes on at the same triplet "
+            f"({state.position} of epoch {state.epoch}), the schedule at that place of its new length"
         )
+        if state.position + new_batch > epoch_samples:  # what is left of the epoch is no whole update
+            state.epoch, state.position = state.epoch + 1, 0
     return notes
 
 

@@ -61,7 +61,7 @@ def open_run(
     if saved is None:
         seed_rank(seed, world.rank)
     else:
-        notes = take_up(state, saved, identity, world, seed=seed, steps_per_epoch=plan.steps_per_epoch, force=force)
+        notes = take_up(state, saved, identity, world, seed=seed, epoch_samples=plan.epoch_samples, force=force)
         resumed_at = state.step
     if world.is_main:
         checkpoints.clear_unfinished()

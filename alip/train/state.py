@@ -25,8 +25,8 @@ FORMAT, VERSION = "alip-checkpoint", 1
 class TrainState:
     """Where a run stands. What is made of tensors is changed in place; the counters move with `advance`.
 
-    step: updates made, never decreasing; epoch, batch: the next update is number `batch` of epoch `epoch`;
-    samples: triplets seen, over all ranks; best: {set name: best headline number so far}.
+    step: updates made, never decreasing; epoch, position: the next update takes the triplets from `position` on of
+    epoch `epoch` (both from 0, over all ranks); samples: triplets seen; best: {set name: best headline number so far}.
     meter: sums since the last log line; gate_truth: the epoch's gates, if the truth of the raw texts is known.
     """
 
@@ -39,17 +39,17 @@ class TrainState:
     gate_truth: GateTruth | None = None
     step: int = 0
     epoch: int = 0
-    batch: int = 0
+    position: int = 0
     samples: int = 0
     best: dict[str, float] = field(default_factory=dict)
 
-    def advance(self, global_batch: int, steps_per_epoch: int) -> None:
-        """Counts one update of `global_batch` triplets; after an epoch's last one the next epoch begins."""
+    def advance(self, global_batch: int, epoch_samples: int) -> None:
+        """Counts one update of `global_batch` triplets. What is left of an epoch and no whole update is left out."""
         self.step += 1
         self.samples += global_batch
-        self.batch += 1
-        if self.batch == steps_per_epoch:
-            self.epoch, self.batch = self.epoch + 1, 0
+        self.position += global_batch
+        if epoch_samples - self.position < global_batch:
+            self.epoch, self.position = self.epoch + 1, 0
 
     def capture(self, world: World, reader: dict, identity: dict) -> dict[str, Any] | None:
         """The content of a checkpoint (tensors and plain values) on rank 0, None elsewhere. All ranks call it.
@@ -72,7 +72,7 @@ class TrainState:
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "step": self.step,
             "epoch": self.epoch,
-            "batch": self.batch,
+            "position": self.position,
             "samples": self.samples,
             "best": dict(self.best),
             "reader": reader,
@@ -90,7 +90,7 @@ class TrainState:
         if self.moving_average:
             # A run that begins to average now begins at the weights as they are.
             self.moving_average.load(saved["ema"] or saved["model"], saved["ema_updates"])
-        self.step, self.epoch, self.batch = saved["step"], saved["epoch"], saved["batch"]
+        self.step, self.epoch, self.position = saved["step"], saved["epoch"], saved["position"]
         self.samples, self.best = saved["samples"], dict(saved["best"])
 
         ranks = saved["ranks"]
