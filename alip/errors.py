@@ -21,7 +21,9 @@ def run_command(main: Callable[[], int | None]) -> None:
         status = main()
     except UserError as error:
         line = " ".join(str(error).split())
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        rank = os.environ.get("RANK", "0")
+        place = "" if rank == "0" else f"[rank {rank}] "
+        print(f"error: {place}{line}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

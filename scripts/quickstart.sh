@@ -18,11 +18,12 @@ say() { printf '\n== %s\n' "$*"; }
 . scripts/env.sh
 say "1/7 environment"
 make_environment .venv requirements.txt
-export PATH="$PWD/.venv/bin:$PATH"
+export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 started=$SECONDS
 
 say "2/7 rec shards of the demo's 2,814 training triplets"
-python data2rec.py --input 'scripts/demo/train-*.tar' --output "$DATA/train" --workers 2
+python data2rec.py --input 'scripts/demo/train-*.tar' --output "$DATA/train" \
+    --samples-per-shard 1000 --workers 2
 
 say "3/7 test sets"
 if [ -d "$DATA/eval" ]; then
@@ -48,6 +49,7 @@ CHECKPOINT=$RUN DATA_ROOT=$(dirname "$DATA") OUTPUT=$RUN/results bash run_zerosh
 
 say "6/7 what the gates saw, and pictures"
 python -m alip.gates --checkpoint "$RUN" --data "$DATA/train" --truth text_is_wrong --output "$RUN/results/gates.parquet"
+python scripts/demo/baseline.py --data-root "$(dirname "$DATA")" --output "$RUN/results/pixels.json"
 python -m alip.pictures --run "$RUN" --data "$DATA/train" --truth text_is_wrong \
     --scores "$RUN/results/gates.parquet" --output "$RUN/pictures"
 

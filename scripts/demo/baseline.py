@@ -1,6 +1,6 @@
 """What raw pixels can do on the demo's test sets: the nearest training picture, told every true name and class.
 
-    python scripts/demo/baseline.py --data-root data --output runs/quickstart/results/pixels.json
+python scripts/demo/baseline.py --data-root data --output runs/quickstart/results/pixels.json
 """
 
 from __future__ import annotations
