@@ -121,6 +121,23 @@ def _load_pretrained(model: nn.Module, name: str, pretrained: str | Path) -> Non
     weights.apply(model, found.state, found.path)
 
 
+def _embed_patches(tower: VisionTransformer, image: torch.Tensor) -> torch.Tensor:
+    """The tower's first steps: images (B, 3, H, W) → class token and patches (B, 1 + patches, width).
+
+    A convolution whose stride is its kernel size is one matrix product over patches, and much faster as such.
+    """
+    weight = tower.conv1.weight
+    high, wide = tower.patch_size
+    if image.shape[-2] % high or image.shape[-1] % wide or tower.conv1.bias is not None:
+        return tower._embeds(image)
+    batch, channels, height, width = image.shape
+    patches = image.view(batch, channels, height // high, high, width // wide, wide).permute(0, 2, 4, 1, 3, 5)
+    x = F.linear(patches.reshape(batch, -1, channels * high * wide), weight.flatten(1))
+    x = torch.cat([tower.class_embedding.to(x.dtype).expand(batch, 1, -1), x], dim=1)
+    x = x + tower.positional_embedding.to(x.dtype)
+    return tower.ln_pre(tower.patch_dropout(x))
+
+
 class BiPath:
     """What a bi-path model adds to open_clip's CLIP classes.
 
@@ -157,12 +174,13 @@ class BiPath:
         tower = self.visual
         if type(tower) is not VisionTransformer or not packing.packable(tower.transformer):
             return tower(image)
-        x = tower._embeds(image)
+        x = _embed_patches(tower, image)
         batch, patches, width = x.shape
-        pooled = tower.pool_type == "tok" and tower.attn_pool is None
-        keep = torch.arange(0, batch * patches, patches, device=x.device) if pooled else None
-        x = packing.run_blocks(tower.transformer, x.reshape(-1, width), ((batch, patches),), causal=False, keep=keep)
-        # One token per image, the class token, is all that this pooling reads.
+        # The class token, the first of each image, is all that the usual pooling reads.
+        only_class_token = tower.pool_type == "tok" and tower.attn_pool is None
+        keep = torch.arange(0, batch * patches, patches, device=x.device) if only_class_token else None
+        plan = packing.Packing(groups=((batch, patches),), keep=keep)
+        x = packing.run_blocks(tower.transformer, x.reshape(-1, width), plan, causal=False)
         x = tower._pool(x.view(batch, -1, width))[0]
         return x if tower.proj is None else x @ tower.proj
 
@@ -193,8 +211,8 @@ class BiPath:
         dtype = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(text.reshape(-1)[plan.source]).to(dtype)
         x = x + F.embedding(plan.position, tower.positional_embedding).to(dtype)
-        x = packing.run_blocks(tower.transformer, x, plan.groups, causal=True, keep=plan.keep)
-        x = tower.ln_final(x)[plan.restore]
+        x = packing.run_blocks(tower.transformer, x, plan, causal=True)
+        x = packing.take_rows(tower.ln_final(x), plan.restore)
         projection = tower.text_projection
         if projection is None:
             return x
