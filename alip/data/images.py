@@ -77,24 +77,43 @@ def to_jpeg(data: bytes, policy: ImagePolicy | None = None, name: str = "") -> S
 
     ImageError(reason) if it cannot be used.
     """
+    from alip.data import pixels  # torch takes seconds to load, and most who use this module only decode
+
     policy = policy or ImagePolicy()
     image = _open(data, policy.max_pixels, "" if policy.any_name else name)
     if min(image.size) < policy.min_side:
         raise ImageError("tiny", f"{image.width} × {image.height} pixels, shorter than {policy.min_side}")
-    size = image.size
-    fits = policy.short_side == 0 or min(size) <= policy.short_side
-    keep = fits and image.format == "JPEG" and _is_plain_jpeg(data) and _orientation(image) == 1
+    width, height = image.size
+    scale = policy.short_side / min(image.size) if policy.short_side else 1.0
+    keep = scale >= 1 and image.format == "JPEG" and _is_plain_jpeg(data) and _orientation(image) == 1
     keep = keep and image.info.get("adobe_transform", 1) == 1  # others are not YCbCr inside
-    rgb = _load_rgb(image, policy.short_side)  # also of pictures that stay as they are: this finds the broken ones
+    rgb = _pixels(image, data, policy.short_side, scale)  # also of those that stay: this finds the broken ones
     if keep:
-        return StoredImage(data, *size, untouched=True)
-    rgb = _shrink(rgb, policy.short_side)
-    out = io.BytesIO()
-    rgb.save(out, "JPEG", quality=policy.quality)
-    stored = out.getvalue()
-    if not _is_plain_jpeg(stored) or jpeg_size(stored) != rgb.size:
+        return StoredImage(data, width, height, untouched=True)
+    height, width = rgb.shape[1:]  # turned upright by now
+    scale = policy.short_side / min(width, height) if policy.short_side else 1.0
+    if scale < 1:
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        rgb = pixels.shrink(rgb, width, height)
+    stored = pixels.encode(rgb, policy.quality)
+    if not _is_plain_jpeg(stored) or jpeg_size(stored) != (width, height):
         raise ImageError("not-encoded", "the encoder did not write a complete JPEG")
-    return StoredImage(stored, *rgb.size, untouched=False)
+    return StoredImage(stored, width, height, untouched=False)
+
+
+def _pixels(image: Image.Image, data: bytes, short_side: int, scale: float):
+    """(3, height, width) uint8. Pillow where a JPEG can be decoded at half its size or less, and for all but the
+    plain ones."""
+    from alip.data import pixels
+
+    if image.format == "JPEG" and image.mode == "RGB" and scale > 0.5 and _orientation(image) == 1:
+        try:
+            return pixels.decode_rgb(data)
+        except RuntimeError as error:
+            detail = str(error).splitlines()[0].rpartition(", ")[2]  # torchvision's own file and line come first
+            reason = "truncated" if "truncated" in detail else "broken"
+            raise ImageError(reason, f"cannot be decoded: {detail}") from None
+    return pixels.from_pillow(_load_rgb(image, short_side))
 
 
 def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
@@ -153,13 +172,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white.paste(picture, mask=picture.getchannel("A"))
         return white
     return image.convert("RGB")
-
-
-def _shrink(image: Image.Image, short_side: int) -> Image.Image:
-    scale = short_side / min(image.size) if short_side else 1
-    if scale >= 1:
-        return image
-    return image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.BICUBIC)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -165,6 +165,8 @@ def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[list[Sample]], policy:
 def start_worker(parent: int) -> None:
     """The first thing that a worker process does. parent: the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if "torch" in sys.modules:  # forked with it; a process is one worker, not a pool of threads
+        sys.modules["torch"].set_num_threads(1)
     die_with(parent)
 
 
