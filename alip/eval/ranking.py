@@ -8,8 +8,11 @@ and 1; eight of them are added at a time as one 64-bit word, which is exact as l
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,9 +20,10 @@ from torch import Tensor
 # A tile of comparisons has at most 255 rows and 255 words of 8 columns, so that no byte of a sum overflows.
 _TILE_ROWS = 255
 _TILE_COLUMNS = 255 * 8
-# The matrix product is cheaper in larger pieces (16 MB of scores), each then counted in the small tiles above.
-_PRODUCT_ROWS = 4 * _TILE_ROWS
-_PRODUCT_COLUMNS = 2 * _TILE_COLUMNS
+# The matrix product is cheaper in larger pieces: 8 MB of scores on a CPU, each then counted in the small tiles above;
+# on a GPU 500 MB, so that starting the work takes less time than the work.
+_CPU_BLOCK = (2 * _TILE_ROWS, 2 * _TILE_COLUMNS)
+_GPU_BLOCK = (16 * _TILE_ROWS, 16 * _TILE_COLUMNS)
 
 Block = tuple[int, int, int, int]  # first and past-the-last image, first and past-the-last caption
 
@@ -43,7 +47,9 @@ def ranks_from_scores(scores: Tensor, caption_owner: Tensor) -> Ranks:
     positives = scores[owner, torch.arange(captions, device=scores.device)]
     if not bool(torch.isfinite(positives).all()):
         raise ValueError("the scores hold NaN or infinity")
-    return _count(lambda block: scores[block[0] : block[1], block[2] : block[3]], images, owner, positives)
+    if scores.dtype not in (torch.float32, torch.float64):
+        scores, positives = scores.float(), positives.float()
+    return _count(lambda block: scores, [(0, images, 0, captions)], images, owner, positives)
 
 
 def ranks_from_features(image_features: Tensor, caption_features: Tensor, caption_owner: Tensor) -> Ranks:
@@ -57,8 +63,9 @@ def ranks_from_features(image_features: Tensor, caption_features: Tensor, captio
     if not bool(torch.isfinite(image_features).all() and torch.isfinite(caption_features).all()):
         raise ValueError("the features hold NaN or infinity")
     image_features, caption_features = image_features.float(), caption_features.float()
-    rows = min(_PRODUCT_ROWS, images)
-    columns = min(_PRODUCT_COLUMNS, captions)
+    shape = _CPU_BLOCK if image_features.device.type == "cpu" else _GPU_BLOCK
+    rows, columns = min(shape[0], images), min(shape[1], captions)
+    blocks = _blocks(images, captions, rows, columns)
     space = torch.empty(rows, columns, device=image_features.device)
 
     def product(block: Block) -> Tensor:
@@ -68,8 +75,8 @@ def ranks_from_features(image_features: Tensor, caption_features: Tensor, captio
         torch.matmul(left, right.T, out=space)
         return space[: block[1] - block[0], : block[3] - block[2]]
 
-    positives = _positives(product, images, owner)
-    return _count(product, images, owner, positives)
+    positives = _positives(product, blocks, owner)
+    return _count(product, blocks, images, owner, positives)
 
 
 def _checked_owner(caption_owner: Tensor, images: int, captions: int, device: torch.device) -> Tensor:
@@ -87,18 +94,18 @@ def _filled(rows: Tensor, count: int) -> Tensor:
     return rows if len(rows) == count else F.pad(rows, (0, 0, 0, count - len(rows)))
 
 
-def _blocks(images: int, captions: int) -> list[Block]:
+def _blocks(images: int, captions: int, rows: int, columns: int) -> list[Block]:
     return [
-        (top, min(top + _PRODUCT_ROWS, images), left, min(left + _PRODUCT_COLUMNS, captions))
-        for top in range(0, images, _PRODUCT_ROWS)
-        for left in range(0, captions, _PRODUCT_COLUMNS)
+        (top, min(top + rows, images), left, min(left + columns, captions))
+        for top in range(0, images, rows)
+        for left in range(0, captions, columns)
     ]
 
 
-def _positives(scores_of: Callable[[Block], Tensor], images: int, owner: Tensor) -> Tensor:
+def _positives(scores_of: Callable[[Block], Tensor], blocks: list[Block], owner: Tensor) -> Tensor:
     """Each caption's score with its own image: only the blocks that hold such a pair are computed."""
     positives = torch.empty(len(owner), device=owner.device)
-    for block in _blocks(images, len(owner)):
+    for block in blocks:
         top, bottom, left, right = block
         inside = ((owner[left:right] >= top) & (owner[left:right] < bottom)).nonzero().squeeze(1)
         if len(inside):
@@ -106,7 +113,9 @@ def _positives(scores_of: Callable[[Block], Tensor], images: int, owner: Tensor)
     return positives
 
 
-def _count(scores_of: Callable[[Block], Tensor], images: int, owner: Tensor, positives: Tensor) -> Ranks:
+def _count(
+    scores_of: Callable[[Block], Tensor], blocks: list[Block], images: int, owner: Tensor, positives: Tensor
+) -> Ranks:
     """Counts the scores that are at least the right answer's, in both directions, and takes the right answers off."""
     captions = len(owner)
     lowest = torch.finfo(positives.dtype).min
@@ -114,33 +123,47 @@ def _count(scores_of: Callable[[Block], Tensor], images: int, owner: Tensor, pos
     best.scatter_reduce_(0, owner, positives, "amax")
     image_count = torch.zeros(images, dtype=torch.int64, device=owner.device)
     caption_count = torch.zeros(captions, dtype=torch.int64, device=owner.device)
-    for block in _blocks(images, captions):
-        top, bottom, left, right = block
-        _count_block(
-            scores_of(block),
-            best[top:bottom],
-            positives[left:right],
-            image_count[top:bottom],
-            caption_count[left:right],
-        )
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for block in blocks:
+            top, bottom, left, right = block
+            counts = _count_block(scores_of(block), best[top:bottom], positives[left:right], pool)
+            image_count[top:bottom] += counts[0]
+            caption_count[left:right] += counts[1]
     own_level = torch.zeros_like(image_count).scatter_add_(0, owner, (positives >= best[owner]).long())
     has_caption = torch.zeros(images, dtype=torch.bool, device=owner.device).index_fill_(0, owner, True)
     image_to_text = torch.where(has_caption, image_count - own_level, torch.full_like(image_count, -1))
     return Ranks(image_to_text, caption_count - 1)
 
 
-def _count_block(scores: Tensor, best: Tensor, positives: Tensor, image_count: Tensor, caption_count: Tensor) -> None:
-    """Adds one block's counts to image_count (rows,) and caption_count (columns,), in place."""
+def _count_block(scores: Tensor, best: Tensor, positives: Tensor, pool: ThreadPoolExecutor) -> tuple[Tensor, Tensor]:
+    """One block's counts: (rows,) at least each row's best, and (columns,) at least each column's positive."""
+    if scores.device.type != "cpu":
+        return (scores >= best[:, None]).sum(1), (scores >= positives[None, :]).sum(0)
+    # Threads of our own, each with one long piece of work: torch's operations would each wait for all of its threads,
+    # thousands of times, which on a busy machine takes longer than the work.
+    pieces = max(1, min(torch.get_num_threads(), len(scores) // _TILE_ROWS))
+    edges = [len(scores) * piece // pieces for piece in range(pieces + 1)]
+    limits = positives.numpy()
+    parts = [scores[top:bottom].numpy() for top, bottom in pairwise(edges)]
+    lows = [best[top:bottom].numpy() for top, bottom in pairwise(edges)]
+    counts = list(pool.map(_count_rows, parts, lows, [limits] * pieces))
+    return torch.from_numpy(np.concatenate([rows for rows, _ in counts])), torch.from_numpy(sum(c for _, c in counts))
+
+
+def _count_rows(scores: np.ndarray, best: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`_count_block` for one thread. Each tile is compared twice while it lies in the cache."""
     rows, columns = scores.shape
-    marks = torch.zeros(_TILE_ROWS, _TILE_COLUMNS, dtype=torch.bool, device=scores.device)
-    words = marks.view(torch.int64)
-    for top in range(0, rows, _TILE_ROWS):
-        for left in range(0, columns, _TILE_COLUMNS):
-            tile = scores[top : top + _TILE_ROWS, left : left + _TILE_COLUMNS]
-            height, width = tile.shape
-            if width < _TILE_COLUMNS:
-                marks.zero_()  # the columns past the edge stay 0
-            torch.ge(tile, best[top : top + height, None], out=marks[:height, :width])
-            image_count[top : top + height] += words[:height].sum(1).view(torch.uint8).view(height, 8).sum(1)
-            torch.ge(tile, positives[None, left : left + width], out=marks[:height, :width])
-            caption_count[left : left + width] += words[:height].sum(0).view(torch.uint8)[:width]
+    row_count, column_count = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
+    marks = np.zeros((_TILE_ROWS, _TILE_COLUMNS), bool)
+    words = marks.view(np.int64)
+    for left in range(0, columns, _TILE_COLUMNS):
+        width = min(_TILE_COLUMNS, columns - left)
+        marks[:, width:] = False  # the columns past the edge stay 0
+        for top in range(0, rows, _TILE_ROWS):
+            tile = scores[top : top + _TILE_ROWS, left : left + width]
+            height = len(tile)
+            np.greater_equal(tile, best[top : top + height, None], out=marks[:height, :width])
+            row_count[top : top + height] += words[:height].sum(1).view(np.uint8).reshape(height, 8).sum(1, np.int64)
+            np.greater_equal(tile, positives[None, left : left + width], out=marks[:height, :width])
+            column_count[left : left + width] += words[:height].sum(0).view(np.uint8)[:width]
+    return row_count, column_count

@@ -3,9 +3,9 @@
 import json
 
 import archives
-import eval_zeroshot
 import pytest
 
+import eval_zeroshot
 from alip.errors import UserError
 from alip.eval.datasets import open_classification
 from alip.eval.sets import CLASSIFICATION
@@ -76,7 +76,7 @@ def test_a_class_too_few_is_refused(tmp_path, monkeypatch):
 def test_pickles_that_are_not_the_published_ones_are_never_opened(tmp_path, monkeypatch):
     archives.write("cifar10", tmp_path, monkeypatch)
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(UserError, match="cifar10: the files .* are not complete"):
+    with pytest.raises(UserError, match=r"cifar10: the files .* are not complete"):
         open_classification("cifar10", tmp_path)
 
 
