@@ -1,0 +1,52 @@
+import copy
+
+import torch
+
+from alip.model import create_model
+from alip.train.optimizer import MovingAverage, create_optimizer, decays
+
+
+def test_decay_spares_biases_norms_positions_and_the_scale(model_file):
+    model = create_model(model_file)
+    kept = {name for name, p in model.named_parameters() if decays(name, p)}
+    spared = {name for name, p in model.named_parameters()} - kept
+    assert {"logit_scale", "positional_embedding", "visual.positional_embedding", "visual.class_embedding"} <= spared
+    assert all(name in spared for name in dict(model.named_parameters()) if name.endswith(".bias"))
+    norms = {n for n, m in model.named_modules() if isinstance(m, torch.nn.LayerNorm)}
+    assert norms and all(f"{norm}.weight" in spared for norm in norms)
+    assert {"token_embedding.weight", "text_projection", "visual.proj", "visual.conv1.weight"} <= kept
+
+    optimizer = create_optimizer(model, lr=1e-3, weight_decay=0.3)
+    assert [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups] == [
+        (0.3, len(kept)),
+        (0.0, len(spared)),
+    ]
+    everything = create_optimizer(model, lr=1e-3, weight_decay=0.3, decay_all=True)
+    assert [(group["weight_decay"], len(group["params"])) for group in everything.param_groups] == [
+        (0.3, len(kept) + len(spared))
+    ]
+
+
+def test_locked_tower_is_not_optimised(model_file):
+    model = create_model(model_file, lock_image=True)
+    optimised = {id(p) for group in create_optimizer(model, lr=1e-3).param_groups for p in group["params"]}
+    assert optimised.isdisjoint(id(p) for p in model.visual.parameters())
+    assert id(model.token_embedding.weight) in optimised
+
+
+def test_moving_average_against_a_plain_one():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    average = MovingAverage(model, decay=0.9)
+    reference = copy.deepcopy(model.state_dict())
+    for n in range(30):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        model(torch.randn(5, 3))  # moves the running statistics
+        average.update(model)
+        keep = min(0.9, (1 + n) / (10 + n))
+        for key, value in model.state_dict().items():
+            is_parameter = key in dict(model.named_parameters())
+            reference[key] = keep * reference[key] + (1 - keep) * value if is_parameter else value.clone()
+    for key, value in average.state_dict().items():
+        torch.testing.assert_close(value, reference[key])
