@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Only these are tried: each further format is more code that strangers' bytes can reach.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+# Only these are tried (a JPEG may turn out to be an MPO, several JPEGs in one): each further format is more code
+# that strangers' bytes can reach.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 EXTENSIONS = {
     "jpg": "JPEG",
     "jpeg": "JPEG",
@@ -84,14 +85,15 @@ def to_jpeg(data: bytes, policy: ImagePolicy | None = None, name: str = "") -> S
     if min(image.size) < policy.min_side:
         raise ImageError("tiny", f"{image.width} × {image.height} pixels, shorter than {policy.min_side}")
     width, height = image.size
+    turned = _orientation(image)
     scale = policy.short_side / min(image.size) if policy.short_side else 1.0
-    keep = scale >= 1 and image.format == "JPEG" and _is_plain_jpeg(data) and _orientation(image) == 1
+    keep = scale >= 1 and turned == 1 and image.format == "JPEG" and _is_plain_jpeg(data)
     keep = keep and image.info.get("adobe_transform", 1) == 1  # others are not YCbCr inside
     rgb = _pixels(image, data, policy.short_side, scale)  # also of those that stay: this finds the broken ones
     if keep:
         return StoredImage(data, width, height, untouched=True)
-    height, width = rgb.shape[1:]  # turned upright by now
-    scale = policy.short_side / min(width, height) if policy.short_side else 1.0
+    if turned >= 5:
+        width, height = height, width
     if scale < 1:
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
         rgb = pixels.shrink(rgb, width, height)

@@ -1,4 +1,4 @@
-"""Runs in the environment that has real MXNet: `mxnet_side.py write|read FOLDER`. Exchanges rec files with the tests."""
+"""Runs in the environment that has real MXNet: `write|read FOLDER`, to exchange rec files with the tests."""
 
 import json
 import sys
