@@ -53,7 +53,7 @@ class Meter:
 
     def state(self) -> torch.Tensor:
         """For a checkpoint."""
-        return self.sums.cpu()
+        return self.sums.to("cpu", copy=True)
 
     def load(self, states: list[Any]) -> None:
         """Takes up saved sums; several (other ranks') are added."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from alip.distributed import World
+from alip.train.accumulate import uses_batch_statistics
 from alip.train.checkpoints import CheckpointFolder
 from alip.train.logging import RunLog
 from alip.train.plan import Plan
@@ -55,6 +56,11 @@ def open_run(
     keep: number of step checkpoints to keep.
     """
     complaints: list[str] = []
+    if plan.accum_freq > 1 and uses_batch_statistics(state.model):
+        complaints.append(
+            "this model uses batch statistics (BatchNorm): with --accum-freq they are each micro-batch's own, so the "
+            "update is not exactly that of one big batch (negatives and gates are shared all the same)"
+        )
     checkpoints = CheckpointFolder(folder / "checkpoints", keep, complaints.append)
     saved = find_start(resume, checkpoints, world)
     notes, resumed_at = [], None

@@ -66,6 +66,7 @@ class TrainStep:
             if beta1 is not None:
                 group["betas"] = (beta1, group["betas"][1])
         self.optimizer.zero_grad(set_to_none=True)
+        history = self.loss.history.clone()
 
         outcome = self._backward(micro_batches)
         if self.scaler is not None:
@@ -76,6 +77,8 @@ class TrainStep:
         self._update(skipped)
 
         with torch.no_grad():
+            # An update that is left out leaves no trace in the gates either.
+            self.loss.history.copy_(torch.where(loss_finite, self.loss.history, history))
             self.model.logit_scale.clamp_(0.0, self.logit_scale_limit)
         if self.moving_average is not None:
             self.moving_average.update(self.model)
