@@ -9,7 +9,8 @@ the global batch's N images x and texts (or captions) t, and this rank's n of th
     ∂loss/∂L_ij = 1/(2N) · (w_i exp(L_ij − r_i) + w_j exp(L_ij − c_j) − 2 w_i [i = j])
 
 A rank holds the n rows of its own images and all N columns. Its r_i are complete; c_j, w_j and the loss's sum are
-completed by one all-reduce of 2N + 1 numbers per path. The backward pass computes each block anew.
+completed by one all-reduce of 2N + 1 numbers per path. The backward pass computes the blocks anew, but for a fixed
+amount that is kept.
 """
 
 from __future__ import annotations
@@ -89,109 +90,158 @@ class Ranks:
 
 
 def default_block(device: torch.device) -> int:
-    """Side of a block: two 4 MB buffers that stay in a CPU core's cache; on a GPU larger, to launch fewer kernels."""
+    """Side of a block: on a CPU its buffers stay in the cache; on a GPU larger, to launch fewer kernels."""
     return 1024 if device.type == "cpu" else 4096
 
 
-def _blocks(rows: Tensor, columns: Tensor, block: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """(row slice, column slice, rows·columnsᵀ of the block, scratch of the same shape), in buffers used again."""
-    height, width = min(block, len(rows)), min(block, len(columns))
-    logits, scratch = rows.new_empty(2, height * width)
-    for top in range(0, len(rows), block):
-        some_rows = slice(top, min(top + block, len(rows)))
-        for left in range(0, len(columns), block):
-            some_columns = slice(left, min(left + block, len(columns)))
-            shape = (some_rows.stop - top, some_columns.stop - left)
-            product = logits[: shape[0] * shape[1]].view(shape)
-            torch.mm(rows[some_rows], columns[some_columns].T, out=product)
-            yield some_rows, some_columns, product, scratch[: shape[0] * shape[1]].view(shape)
+def _tiling(height: int, width: int, block: int) -> Iterator[tuple[slice, slice]]:
+    """The blocks of a height × width matrix, row by row; those at the edges may be smaller."""
+    for top in range(0, height, block):
+        for left in range(0, width, block):
+            yield slice(top, min(top + block, height)), slice(left, min(left + block, width))
 
 
-def log_sum_exps(rows: Tensor, columns: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """r (n,) and c (N,) of the logits rows (n, D) · columnsᵀ (N, D): one product for both, float64.
+class _Buffers:
+    """A few blocks' worth of memory, used again by every block."""
 
-    Both are carried over the blocks in float64: near 100 fp32 has only five decimals, and the roundings would add up.
+    def __init__(self, like: Tensor, height: int, width: int, block: int, count: int):
+        self.flat = like.new_empty(count, min(block, height) * min(block, width))
+
+    def shaped(self, i: slice, j: slice) -> list[Tensor]:
+        """One contiguous tensor per buffer, of the block's shape."""
+        shape = (i.stop - i.start, j.stop - j.start)
+        return [flat[: shape[0] * shape[1]].view(shape) for flat in self.flat]
+
+
+def _diagonal(block: Tensor, i: slice, j: slice, first: int) -> tuple[slice, Tensor]:
+    """The rows of this block whose own column, first + row, lies in it too; and a view of the logits there."""
+    rows = slice(max(i.start, j.start - first), max(i.start, j.start - first, min(i.stop, j.stop - first)))
+    return rows, block.diagonal(first + i.start - j.start)[: rows.stop - rows.start]
+
+
+def log_sum_exps(
+    rows: Tensor, columns: Tensor, first: int, block: int, keep: int = 0
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Of the logits rows (n, D) · columnsᵀ (N, D): r (n,), c (N,), the positives L_ii (n,), and some of its blocks.
+
+    One product serves both directions. All three are float64: near 100 fp32 has five decimals, so the roundings would
+    add up from block to block, and r_i − L_ii would drown in them where the model is right.
+    first: the column of the first row's own text. keep: at most so many bytes of logits, the first whole blocks, are
+    handed back for `gradient_products`.
     """
     r = rows.new_full((len(rows),), -torch.inf, dtype=torch.float64)
     c = rows.new_full((len(columns),), -torch.inf, dtype=torch.float64)
-    for i, j, logits, scratch in _blocks(rows, columns, block):
+    positive = torch.zeros_like(r)
+    buffers = _Buffers(rows, len(rows), len(columns), block, count=2)
+    kept: list[Tensor] = []
+    for i, j in _tiling(len(rows), len(columns), block):
+        logits, scratch = buffers.shaped(i, j)
+        keep -= logits.nbytes
+        if keep >= 0:
+            logits = torch.empty_like(logits)
+            kept.append(logits)
+        torch.mm(rows[i], columns[j].T, out=logits)
         highest = logits.amax(dim=1, keepdim=True)
         total = torch.sub(logits, highest, out=scratch).exp_().sum(dim=1)
         r[i] = torch.logaddexp(r[i], highest[:, 0] + total.double().log())
         highest = logits.amax(dim=0)
-        total = logits.sub_(highest).exp_().sum(dim=0)
+        total = torch.sub(logits, highest, out=scratch).exp_().sum(dim=0)
         c[j] = torch.logaddexp(c[j], highest + total.double().log())
-    return r, c
+        own, there = _diagonal(logits, i, j, first)
+        positive[own] = there.double()
+    return r, c, positive, kept
 
 
-def softmax_products(rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """G·columns (n, D) and Gᵀ·rows (N, D) with G_ij = exp(L_ij − a_i) + exp(L_ij − b_j); a is (n, 1), b (N,)."""
+def gradient_products(
+    rows: Tensor,
+    columns: Tensor,
+    weight: Tensor,
+    by_row: tuple[Tensor, Tensor],
+    by_column: tuple[Tensor, Tensor],
+    first: int,
+    block: int,
+    kept: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor]:
+    """G · columns (n, D) and Gᵀ · rows (N, D), where G = 2N · ∂loss/∂L.
+
+    weight: w of the rows (n,). by_row: (r, w) of the rows, by_column: (c, w) of the columns, as `_split` gives them.
+    kept: the first blocks of the logits L, if they are still there; the others are computed anew.
+    """
+    (r, row_weight), (c, column_weight) = by_row, by_column
+    r, row_weight = r[:, None], row_weight[:, None]
     to_rows, to_columns = torch.zeros_like(rows), torch.zeros_like(columns)
-    for i, j, logits, scratch in _blocks(rows, columns, block):
-        torch.sub(logits, a[i], out=scratch).exp_()
-        weights = logits.sub_(b[j]).exp_().add_(scratch)
-        to_rows[i].addmm_(weights, columns[j])
-        to_columns[j].addmm_(weights.T, rows[i])
+    buffers = _Buffers(rows, len(rows), len(columns), block, count=3)
+    for number, (i, j) in enumerate(_tiling(len(rows), len(columns), block)):
+        logits, G, scratch = buffers.shaped(i, j)
+        if number < len(kept):
+            logits = kept[number]
+        else:
+            torch.mm(rows[i], columns[j].T, out=logits)
+        torch.sub(logits, r[i], out=G).exp_().mul_(row_weight[i])
+        torch.sub(logits, c[j], out=scratch).exp_()
+        G.addcmul_(scratch, column_weight[j])
+        own, there = _diagonal(G, i, j, first)
+        there.sub_(weight[own], alpha=2)
+        to_rows[i].addmm_(G, columns[j])
+        to_columns[j].addmm_(G.T, rows[i])
     return to_rows, to_columns
 
 
-class _Path:
-    """One path (images with texts, or images with captions) seen from one rank; see the module's docstring."""
+def _split(log_sum: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """float64 (r, w) → (r', w') of `dtype` with w · exp(L − r) = w' · exp(L − r').
 
-    def __init__(self, rows: Tensor, columns: Tensor, weight: Tensor, own: slice):
-        self.rows = rows  # (n, D) logit_scale · x
-        self.columns = columns  # (N, D)
-        self.weight = weight  # (n,)
-        self.own = own  # the columns that belong to the rows
+    What r loses by rounding goes into the weight: so no digit is lost where L is nearly r, at a logit scale of 100 too.
+    """
+    rounded = log_sum.to(dtype)
+    return rounded, (weight * (rounded.double() - log_sum).exp()).to(dtype)
 
-    def forward(self, logit_scale: Tensor, ranks: Ranks, block: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The global loss, and what the backward pass needs: a_i = r_i − log w_i (n, 1) and b_j = c_j − log w_j."""
-        total = len(self.columns)
-        r, c = log_sum_exps(self.rows, self.columns, block)
-        weight = self.weight.double()
-        positive = (self.rows * self.columns[self.own]).sum(dim=1).double()
 
-        # exp c_j summed over the ranks. Normalised features have L <= logit_scale, so with that shift float64 cannot
-        # overflow, nor underflow at any scale below 350: no all-reduce for the maxima is needed.
-        shared = weight.new_zeros(2 * total + 1)
-        shared[:total] = (c - logit_scale).exp()
-        shared[total:-1][self.own] = weight
-        shared[-1] = (weight * (r - 2 * positive)).sum()
+def _path_loss(
+    rows: Tensor, columns: Tensor, weight: Tensor, own: slice, logit_scale: Tensor, ranks: Ranks, block: int, keep: int
+) -> tuple[Tensor, list[Tensor]]:
+    """The global loss of one path, and what `gradient_products` needs of it.
+
+    rows: (n, D) logit_scale · x, this rank's. columns: (N, D). weight: (n,). own: the columns that belong to the rows.
+    """
+    total = len(columns)
+    r, c, positive, kept = log_sum_exps(rows, columns, own.start, block, keep)
+    own_weight = weight.double()
+
+    # exp c_j is summed over the ranks. Normalised features have L <= logit_scale, so with that shift float64 cannot
+    # overflow, nor underflow at any scale below 350: no all-reduce for the maxima is needed.
+    shared = own_weight.new_zeros(2 * total + 1)
+    shared[:total] = (c - logit_scale).exp()
+    shared[total:-1][own] = own_weight
+    shared[-1] = (own_weight * ((r - positive) - positive)).sum()
+    if ranks.size > 1:
         ranks.sum(shared)
         c = shared[:total].log() + logit_scale
-        all_weights = shared[total:-1]
+    all_weights = shared[total:-1]
 
-        loss = (shared[-1] + (all_weights * c).sum()) / (2 * total)
-        a = (r - weight.log()).to(self.rows.dtype)[:, None]
-        b = (c - all_weights.log()).to(self.rows.dtype)
-        return loss.to(self.rows.dtype), a, b
-
-    def backward(self, a: Tensor, b: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        """2N · ∂loss/∂rows (n, D) and 2N · ∂loss/∂columns (N, D), the latter of this rank's rows alone."""
-        to_rows, to_columns = softmax_products(self.rows, self.columns, a, b, block)
-        positive = 2 * self.weight[:, None]
-        to_rows -= positive * self.columns[self.own]
-        to_columns[self.own] -= positive * self.rows
-        return to_rows, to_columns
+    loss = (shared[-1] + (all_weights * c).sum()) / (2 * total)
+    saved = [columns, weight, *_split(r, own_weight, rows.dtype), *_split(c, all_weights, rows.dtype), *kept]
+    return loss.to(rows.dtype), saved
 
 
 class _BiPathContrast(torch.autograd.Function):
     """See `bi_path_contrast`. Autocast is switched off here in both directions: the products stay in fp32."""
 
     @staticmethod
-    def forward(ctx, image, text, caption, logit_scale, text_path, caption_path, ranks, sizes, block):
+    def forward(ctx, image, text, caption, logit_scale, text_path, caption_path, ranks, sizes, block, keep):
         own = slice(sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1]))
+        keep = keep // 2 if any(ctx.needs_input_grad) else 0  # for each path
+        losses, saved = [], []
         with torch.autocast(image.device.type, enabled=False):
-            waiting = [ranks.start_gather(text, sizes), ranks.start_gather(caption, sizes)]
+            arriving = [ranks.start_gather(text, sizes), ranks.start_gather(caption, sizes)]
             rows = logit_scale * image
-            losses, saved = [], []
-            for finish, weight in zip(waiting, (text_path, caption_path)):
+            for finish, weight in zip(arriving, (text_path, caption_path)):
                 columns = finish()  # the captions travel while the texts' path is computed
-                loss, a, b = _Path(rows, columns, weight, own).forward(logit_scale, ranks, block)
+                loss, needed = _path_loss(rows, columns, weight, own, logit_scale, ranks, block, keep)
                 losses.append(loss)
-                saved += [columns, weight, a, b]
-        ctx.save_for_backward(image, logit_scale, *saved)
-        ctx.ranks, ctx.sizes, ctx.block, ctx.own = ranks, sizes, block, own
+                saved.append(needed)
+        ctx.save_for_backward(image, logit_scale, *saved[0], *saved[1])
+        ctx.counts = [len(path) for path in saved]
+        ctx.ranks, ctx.sizes, ctx.block, ctx.first = ranks, sizes, block, own.start
         ctx.set_materialize_grads(False)
         return tuple(losses)
 
@@ -201,21 +251,23 @@ class _BiPathContrast(torch.autograd.Function):
         image, logit_scale, *saved = ctx.saved_tensors
         ranks, sizes = ctx.ranks, ctx.sizes
         image_gradient, scale_gradient = torch.zeros_like(image), torch.zeros_like(logit_scale)
-        waiting: list[Callable[[], Tensor] | None] = [None, None]
+        column_gradients: list[Callable[[], Tensor] | None] = []
         with torch.autocast(image.device.type, enabled=False):
             rows = logit_scale * image
-            for k, loss_gradient in enumerate(loss_gradients):
-                if loss_gradient is None:  # the same on every rank: all differentiate the same loss
+            for loss_gradient, path in zip(loss_gradients, (saved[: ctx.counts[0]], saved[ctx.counts[0] :])):
+                if loss_gradient is None:  # not part of what is differentiated, on any rank
+                    column_gradients.append(None)
                     continue
-                columns, weight, a, b = saved[4 * k : 4 * k + 4]
-                to_rows, to_columns = _Path(rows, columns, weight, ctx.own).backward(a, b, ctx.block)
-                factor = loss_gradient * (ranks.size / (2 * len(columns)))  # × ranks: DDP divides by them
-                waiting[k] = ranks.start_scatter(to_columns.mul_(factor), sizes)
-                to_rows *= factor
-                scale_gradient += (image * to_rows).sum()
+                columns, weight, r, w_r, c, w_c, *kept = path
+                to_rows, to_columns = gradient_products(
+                    rows, columns, weight, (r, w_r), (c, w_c), ctx.first, ctx.block, kept
+                )
+                factor = loss_gradient * (ranks.size / (2 * len(columns)))  # times the ranks, for DDP divides by them
+                column_gradients.append(ranks.start_scatter(to_columns.mul_(factor), sizes))
+                scale_gradient += (image * to_rows.mul_(factor)).sum()
                 image_gradient += to_rows.mul_(logit_scale)
-            text_gradient, caption_gradient = (finish and finish() for finish in waiting)
-        return image_gradient, text_gradient, caption_gradient, scale_gradient, None, None, None, None, None
+            text_gradient, caption_gradient = (finish and finish() for finish in column_gradients)
+        return image_gradient, text_gradient, caption_gradient, scale_gradient, None, None, None, None, None, None
 
 
 def bi_path_contrast(
@@ -228,12 +280,14 @@ def bi_path_contrast(
     ranks: Ranks,
     sizes: Sequence[int],
     block: int | None = None,
+    keep: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The global batch's loss of the two paths, mean_i w_i·(CE_image_i + CE_text_i)/2 each; the same on every rank.
 
     image, text, caption: (n, D) fp32 or fp64, this rank's rows, L2-normalised; n may be 0 on some ranks.
     logit_scale: scalar of the same type. text_path_weight, caption_path_weight: (n,) >= 0, constants for the gradient.
-    sizes: n of every rank, in rank order. block: side of a block (None: by device).
+    sizes: n of every rank, in rank order. block: side of a block (None: by device). keep: at most so many bytes of
+    logits stay in memory for the backward pass, which computes the others anew.
 
     Gradients come out multiplied by the number of ranks, so that their mean over the ranks, as DDP takes it, is the
     gradient of one process with the whole batch. A row of image, text or caption gets its complete gradient (other
@@ -241,5 +295,5 @@ def bi_path_contrast(
     """
     block = block or default_block(image.device)
     return _BiPathContrast.apply(
-        image, text, caption, logit_scale, text_path_weight, caption_path_weight, ranks, tuple(sizes), block
+        image, text, caption, logit_scale, text_path_weight, caption_path_weight, ranks, tuple(sizes), block, keep
     )

@@ -82,8 +82,11 @@ class AdaptiveContrastiveLoss(nn.Module):
         released, gates every sample for the first 300 to 500 steps, a hidden warm-up; None starts from the first
         batch's own means.
     use_sample_weight, use_text_weight, use_caption_weight: the paper's ablation; all off is the plain bi-path loss.
-    block_size: side of the logit blocks. Temporary memory is 8·block_size² bytes; larger blocks mean fewer, longer
-        kernels, smaller ones stay in the cache. None: 1024 on a CPU, 4096 on a GPU. The result does not depend on it.
+    block_size: side of the logit blocks, of which three stand at a time: 12·block_size² bytes. Larger blocks mean
+        fewer, longer kernels, smaller ones stay in the cache. None: 1024 on a CPU, 4096 on a GPU.
+    keep_bytes: at most so many bytes of logits are kept from the forward for the backward pass, which computes the
+        others anew: a fixed amount of memory for a quarter of the products while everything fits (up to N = 2896 by
+        itself, up to 8192 with 1024 rows on this rank), and for fewer and fewer beyond. 0 keeps none.
     process_group: the ranks that share one global batch; None is the default group. The loss is distributed whenever
         torch.distributed is initialised.
     check_finite: raise FloatingPointError when an input holds a NaN or an infinity. It costs a norm per row and one
@@ -115,6 +118,7 @@ class AdaptiveContrastiveLoss(nn.Module):
         use_text_weight: bool = True,
         use_caption_weight: bool = True,
         block_size: int | None = None,
+        keep_bytes: int = 64 << 20,
         process_group: dist.ProcessGroup | None = None,
         check_finite: bool = True,
         even_batches: bool = False,
@@ -124,11 +128,14 @@ class AdaptiveContrastiveLoss(nn.Module):
             raise ValueError(f"momentum must lie in [0, 1], not {momentum}")
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
+        if keep_bytes < 0:
+            raise ValueError(f"keep_bytes must be at least 0, not {keep_bytes}")
         self.gamma_sample = gamma_sample
         self.gamma_pair = gamma_pair
         self.momentum = momentum
         self.use_weights = (use_sample_weight, use_text_weight, use_caption_weight)
         self.block_size = block_size
+        self.keep_bytes = keep_bytes
         self.process_group = process_group
         self.check_finite = check_finite
         self.even_batches = even_batches
@@ -159,7 +166,7 @@ class AdaptiveContrastiveLoss(nn.Module):
                 history = self._take_in(means)
                 W_s, W_t, W_c = gate_weights(*S, history, self.gamma_sample, self.gamma_pair, *self.use_weights)
             text_loss, caption_loss = bi_path_contrast(
-                x, t, c, scale, W_s * W_t, W_s * W_c, ranks, sizes, self.block_size
+                x, t, c, scale, W_s * W_t, W_s * W_c, ranks, sizes, self.block_size, self.keep_bytes
             )
             return LossOutput(text_loss + caption_loss, text_loss, caption_loss, W_s, W_t, W_c, *S)
 
