@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 # Only these are tried (a JPEG may turn out to be an MPO, several JPEGs in one): each further format is more code
 # that strangers' bytes can reach.
@@ -26,7 +26,16 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 8
 SHORT_SIDE = 256
 QUALITY = 90
-_ORIENTATION = 0x0112  # the EXIF tag
+_ORIENTATION = 0x0112  # the EXIF tag, and what sets each of its values upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -85,14 +94,17 @@ def to_jpeg(data: bytes, policy: ImagePolicy | None = None, name: str = "") -> S
     if min(image.size) < policy.min_side:
         raise ImageError("tiny", f"{image.width} × {image.height} pixels, shorter than {policy.min_side}")
     width, height = image.size
-    turned = _orientation(image)
     scale = policy.short_side / min(image.size) if policy.short_side else 1.0
-    keep = scale >= 1 and turned == 1 and image.format == "JPEG" and _is_plain_jpeg(data)
+    upright = image.format == "JPEG" and _orientation(image) == 1
+    keep = scale >= 1 and upright and _is_plain_jpeg(data)
     keep = keep and image.info.get("adobe_transform", 1) == 1  # others are not YCbCr inside
-    rgb = _pixels(image, data, policy.short_side, scale)  # also of those that stay: this finds the broken ones
+    if upright and image.mode == "RGB" and scale > 0.5:
+        rgb = _decode_plain(data)  # also of those that stay as they are: this finds the broken ones
+    else:  # Pillow can decode a JPEG at 1/2, 1/4 or 1/8 of its size, and all else
+        rgb = pixels.from_pillow(_load_rgb(image, policy.short_side))
     if keep:
         return StoredImage(data, width, height, untouched=True)
-    if turned >= 5:
+    if (rgb.shape[2] - rgb.shape[1]) * (width - height) < 0:  # it was turned upright
         width, height = height, width
     if scale < 1:
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
@@ -103,19 +115,16 @@ def to_jpeg(data: bytes, policy: ImagePolicy | None = None, name: str = "") -> S
     return StoredImage(stored, width, height, untouched=False)
 
 
-def _pixels(image: Image.Image, data: bytes, short_side: int, scale: float):
-    """(3, height, width) uint8. Pillow where a JPEG can be decoded at half its size or less, and for all but the
-    plain ones."""
+def _decode_plain(data: bytes):
+    """(3, height, width) uint8 of a three-colour JPEG."""
     from alip.data import pixels
 
-    if image.format == "JPEG" and image.mode == "RGB" and scale > 0.5 and _orientation(image) == 1:
-        try:
-            return pixels.decode_rgb(data)
-        except RuntimeError as error:
-            detail = str(error).splitlines()[0].rpartition(", ")[2]  # torchvision's own file and line come first
-            reason = "truncated" if "truncated" in detail else "broken"
-            raise ImageError(reason, f"cannot be decoded: {detail}") from None
-    return pixels.from_pillow(_load_rgb(image, short_side))
+    try:
+        return pixels.decode_rgb(data)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[0].rpartition(", ")[2]  # torchvision's own file and line come first
+        reason = "truncated" if "truncated" in detail else "broken"
+        raise ImageError(reason, f"cannot be decoded: {detail}") from None
 
 
 def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
@@ -152,8 +161,9 @@ def _load_rgb(image: Image.Image, short_side: int) -> Image.Image:
                 if scale < 1:  # libjpeg decodes straight to 1/2, 1/4 or 1/8, whichever still covers the request
                     image.draft(None, tuple(int(np.ceil(side * scale)) for side in image.size))
             image.load()
-            if _orientation(image) != 1:
-                image = ImageOps.exif_transpose(image)
+            turn = _TURNS.get(_orientation(image))
+            if turn is not None:
+                image = image.transpose(turn)
             return _to_rgb(image)
     except Exception as error:
         reason = "truncated" if "truncated" in str(error) else "broken"
@@ -177,10 +187,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the camera was held, 1 (upright) to 8; 1 where nothing sensible is said."""
-    if image.format == "GIF" or ("exif" not in image.info and image.format not in ("TIFF", "PNG")):
+    """How the camera was held, 1 (upright) to 8; 1 where nothing sensible is said. (A PNG says so after its pixels.)"""
+    if "exif" not in image.info and image.format != "TIFF":
         return 1
-    value = image.getexif().get(_ORIENTATION, 1)
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # broken metadata says nothing; the pixels may be good
+        return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
