@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from trainruns import on_ranks
 
 from alip.distributed import World
 from alip.loss import AdaptiveContrastiveLoss
@@ -12,8 +13,6 @@ from alip.train.accumulate import uses_batch_statistics
 from alip.train.optimizer import create_optimizer
 from alip.train.parallel import parallelise
 from alip.train.step import TrainStep
-
-from .conftest import on_ranks
 
 CPU = torch.device("cpu")
 

@@ -5,15 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_train_accumulate import CPU, AdaptiveContrastiveLoss, make_batch, make_model
+from trainruns import on_ranks
 
 from alip.distributed import World
 from alip.train.meter import NAMES, Meter
 from alip.train.nonfinite import NonFiniteWatch
 from alip.train.optimizer import MovingAverage, create_optimizer
 from alip.train.step import TrainStep
-
-from .conftest import on_ranks
-from .test_accumulate import CPU, AdaptiveContrastiveLoss, make_batch, make_model
 
 
 def make(model_file, **options):
