@@ -1,6 +1,7 @@
-"""Zero-shot classification.
+"""Zero-shot classification, and the linear probe.
 
 python eval_zeroshot.py --checkpoint RUN --datasets cifar10,pets --data-root DIR
+python eval_zeroshot.py --checkpoint RUN --datasets cifar10,pets --data-root DIR --task probe
 python eval_zeroshot.py --checkpoint RUN --datasets FOLDER             a folder with one folder of images per class
 
 A dataset is a name of the table in docs/evaluation.md, a folder, or a classes.jsonl of {"image": path, "label": name}.
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--classnames", metavar="FILE", help="class names in SLIP's form: a JSON object {set: [names]}")
     parser.add_argument("--prompts", metavar="FILE", help="templates in SLIP's form: a JSON object {set: [templates]}")
+    parser.add_argument("--task", default="zeroshot", choices=("zeroshot", "probe", "both"), help="probe: linear probe")
     add_common(parser)
     args = parser.parse_args(argv)
     world = distributed.start(args.device)
@@ -36,7 +38,14 @@ def main(argv: list[str] | None = None) -> int:
         folder = results_folder(args.checkpoint, args.output)
         draw = not args.no_pictures
         return zeroshot(
-            model, datasets, encoding, protocol=args.protocol, source=args.checkpoint, folder=folder, draw=draw
+            model,
+            datasets,
+            encoding,
+            protocol=args.protocol,
+            source=args.checkpoint,
+            folder=folder,
+            draw=draw,
+            task=args.task,
         )
     finally:
         distributed.stop()

@@ -12,6 +12,7 @@ OUTPUT=${OUTPUT:-}                                  # results and pictures; empt
 BATCH_SIZE=${BATCH_SIZE:-256}                       # images per step and process
 WORKERS=${WORKERS:-2}                               # processes that read images, per process
 PRECISION=${PRECISION:-auto}                        # auto, fp32, bf16, fp16
+TASK=${TASK:-zeroshot}                              # zeroshot, probe (linear probe), both
 NPROC=${NPROC:-1}                                   # processes: one per GPU
 CLASSNAMES=${CLASSNAMES:-}                          # class names as a JSON file {set: [names]}; empty: the set's own
 PROMPTS=${PROMPTS:-}                                # templates as a JSON file {set: [templates]}; empty: the set's own
@@ -26,5 +27,5 @@ if (( NPROC > 1 )); then LAUNCH=("$PYTHON" -m torch.distributed.run --standalone
 
 # DATASETS is split into words on purpose.
 exec "${LAUNCH[@]}" eval_zeroshot.py --checkpoint "$CHECKPOINT" --datasets $DATASETS --data-root "$DATA_ROOT" \
-    --protocol "$PROTOCOL" --batch-size "$BATCH_SIZE" --workers "$WORKERS" --precision "$PRECISION" \
+    --protocol "$PROTOCOL" --task "$TASK" --batch-size "$BATCH_SIZE" --workers "$WORKERS" --precision "$PRECISION" \
     ${CLASSNAMES:+--classnames "$CLASSNAMES"} ${PROMPTS:+--prompts "$PROMPTS"} ${OUTPUT:+--output "$OUTPUT"} "$@"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from alip.errors import UserError
-from alip.eval import pictures, results
+from alip.eval import pictures, report, results
 from alip.eval.datasets import ClassificationSet, RetrievalSet
 from alip.eval.features import Encoding, weights_fingerprint
+from alip.eval.probe import measure_probe
 from alip.eval.retrieval import measure_retrieval
 from alip.eval.zeroshot import measure_zeroshot
 
@@ -59,7 +60,7 @@ def retrieval(
         if encoding.world.is_main and draw:
             pictures.gallery(found, folder / f"gallery-{dataset.name}.png")
         _warn(encoding, dataset.name, found.unreadable)
-    _finish(encoding, folder, entries, retrieval_table)
+    _finish(encoding, folder, entries, draw)
     return 1 if left_out else 0
 
 
@@ -72,20 +73,28 @@ def zeroshot(
     source: str,
     folder: Path,
     draw: bool = True,
+    task: str = "zeroshot",
 ) -> int:
-    """Measures zero-shot classification on each set; arguments and exit status as for `retrieval`."""
+    """Measures zero-shot classification on each set, or a linear probe, or both (task); the rest as for `retrieval`."""
     facts = _facts(model, source, encoding)
     entries, left_out = [], 0
     for dataset in datasets:
-        found = measure_zeroshot(model, dataset, encoding)
-        left_out += len(found.unreadable)
-        entry = results.entry("zeroshot", dataset.name, protocol, found.numbers, facts, found.unreadable)
-        entries.append({**entry, "metric": dataset.metric})
-        if encoding.world.is_main and draw:
-            pictures.confusion(found, folder / f"confusion-{dataset.name}.png")
-            pictures.per_class(found, folder / f"per-class-{dataset.name}.png")
-        _warn(encoding, dataset.name, found.unreadable)
-    _finish(encoding, folder, entries, zeroshot_table)
+        if task in ("zeroshot", "both"):
+            found = measure_zeroshot(model, dataset, encoding, protocol)
+            left_out += len(found.unreadable)
+            entry = results.entry("zeroshot", dataset.name, protocol, found.numbers, facts, found.unreadable)
+            entries.append({**entry, "metric": dataset.metric})
+            if encoding.world.is_main and draw:
+                pictures.confusion(found, folder / f"confusion-{dataset.name}.png")
+                pictures.per_class(found, folder / f"per-class-{dataset.name}.png")
+            _warn(encoding, dataset.name, found.unreadable)
+        if task in ("probe", "both"):
+            numbers, unreadable = measure_probe(model, dataset, encoding)
+            left_out += len(unreadable)
+            entry = results.entry("probe", dataset.name, protocol, numbers, facts, unreadable)
+            entries.append({**entry, "metric": dataset.metric})
+            _warn(encoding, dataset.name, unreadable)
+    _finish(encoding, folder, entries, draw)
     return 1 if left_out else 0
 
 
@@ -108,9 +117,9 @@ def retrieval_table(entries: Sequence[results.Entry]) -> str:
     return results.markdown(header, rows)
 
 
-def zeroshot_table(entries: Sequence[results.Entry]) -> str:
+def classification_table(kind: str, entries: Sequence[results.Entry]) -> str:
     """Headline, top-1, top-5 and mean per class, a row per set."""
-    header = ["zero-shot", "images", "classes", "chance", "headline", "top-1", "top-5", "mean per class"]
+    header = [kind, "images", "classes", "chance", "headline", "top-1", "top-5", "mean per class"]
     rows = []
     for entry in entries:
         numbers = entry["numbers"]
@@ -129,11 +138,19 @@ def zeroshot_table(entries: Sequence[results.Entry]) -> str:
     return results.markdown(header, rows)
 
 
-def _finish(encoding: Encoding, folder: Path, entries: list[results.Entry], table: Callable[[Any], str]) -> None:
-    if encoding.world.is_main:
-        path = results.save(folder, entries)
-        print(table(entries))
-        print(f"written: {path}")
+def _finish(encoding: Encoding, folder: Path, entries: list[results.Entry], draw: bool) -> None:
+    """On the main rank: prints the tables, adds to results.json, and writes the report anew from all that is in it."""
+    if not encoding.world.is_main:
+        return
+    for kind, title in (("retrieval", ""), ("zeroshot", "zero-shot"), ("probe", "linear probe")):
+        own = [entry for entry in entries if entry["kind"] == kind]
+        if own:
+            print(retrieval_table(own) if kind == "retrieval" else classification_table(title, own))
+    path = results.save(folder, entries)
+    name = Path(entries[0]["checkpoint"]).name
+    if draw:
+        report.write({name: results.load(path)}, folder)
+    print(f"written: {path}" + (", report.md and pictures beside it" if draw else ""))
 
 
 def _warn(encoding: Encoding, name: str, unreadable: Sequence[tuple[str, str]]) -> None:

@@ -106,12 +106,10 @@ def per_class(found: Classified, path: Path, classes: int = 60) -> None:
     labels = [f"{textwrap.shorten(row[2], 36, placeholder='…')} ({row[1]})" for row in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=7)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    chance = 100.0 / len(names)
-    axis.axvline(chance, color="k", linewidth=0.8, linestyle="--")
-    axis.text(chance, len(rows) - 0.5, " chance", fontsize=7, va="bottom")
-    mean = found.numbers["mean_per_class"]
-    axis.axvline(mean, color=_OURS, linewidth=1.2)
-    axis.text(mean, len(rows) - 0.5, f" mean {mean:.1f}", fontsize=7, va="bottom", color=_OURS)
+    chance, mean = 100.0 / len(names), found.numbers["mean_per_class"]
+    axis.axvline(chance, color="k", linewidth=0.8, linestyle="--", label=f"chance {chance:.1f}")
+    axis.axvline(mean, color=_OURS, linewidth=1.2, label=f"mean per class {mean:.1f}")
+    axis.legend(fontsize=7, loc="lower right")
     axis.set_xlim(0, 100)
     axis.set_xlabel("accuracy, % (images)")
     part = f"best and worst {classes // 2} of {total} classes" if total > classes else f"{total} classes"

@@ -62,18 +62,24 @@ def _identity(one: Entry) -> tuple[str, str, str]:
     return one["kind"], one["dataset"], one["protocol"]
 
 
-def load(path: Path) -> list[Entry]:
-    """The entries of a results.json (or of the folder that holds one, or of a run folder)."""
+def folder_of(path: Path) -> Path:
+    """The folder that holds the results.json of a run: path is that folder, the run's, or the file itself."""
     for candidate in (path, path / FILE_NAME, path / "results" / FILE_NAME):
         if candidate.is_file():
-            try:
-                data = json.loads(candidate.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{candidate} is not JSON ({error}); delete it and evaluate again") from error
-            if not isinstance(data, dict) or data.get("format") != "alip-results":
-                raise UserError(f"{candidate} is not a results file of this project")
-            return data["entries"]
+            return candidate.parent
     raise UserError(f"{path} has no {FILE_NAME}; run run_retrieval.sh or run_zeroshot.sh on that checkpoint first")
+
+
+def load(path: Path) -> list[Entry]:
+    """The entries of a results.json (or of the folder that holds one, or of a run folder)."""
+    file = folder_of(path) / FILE_NAME
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); delete it and evaluate again") from error
+    if not isinstance(data, dict) or data.get("format") != "alip-results":
+        raise UserError(f"{file} is not a results file of this project")
+    return data["entries"]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -80,8 +80,14 @@ def evaluate_zeroshot(
     return measure_zeroshot(model, dataset, encoding).numbers
 
 
-def measure_zeroshot(model: nn.Module, dataset: ClassificationSet, encoding: Encoding) -> Classified:
-    """Builds the classifier from the set's names and templates, and classifies its images. All ranks must call it."""
+def measure_zeroshot(
+    model: nn.Module, dataset: ClassificationSet, encoding: Encoding, protocol: str = "field"
+) -> Classified:
+    """Builds the classifier from the set's names and templates, and classifies its images. All ranks must call it.
+
+    Under the protocol "released" there is one number more, `headline_truncated`: the headline as the release computes
+    it, from 100 × cosine cut down to whole numbers, so that near classes tie and the first of them wins.
+    """
     training = model.training
     model.eval()
     classifier = build_classifier(model, dataset.classnames, dataset.templates, encoding)
@@ -93,7 +99,10 @@ def measure_zeroshot(model: nn.Module, dataset: ClassificationSet, encoding: Enc
             f"{dataset.name}: labels run from {int(labels.min())} to {int(labels.max())}, "
             f"but there are {len(dataset.classnames)} class names"
         )
-    numbers, predictions = accuracies(found.features @ classifier.T, labels)
+    logits = found.features @ classifier.T
+    numbers, predictions = accuracies(logits, labels)
     numbers["headline"] = numbers[dataset.metric]
+    if protocol == "released":
+        numbers["headline_truncated"] = accuracies((100 * logits).trunc(), labels)[0][dataset.metric]
     numbers.update(images=len(labels), classes=len(dataset.classnames), unreadable=len(found.unreadable))
     return Classified(numbers, dataset, labels.cpu(), predictions.cpu(), found.unreadable)
