@@ -11,7 +11,8 @@ CONTEXT_LENGTH = 77  # of every CLIP model, and of the released record layout
 
 
 @lru_cache(maxsize=1)
-def _clip_tokenizer():
+def clip_tokenizer():
+    """open_clip's own tokenizer, made once."""
     # Imported late: reading the merges takes half a second, and the RecordIO tools need only the label functions.
     from open_clip.tokenizer import SimpleTokenizer
 
@@ -30,12 +31,12 @@ def tokenize(texts: list[str], context_length: int = CONTEXT_LENGTH) -> torch.Te
         raise ValueError(f"context_length must be at least 2 (start and end token), not {context_length}")
     if not texts:
         return torch.zeros(0, context_length, dtype=torch.long)
-    return _clip_tokenizer()(list(texts), context_length=context_length)
+    return clip_tokenizer()(list(texts), context_length=context_length)
 
 
 def decode(tokens) -> str:
     """The text of one row of token ids, lower-cased as the tokenizer makes it, without start, end and padding."""
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     row = [int(token) for token in tokens]
     if tokenizer.eot_token_id in row:
         row = row[: row.index(tokenizer.eot_token_id)]
