@@ -123,8 +123,7 @@ def _decode_plain(data: bytes):
         return pixels.decode_rgb(data)
     except RuntimeError as error:
         detail = str(error).splitlines()[0].rpartition(", ")[2]  # torchvision's own file and line come first
-        reason = "truncated" if "truncated" in detail else "broken"
-        raise ImageError(reason, f"cannot be decoded: {detail}") from None
+        raise ImageError(_broken_or_truncated(detail), f"cannot be decoded: {detail}") from None
 
 
 def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
@@ -140,7 +139,7 @@ def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError("too-many-pixels", str(error)) from None
     except Exception as error:
-        raise ImageError("broken", f"unreadable header: {error}") from None
+        raise ImageError(_broken_or_truncated(str(error)), f"unreadable header: {error}") from None
     if image.width * image.height > max_pixels:
         raise ImageError("too-many-pixels", f"{image.width} × {image.height} pixels, the limit is {max_pixels}")
     promised = EXTENSIONS.get(name.rpartition(".")[2].lower()) if "." in name else None
@@ -150,6 +149,10 @@ def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise ImageError("animated", f"{image.n_frames} frames")
     return image
+
+
+def _broken_or_truncated(detail: str) -> str:
+    return "truncated" if "truncated" in detail.lower() else "broken"
 
 
 def _load_rgb(image: Image.Image, short_side: int) -> Image.Image:
@@ -166,8 +169,7 @@ def _load_rgb(image: Image.Image, short_side: int) -> Image.Image:
                 image = image.transpose(turn)
             return _to_rgb(image)
     except Exception as error:
-        reason = "truncated" if "truncated" in str(error) else "broken"
-        raise ImageError(reason, f"cannot be decoded: {error}") from None
+        raise ImageError(_broken_or_truncated(str(error)), f"cannot be decoded: {error}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
