@@ -4,6 +4,7 @@ A captioner is any object with a method `caption(batch) -> list[str]`, one strin
 
 - `prepare(image) -> anything picklable`: runs in the worker processes on one RGB PIL image; `caption` then gets a list
   of what `prepare` returned. Without it `caption` gets the PIL images, shrunk to at most 1024 pixels a side.
+- `short_side`: JPEGs may be decoded at a smaller scale, as long as their short side stays at least this (pixels).
 - `reads`: "images" (the default), or "keys": then nothing is decoded, and `caption` gets the samples' keys.
 - `facts`: a dict that is written beside the captions (the model's name, its revision).
 """
@@ -11,16 +12,14 @@ A captioner is any object with a method `caption(batch) -> list[str]`, one strin
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 
+from alip.caption.userfile import load_captioner_file
 from alip.errors import UserError
 
 # Short names. The first four and florence2 are Hugging Face models, coca is open_clip's.
@@ -145,28 +144,6 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def load_captioner_file(path: str | Path) -> ModuleType:
-    """Imports a captioner file under a name of its own, so that worker processes can unpickle what it defines.
-
-    The file runs with the user's rights, like any script that is named on a command line.
-    """
-    path = Path(path).resolve()
-    name = f"alip_captioner_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file: a captioner file ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _from_file(path: Path, choice: CaptionerChoice, device: torch.device) -> Captioner:

