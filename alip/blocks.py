@@ -23,6 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# New names since torch 2.14, which warns of the old ones. (None at all in a torch built without distributed.)
+_all_gather = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
+
 
 class Ranks:
     """The collectives that the loss needs; in a single process each is free.
@@ -42,7 +46,7 @@ class Ranks:
         if self.size == 1:
             return report[None]
         reports = report.new_empty(self.size * len(report))
-        dist.all_gather_into_tensor(reports, report, group=self.group)
+        _all_gather(reports, report, group=self.group)
         return reports.view(self.size, -1)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -61,7 +65,7 @@ class Ranks:
         most = max(sizes)
         share = F.pad(rows, (0, 0, 0, most - len(rows))).contiguous()
         shares = rows.new_empty(self.size * most, rows.shape[1])
-        work = dist.all_gather_into_tensor(shares, share, group=self.group, async_op=True)
+        work = _all_gather(shares, share, group=self.group, async_op=True)
 
         def finish() -> Tensor:
             work.wait()
@@ -80,7 +84,7 @@ class Ranks:
         if min(sizes) < most:
             shares = torch.cat([F.pad(part, (0, 0, 0, most - len(part))) for part in rows.split(list(sizes))])
         share = rows.new_empty(most, rows.shape[1])
-        work = dist.reduce_scatter_tensor(share, shares, group=self.group, async_op=True)
+        work = _reduce_scatter(share, shares, group=self.group, async_op=True)
 
         def finish() -> Tensor:
             work.wait()

@@ -1,0 +1,169 @@
+"""Time and peak memory of the loss, forward + backward: ours, open_clip's ClipLoss once per path, and the plain form.
+
+    python benchmarks/loss.py                         # N = 1024 … 32768, D = 512, on the GPU if there is one
+    python benchmarks/loss.py --sizes 8192 --rounds 5
+
+The plain form writes out this loss as released: the logits of both directions computed apart, two paths, autograd for
+the rest. ClipLoss is the same without weights. Each measurement runs in a process of its own, so that the peak is its
+own; the contestants take turns, and the best of all rounds counts. Memory is what a step adds to the features.
+What would not fit into the free memory is left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+SCALE = 50.0
+# Matrices of N × N fp32 that stand at the peak: to leave out what cannot fit, before it brings the machine down.
+MATRICES = {"ours": 0, "ClipLoss": 6, "plain": 8}
+
+
+def make_step(contestant: str, inputs: list[Tensor], weights: list[Tensor], block: int | None) -> Callable[[], Tensor]:
+    """One forward pass of the contestant; weights (2, N) are those of the plain form, as the gates would give them."""
+    image, text, caption, scale = inputs
+    if contestant == "ours":
+        from alip.loss import AdaptiveContrastiveLoss
+
+        loss_fn = AdaptiveContrastiveLoss(block_size=block)
+        return lambda: loss_fn(image, text, caption, scale).loss
+    if contestant == "ClipLoss":
+        from open_clip.loss import ClipLoss
+
+        clip_loss = ClipLoss()
+        return lambda: clip_loss(image, text, scale) + clip_loss(image, caption, scale)
+
+    labels = torch.arange(len(image), device=image.device)
+
+    def path(texts: Tensor, weight: Tensor) -> Tensor:
+        per_image = F.cross_entropy(scale * image @ texts.T, labels, reduction="none")
+        per_text = F.cross_entropy(scale * texts @ image.T, labels, reduction="none")
+        return (weight * (per_image + per_text) / 2).mean()
+
+    return lambda: path(text, weights[0]) + path(caption, weights[1])
+
+
+class Peak:
+    """Bytes that this process held at most since `start`: of the GPU, or of its memory by the kernel's account."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def _read(self, field: str) -> int:
+        status = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith(field + ":"))
+
+    def start(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+            self.before = self._read("VmRSS")
+
+    def stop(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.before
+        return self._read("VmHWM") - self.before
+
+
+def measure(contestant: str, n: int, dim: int, block: int | None, repeats: int, device: torch.device) -> dict:
+    """Best seconds of `repeats` steps after one warm-up, and the warm-up's peak of bytes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf() -> Tensor:
+        return F.normalize(torch.randn(n, dim, generator=generator), dim=1).to(device).requires_grad_()
+
+    inputs = [leaf(), leaf(), leaf(), torch.tensor(SCALE, device=device, requires_grad=True)]
+    weights = list(torch.rand(2, n, generator=generator).to(device))
+    small = [i[:32].detach().requires_grad_() for i in inputs[:3]] + [inputs[3]]
+    make_step(contestant, small, [w[:32] for w in weights], block)().backward()  # libraries load before the account
+    forward = make_step(contestant, inputs, weights, block)
+
+    def step() -> None:
+        for leaf in inputs:
+            leaf.grad = None
+        forward().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    peak = Peak(device)
+    peak.start()
+    step()
+    extra = peak.stop()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": min(seconds), "bytes": extra}
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a new process could take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def run_apart(contestant: str, n: int, arguments: argparse.Namespace) -> dict | None:
+    """`measure` in a process of its own; None where it would not fit."""
+    if 4 * n * n * MATRICES[contestant] > 0.8 * free_bytes(torch.device(arguments.device)):
+        return None
+    options = [contestant, str(n), str(arguments.dim), str(arguments.block), str(arguments.repeats), arguments.device]
+    command = [sys.executable, __file__, "--measure", *options]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def best_of(contestant_runs: list[dict | None]) -> dict | None:
+    runs = [run for run in contestant_runs if run]
+    return {key: min(run[key] for run in runs) for key in ("seconds", "bytes")} if runs else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384, 32768])
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--block", type=int, default=0, help="our block size; 0: by device")
+    parser.add_argument("--repeats", type=int, default=3, help="timed steps per process")
+    parser.add_argument("--rounds", type=int, default=2, help="processes per contestant and size, taking turns")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        contestant, n, dim, block, repeats, device = arguments.measure
+        print(json.dumps(measure(contestant, int(n), int(dim), int(block) or None, int(repeats), torch.device(device))))
+        return
+
+    where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"CPU ({platform.machine()})"
+    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, D = {arguments.dim}, fp32")
+    print("forward + backward            seconds                     extra MB               plain / ours  plain / ours")
+    print("     N       ours  ClipLoss     plain       ours  ClipLoss     plain          seconds        memory")
+    for n in arguments.sizes:
+        runs: dict[str, list] = {name: [] for name in MATRICES}
+        for _ in range(arguments.rounds):
+            for name in MATRICES:
+                runs[name].append(run_apart(name, n, arguments))
+        best = {name: best_of(results) for name, results in runs.items()}
+        seconds = [f"{b['seconds']:10.3f}" if b else "         -" for b in best.values()]
+        memory = [f"{b['bytes'] / 1e6:10.0f}" if b else "         -" for b in best.values()]
+        ours, plain = best["ours"], best["plain"]
+        ratios = [f"{plain[key] / ours[key]:10.2f} ×" if plain else "  no room" for key in ("seconds", "bytes")]
+        print(f"{n:6d} " + "".join(seconds) + " " + "".join(memory) + "      " + "   ".join(ratios), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The loss on 1, 2 and 3 ranks (gloo processes) equals the reference on the whole batch; so do parameters' gradients.
+
+The processes of one world size are started once and run all cases: starting them takes longer than the cases.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+import torch.nn.functional as F
+from test_loss_reference import NAMES, check_against, make_features, reference_step
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from alip.loss import AdaptiveContrastiveLoss
+
+# Samples of each rank; a world of W ranks takes the first W. Even, uneven, with empty ranks, one sample in all.
+SIZES = [(12, 12, 12), (40, 33, 7), (9, 0, 5), (0, 21, 0), (1, 0, 0), (130, 130, 130), (700, 610, 590)]
+KINDS = [  # of features, logit scale, type
+    ("noisy", 1.0, torch.float32),
+    ("noisy", 100.0, torch.float32),
+    ("noisy", 50.0, torch.bfloat16),
+    ("random", 100.0, torch.float32),
+    ("opposite", 100.0, torch.float32),
+    ("mixed", 100.0, torch.float32),
+    ("identical", 60.0, torch.bfloat16),
+    ("duplicates", 20.0, torch.float32),
+]
+
+
+def compare(expected: SimpleNamespace, got: SimpleNamespace, rows: slice, world: int, what: str) -> None:
+    """Undoes the factor of the documented contract, completes logit_scale's gradient, and compares."""
+    gradients = {name: gradient.float() / world for name, gradient in got.gradients.items()}
+    dist.all_reduce(gradients["logit_scale"])
+    if got.gradients["image_features"].dtype == torch.bfloat16:
+        gradients = {k: g if k == "logit_scale" else g.bfloat16() for k, g in gradients.items()}
+    got.gradients = gradients
+    check_against(expected, got, rows, what)
+
+
+def case_equals_reference(rank: int, world: int) -> None:
+    trial = 0
+    for sizes in SIZES:
+        sizes = sizes[:world]
+        rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        if sum(sizes) == 0:
+            continue
+        for kind, scale, dtype in KINDS if sum(sizes) < 500 else KINDS[:2]:
+            trial += 1
+            history = [1.0] * 3 if trial % 2 else None
+            loss_fn = AdaptiveContrastiveLoss(
+                block_size=(5, 16, 64, None)[trial % 4],
+                keep_bytes=(0, 3000, 1 << 20)[trial % 3],
+                initial_similarity=history and 1.0,
+                check_finite=trial % 5 > 0,
+                even_batches=len(set(sizes)) == 1 and trial % 2 == 0,
+            )
+            for step in range(2 if trial % 4 == 0 else 1):
+                features = make_features(sum(sizes), 24, trial + 100 * step, kind, dtype)
+                expected = reference_step(*features, scale, history)
+                leaves = [f[rows].clone().requires_grad_() for f in features]
+                logit_scale = torch.tensor(scale, requires_grad=True)
+                output = loss_fn(*leaves, logit_scale)
+                output.loss.backward()
+                gradients = dict(zip(NAMES, [leaf.grad for leaf in (*leaves, logit_scale)]))
+                got = SimpleNamespace(**vars(output), history=loss_fn.history.clone(), gradients=gradients)
+                compare(expected, got, rows, world, f"rank {rank} of {world}: {sizes} {kind} {scale} {dtype}")
+
+                same = torch.stack([output.loss.detach(), output.text_loss.detach(), *loss_fn.history])
+                everyone = [torch.empty_like(same) for _ in range(world)]
+                dist.all_gather(everyone, same)
+                assert all(torch.equal(same, other) for other in everyone), "ranks disagree"
+                history = expected.history.tolist()
+
+
+class Towers(nn.Module):
+    """The smallest model of the right form: one linear image tower, one linear text tower for both kinds of text."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = nn.Linear(10, 6), nn.Linear(9, 6)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+
+    def forward(self, image, text, caption):
+        features = (self.image(image), self.text(text), self.text(caption))
+        return *(F.normalize(f, dim=1) for f in features), self.logit_scale.exp()
+
+
+def case_parameters_under_ddp(rank: int, world: int) -> None:
+    """DDP's gradients, also of micro-batches that share negatives, are those of one process; logit_scale's too."""
+    sizes = [(9, 14, 4)[k] for k in range(world)]
+    rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    generator = torch.Generator().manual_seed(1)
+    inputs = [torch.randn(sum(sizes), width, generator=generator) for width in (10, 9, 9)]
+
+    alone = Towers()
+    *features, scale = alone(*inputs)
+    expected = reference_step(*features, float(scale), [1.0] * 3)
+    torch.autograd.backward([*features, scale], [expected.gradients[name].float() for name in NAMES])
+
+    mine = [value[rows] for value in inputs]
+    for parts in (1, 3):
+        model = DistributedDataParallel(Towers())
+        loss_fn = AdaptiveContrastiveLoss(block_size=8)
+        if parts == 1:
+            loss_fn(*model(*mine)).loss.backward()
+        else:
+            micro = list(zip(*(value.tensor_split(parts) for value in mine)))
+            with torch.no_grad():
+                *features, scale = zip(*(model(*batch) for batch in micro))
+            leaves = [torch.cat(f).requires_grad_() for f in features]
+            scale = scale[0].clone().requires_grad_()
+            loss_fn(*leaves, scale).loss.backward()
+            gradients = [leaf.grad.tensor_split(parts) for leaf in leaves]
+            for k, batch in enumerate(micro):
+                last = k == parts - 1
+                with nullcontext() if last else model.no_sync():
+                    *features, again = model(*batch)
+                    scale_gradient = scale.grad if last else torch.zeros_like(scale)
+                    torch.autograd.backward([*features, again], [g[k] for g in gradients] + [scale_gradient])
+        for (name, parameter), truth in zip(model.module.named_parameters(), alone.parameters()):
+            assert torch.allclose(parameter.grad, truth.grad, rtol=1e-4, atol=1e-6), f"{name}, {parts} micro-batches"
+
+
+def case_non_finite_on_one_rank(rank: int, world: int) -> None:
+    """One rank's NaN raises on all, names tensor and rank, moves no history; and the next step goes on."""
+    loss_fn = AdaptiveContrastiveLoss()
+    features = [f[rank * 5 : rank * 5 + 5] for f in make_features(5 * world, 6, 0)]
+    scale = torch.tensor(10.0)
+    for k, name in enumerate(NAMES):
+        broken = [f.clone() for f in (*features, scale)]
+        if rank == world - 1:
+            broken[k].view(-1)[0] = math.nan
+        with pytest.raises(FloatingPointError, match=f"^{name} ") as error:
+            loss_fn(*broken)
+        assert name == "logit_scale" or f"1 on rank {world - 1}" in str(error.value)
+        assert (loss_fn.history == 1).all()
+    assert loss_fn(*features, scale).loss.isfinite()
+    assert (loss_fn.history < 1).all()
+
+    with pytest.raises(ValueError, match="empty"):
+        loss_fn(*(f[:0] for f in features), scale)
+
+
+def case_a_part_of_the_ranks(rank: int, world: int) -> None:
+    """A process group of its own: each rank alone here, so that each sees only its own batch."""
+    groups = [dist.new_group([k]) for k in range(world)]
+    features = make_features(11, 6, rank)
+    output = AdaptiveContrastiveLoss(process_group=groups[rank])(*features, torch.tensor(10.0))
+    expected = reference_step(*features, 10.0, [1.0] * 3)
+    assert math.isclose(output.loss.item(), expected.loss.item(), rel_tol=1e-6)
+
+
+CASES = (case_equals_reference, case_parameters_under_ddp, case_non_finite_on_one_rank, case_a_part_of_the_ranks)
+
+
+def run_rank(rank: int, world: int, meeting_point: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(meeting_point, world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    for case in CASES:
+        case(rank, world)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_equal_one_process(world, tmp_path):
+    torch.multiprocessing.spawn(run_rank, args=(world, str(tmp_path / "store")), nprocs=world)
