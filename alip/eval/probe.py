@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from alip.distributed import broadcast_object
@@ -38,6 +37,11 @@ class Linear:
 
 def fit_sklearn(features: Tensor, labels: Tensor, classes: int, strength: float, start: Linear | None = None) -> Linear:
     """scikit-learn's L-BFGS with C = strength. features (n, D) and labels (n,) of at least two classes, on the CPU."""
+    from sklearn.linear_model import LogisticRegression  # takes a second to import, and only the probe needs it
+
+    # For two classes scikit-learn fits one row of weights, whose penalty is twice that of a row for each class.
+    if len(labels.unique()) == 2:
+        strength = 2 * strength
     found = LogisticRegression(C=strength, max_iter=5000, tol=1e-7)
     found.fit(features.double().cpu().numpy(), labels.cpu().numpy())
     weight, bias = torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)

@@ -1,0 +1,137 @@
+"""Features: batches that do not matter, a cache that knows when it is stale, images as they are meant."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from pairs import write_pairs
+from PIL import Image
+
+from alip.errors import UserError
+from alip.eval import features
+from alip.eval.baseline import pixel_classification, pixel_retrieval
+from alip.eval.captions import RetrievalSet
+from alip.eval.datasets import ClassificationSet, open_retrieval
+from alip.eval.features import Encoding, encode_images, encode_texts, weights_fingerprint
+from alip.eval.images import ImageFiles, JoinedImages, read_rgb
+from alip.model import create_model
+
+QUIET = {"workers": 0, "progress": False}
+
+
+def test_images_one_by_one(model, tmp_path):
+    dataset = open_retrieval(write_pairs(tmp_path))
+    found = encode_images(model, ImageFiles(dataset.images), Encoding(batch_size=5, **QUIET))
+    transform = model.preprocess(is_train=False)
+    with torch.no_grad():
+        alone = torch.cat([model.encode_image(transform(read_rgb(p))[None], normalize=True) for p in dataset.images])
+    torch.testing.assert_close(found.features, alone, atol=1e-5, rtol=0)
+    assert found.positions.tolist() == list(range(23)) and found.unreadable == []
+
+
+def test_an_images_place_in_its_batch_changes_no_bit(model, tmp_path):
+    """What makes one, two and three ranks give the same: the shares begin at other places, the bits are the same."""
+    paths = open_retrieval(write_pairs(tmp_path)).images
+    encoding = Encoding(batch_size=5, **QUIET)
+    straight = encode_images(model, ImageFiles(paths), encoding).features
+    turned = encode_images(model, ImageFiles(paths[7:] + paths[:7]), encoding).features
+    assert torch.equal(straight, torch.cat([turned[16:], turned[:16]]))
+
+
+def test_texts_one_by_one_in_their_order(model):
+    texts = ["a dog", "a much longer text about a dog on a boat", "a dog", "sun", "the moon over the house"]
+    found = encode_texts(model, texts, Encoding(batch_size=2, **QUIET))
+    with torch.no_grad():
+        alone = torch.cat([model.encode_text(model.tokenizer([text]), normalize=True) for text in texts])
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
+    assert torch.equal(found[0], found[2])
+
+
+def test_cache_is_used_and_knows_when_it_is_stale(model, tmp_path, monkeypatch):
+    paths = open_retrieval(write_pairs(tmp_path)).images
+    encoding = Encoding(batch_size=8, cache=tmp_path / "cache", **QUIET)
+    runs = []
+    real = features._encode_images
+    monkeypatch.setattr(features, "_encode_images", lambda *rest: runs.append(1) or real(*rest))
+
+    first = encode_images(model, ImageFiles(paths), encoding)
+    again = encode_images(model, ImageFiles(paths), encoding)
+    assert len(runs) == 1 and torch.equal(first.features, again.features)
+    assert torch.equal(first.positions, again.positions)
+
+    Image.new("RGB", (20, 20)).save(paths[3])  # another picture
+    assert not torch.equal(encode_images(model, ImageFiles(paths), encoding).features, first.features)
+    torch.manual_seed(1)
+    other = create_model(model.config).eval()  # other weights
+    assert weights_fingerprint(other) != weights_fingerprint(model)
+    encode_images(other, ImageFiles(paths), encoding)
+    encode_images(model, ImageFiles(paths[::-1]), encoding)  # another order
+    assert len(runs) == 4
+
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    encode_images(model, ImageFiles(paths), encoding)  # a damaged file is computed again
+    assert len(runs) == 5
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_is_near(model, tmp_path, precision):
+    paths = open_retrieval(write_pairs(tmp_path, images=4)).images
+    low = encode_images(model, ImageFiles(paths), Encoding(precision=precision, **QUIET)).features
+    full = encode_images(model, ImageFiles(paths), Encoding(**QUIET)).features
+    assert low.dtype == torch.float32
+    assert 1e-7 < (low - full).abs().max() < 0.05
+
+
+def test_unknown_precision():
+    with pytest.raises(UserError, match="auto, fp32, bf16 or fp16"):
+        Encoding(precision="int8").resolved_precision()
+
+
+def test_pictures_as_they_are_meant(tmp_path):
+    clear = np.zeros((4, 4, 4), np.uint8)
+    clear[:2] = (255, 0, 0, 255)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    seen = np.asarray(read_rgb(tmp_path / "clear.png"))
+    assert seen[0, 0].tolist() == [255, 0, 0] and seen[3, 3].tolist() == [255, 255, 255]
+    Image.new("L", (3, 5), 77).save(tmp_path / "grey.jpg")
+    assert np.asarray(read_rgb(tmp_path / "grey.jpg")).shape == (5, 3, 3)
+    # EXIF's turn is not made: the field's tools do not make it, and numbers are compared with theirs.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (3, 5)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_rgb(tmp_path / "turned.jpg").size == (3, 5)
+
+
+def test_joined_images(tmp_path):
+    paths = open_retrieval(write_pairs(tmp_path, images=5)).images
+    joined = JoinedImages([ImageFiles(paths[:2], [0, 1]), ImageFiles(paths[2:], [2, 3, 4])])
+    assert [joined[i][1] for i in range(len(joined))] == [0, 1, 2, 3, 4]
+    assert [joined.name(i) for i in range(5)] == [str(path) for path in paths]
+    with pytest.raises(IndexError):
+        joined[5]
+    before = joined.key()
+    os.utime(paths[4], (1, 1))
+    assert joined.key() != before
+
+
+def test_pixel_baseline(tmp_path):
+    """Training pictures that are noisy copies of the test pictures are found; names that nobody has seen are not."""
+    rng = np.random.default_rng(0)
+    train, images, captions = [], [], []
+    for number in range(12):
+        pixels = rng.integers(0, 200, (40, 40, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"test{number}.png")
+        Image.fromarray((pixels + rng.integers(0, 50, pixels.shape)).astype(np.uint8)).save(tmp_path / f"{number}.png")
+        images.append(tmp_path / f"test{number}.png")
+        captions.append(f"Thing {number}" if number < 9 else f"never seen {number}")
+        train.append((tmp_path / f"{number}.png", f"thing {number}"))
+    numbers = pixel_retrieval(train, RetrievalSet("noise", images, captions, list(range(12))))
+    assert numbers["text_to_image_R@1"] == pytest.approx(75) and numbers["text_to_image_R@10"] == pytest.approx(75)
+    assert numbers["known_captions"] == pytest.approx(75)
+
+    kinds = ["a", "b", "c"]
+    dataset = ClassificationSet("noise", ImageFiles(images, [n % 3 for n in range(12)]), kinds, ["{}"])
+    labelled = [(path, kinds[n % 3]) for n, (path, _) in enumerate(train)]
+    assert pixel_classification(labelled, dataset, kinds, k=1)["headline"] == 100
