@@ -237,7 +237,7 @@ class Bar:
 
     def __init__(self, world: World) -> None:
         self.ranks = world.world_size
-        self.started, self.last, self.first = time.monotonic(), 0.0, 0
+        self.started = time.monotonic()
         tty = sys.stderr.isatty()
         form = "{percentage:3.0f}% |{bar}| {desc}ETA {remaining}"
         self.bar = tqdm(total=1.0, bar_format=form, mininterval=0.5 if tty else 30.0, ncols=None if tty else 100)
@@ -250,5 +250,6 @@ class Bar:
         self.bar.update(max(0.0, (progress or 0.0) - self.bar.n))
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """The end of a whole pass."""
+        self.bar.update(1.0 - self.bar.n)
         self.bar.close()

@@ -239,7 +239,7 @@ class CaptionStore:
             self._lock.close()
             self._lock = None
         (self.parts / "lock").unlink(missing_ok=True)
-        if not any(self.parts.iterdir()):
+        if self.parts.is_dir() and not any(self.parts.iterdir()):
             self.parts.rmdir()
 
 
