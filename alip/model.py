@@ -47,7 +47,7 @@ def create_model(
     patch_dropout: share of image patches left out in training, in [0, 1).
     lock_image, lock_text: freeze that tower (LiT freezes the image tower; its normalisation statistics too).
     quick_gelu: OpenAI's approximate GELU, for weights that were trained with it.
-    compile: torch.compile the towers' dense parts (costs minutes at the start).
+    compile: torch.compile the towers' MLPs, or a whole ResNet (costs a minute at the start).
     pad_texts: run all texts at full length, as open_clip does: for comparisons.
     """
     name, model_cfg, preprocess_cfg = resolve_config(name_or_config)
@@ -68,7 +68,7 @@ def create_model(
     if grad_checkpointing:
         model.set_grad_checkpointing(True)
     if compile:
-        model.compile_parts()
+        model.compile_towers()
     return model
 
 
@@ -146,6 +146,7 @@ class BiPath:
 
     config: dict[str, Any]
     pad_texts = False
+    _compiled = False
     _locked_image = False
 
     def forward(
@@ -167,12 +168,13 @@ class BiPath:
 
     def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
         """Features (B, embed_dim) of token ids (B, context_length); normalised ones are fp32."""
-        features = super().encode_text(text) if self._pads() else self._packed_text(text)
+        packed = len(text) > 0 and not self._pads()
+        features = self._packed_text(text) if packed else super().encode_text(text)
         return F.normalize(features.float(), dim=-1) if normalize else features
 
     def _image_tower(self, image: torch.Tensor) -> torch.Tensor:
         tower = self.visual
-        if type(tower) is not VisionTransformer or not packing.packable(tower.transformer):
+        if not self._packs_images():
             return tower(image)
         x = _embed_patches(tower, image)
         batch, patches, width = x.shape
@@ -180,9 +182,12 @@ class BiPath:
         only_class_token = tower.pool_type == "tok" and tower.attn_pool is None
         keep = torch.arange(0, batch * patches, patches, device=x.device) if only_class_token else None
         plan = packing.Packing(groups=((batch, patches),), keep=keep)
-        x = packing.run_blocks(tower.transformer, x.reshape(-1, width), plan, causal=False)
+        x = packing.run_blocks(tower.transformer, x.reshape(-1, width), plan, causal=False, compiled=self._compiled)
         x = tower._pool(x.view(batch, -1, width))[0]
         return x if tower.proj is None else x @ tower.proj
+
+    def _packs_images(self) -> bool:
+        return type(self.visual) is VisionTransformer and packing.packable(self.visual.transformer)
 
     def _text_tower(self) -> nn.Module:
         return self.text if isinstance(self, CustomTextCLIP) else self
@@ -211,7 +216,7 @@ class BiPath:
         dtype = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(text.reshape(-1)[plan.source]).to(dtype)
         x = x + F.embedding(plan.position, tower.positional_embedding).to(dtype)
-        x = packing.run_blocks(tower.transformer, x, plan, causal=True)
+        x = packing.run_blocks(tower.transformer, x, plan, causal=True, compiled=self._compiled)
         x = packing.take_rows(tower.ln_final(x), plan.restore)
         projection = tower.text_projection
         if projection is None:
@@ -233,9 +238,11 @@ class BiPath:
             self.visual.eval()
         return self
 
-    def compile_parts(self) -> None:
-        """torch.compile, in place and so without a change of tensor names."""
-        self.visual.compile()
+    def compile_towers(self) -> None:
+        """torch.compile from the next forward pass on, in place and so without a change of tensor names."""
+        self._compiled = True
+        if not self._packs_images():
+            self.visual.compile()
 
     @property
     def image_size(self) -> int:

@@ -9,6 +9,7 @@ where short sequences cost next to nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -94,30 +95,42 @@ def packable(transformer: nn.Module) -> bool:
     )
 
 
-def run_blocks(transformer: nn.Module, x: torch.Tensor, plan: Packing, causal: bool) -> torch.Tensor:
+def run_blocks(
+    transformer: nn.Module, x: torch.Tensor, plan: Packing, causal: bool, compiled: bool = False
+) -> torch.Tensor:
     """Runs all blocks over packed rows x (T, width); returns (T, width), or (N, width) if the plan keeps one row each.
 
     What is not kept is never read, so the last block computes queries, projection and MLP for the kept rows only.
-    With `causal` the kept row must be each sequence's last.
+    With `causal` the kept row must be each sequence's last. compiled: torch.compile what works on rows alone.
     """
     blocks = list(transformer.resblocks)
     for block in blocks:
         pooled = block is blocks[-1] and plan.keep is not None
         if transformer.grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(_block, block, x, plan, causal, pooled, use_reentrant=False)
+            x = checkpoint(_block, block, x, plan, causal, pooled, compiled, use_reentrant=False)
         else:
-            x = _block(block, x, plan, causal, pooled)
+            x = _block(block, x, plan, causal, pooled, compiled)
     return x
 
 
-def _block(block: nn.Module, x: torch.Tensor, plan: Packing, causal: bool, pooled: bool) -> torch.Tensor:
+def _block(block: nn.Module, x: torch.Tensor, plan: Packing, causal: bool, pooled: bool, compiled: bool):
     """One pre-norm residual block, made of open_clip's own modules: (T, width) → (T, width), pooled → (N, width)."""
     normed = block.ln_1(x)
     if pooled:
         x = take_rows(x, plan.keep) + block.ls_1(_pooled_attention(block.attn, normed, plan))
     else:
         x = x + block.ls_1(_attention(block.attn, normed, plan, causal))
+    return (_compiled_feed_forward() if compiled else _feed_forward)(block, x)
+
+
+def _feed_forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+@lru_cache(maxsize=1)
+def _compiled_feed_forward():
+    # The number of rows differs from batch to batch; the groups, which differ more, are left out of the graph.
+    return torch.compile(_feed_forward, dynamic=True)
 
 
 def _attention(attn: nn.MultiheadAttention, x: torch.Tensor, plan: Packing, causal: bool) -> torch.Tensor:

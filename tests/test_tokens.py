@@ -1,0 +1,76 @@
+"""Tokens against open_clip's tokenizer, and labels against their definition."""
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from alip import tokens
+
+TEXTS = ["", "a photo of a dog", "Ünïcödé 東京 🙂 &amp; more", "word " * 200, "  spaces\t\n "]
+
+
+def test_same_as_open_clip():
+    assert torch.equal(tokens.tokenize(TEXTS), open_clip.tokenize(TEXTS))
+    assert torch.equal(tokens.tokenize(TEXTS, 16), open_clip.tokenize(TEXTS, context_length=16))
+
+
+def test_too_long_text_keeps_its_end_token():
+    row = tokens.tokenize(["word " * 200])[0]
+    assert row[-1] == 49407 and row[0] == 49406 and (row > 0).all()
+
+
+def test_empty_text_and_no_text():
+    assert tokens.tokenize([""])[0].nonzero().flatten().tolist() == [0, 1]
+    assert tokens.tokenize([]).shape == (0, 77)
+
+
+def test_one_string_is_refused():
+    with pytest.raises(TypeError, match="list of texts"):
+        tokens.tokenize("a dog")
+
+
+def test_lengths_count_start_and_end():
+    rows = tokens.tokenize(["", "dog", "word " * 200])
+    assert tokens.lengths(rows).tolist() == [2, 3, 77]
+    assert tokens.lengths(rows).tolist() == (rows != 0).sum(1).tolist()
+
+
+def test_decode():
+    assert tokens.decode(tokens.tokenize(["A photo of a Dog!"])[0]) == "a photo of a dog !"
+
+
+def test_label_round_trip():
+    text, caption = tokens.tokenize(["a dog", "word " * 200])
+    label = tokens.pack_label(text, caption)
+    assert label.dtype == np.float32 and label.shape == (154,)
+    back_text, back_caption = tokens.unpack_label(label)
+    assert back_text.tolist() == text.tolist() and back_caption.tolist() == caption.tolist()
+    assert back_text.dtype == np.int64
+
+
+def test_every_token_id_is_exact_in_float32():
+    ids = np.arange(49408, dtype=np.int64)
+    assert np.array_equal(ids.astype(np.float32).astype(np.int64), ids)
+
+
+@pytest.mark.parametrize("text", [np.zeros(76), np.zeros((1, 77)), np.zeros(0)])
+def test_label_of_another_length_is_refused(text):
+    with pytest.raises(ValueError, match="shape"):
+        tokens.pack_label(text, np.zeros(77))
+    with pytest.raises(ValueError, match="shape"):
+        tokens.unpack_label(np.concatenate([text.ravel(), np.zeros(77)]).reshape((*text.shape[:-1], -1)))
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, float("nan"), float("inf")])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_label_that_holds_no_ids_is_refused(value):
+    label = np.zeros(154, np.float32)
+    label[3] = value
+    with pytest.raises(ValueError, match="token ids"):
+        tokens.unpack_label(label)
+
+
+def test_negative_ids_are_refused():
+    with pytest.raises(ValueError, match="not token ids"):
+        tokens.pack_label(np.full(77, -1), np.zeros(77))
