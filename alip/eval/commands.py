@@ -10,8 +10,9 @@ from torch import nn
 
 from alip.errors import UserError
 from alip.eval import pictures, report, results
+from alip.eval.cache import weights_fingerprint
 from alip.eval.datasets import ClassificationSet, RetrievalSet
-from alip.eval.features import Encoding, weights_fingerprint
+from alip.eval.features import Encoding
 from alip.eval.probe import measure_probe
 from alip.eval.retrieval import measure_retrieval
 from alip.eval.zeroshot import measure_zeroshot

@@ -7,9 +7,6 @@ shape (the last is filled up), and the texts' batches are fixed before they are 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,18 +15,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from alip.distributed import World, broadcast_object, gather_objects, share
 from alip.errors import UserError
+from alip.eval import cache
 from alip.eval.images import READ_ERRORS, Images
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_CACHE_VERSION = 1  # raise it when the same inputs give other features
 
 
 @dataclass(frozen=True)
@@ -74,8 +69,14 @@ class Encoding:
         """No gradients, and the chosen precision."""
         kind = _PRECISIONS[self.resolved_precision()]
         device = self.world.device.type
-        with torch.inference_mode(), torch.autocast(device, dtype=kind, enabled=kind is not None):
+        with torch.no_grad(), torch.autocast(device, dtype=kind, enabled=kind is not None):
             yield
+
+    def cached(self, key: str) -> dict[str, Tensor] | None:
+        """What the cache holds under the key, on every rank's device; only the main rank looks at the disk."""
+        kept = cache.read(self.cache, key) if self.cache is not None and self.world.is_main else None
+        kept = broadcast_object(kept, self.world)
+        return None if kept is None else {name: value.to(self.world.device) for name, value in kept.items()}
 
     def bar(self, batches: Iterable[Any], label: str, total: int) -> Iterable[Any]:
         """A progress bar on the main rank."""
@@ -89,13 +90,14 @@ def encode_images(model: nn.Module, images: Images, encoding: Encoding, label: s
     """
     key = None
     if encoding.cache is not None:
-        key = _cache_key(model, images.key(), encoding)
-        cached = broadcast_object(_read_cache(encoding.cache, key), encoding.world)
-        if cached is not None:
-            return ImageFeatures(*(value.to(encoding.world.device) for value in cached[:3]), cached[3])
+        key = cache.key_of(model, "images", images.key(), encoding.resolved_precision())
+        kept = encoding.cached(key)
+        if kept is not None:
+            return ImageFeatures(kept["features"], kept["labels"], kept["positions"], [])
     found = _encode_images(model, images, encoding, label)
     if encoding.cache is not None and encoding.world.is_main and not found.unreadable:
-        _write_cache(encoding.cache, key, found)
+        values = {"features": found.features, "labels": found.labels, "positions": found.positions}
+        cache.write(encoding.cache, key, values)
     return found
 
 
@@ -107,7 +109,11 @@ def _encode_images(model: nn.Module, images: Images, encoding: Encoding, label: 
     batch_size = min(encoding.batch_size, -(-len(images) // 4))
     reader = _Reader(images, model.preprocess(is_train=False), mine)
     loader = DataLoader(
-        reader, batch_size, num_workers=encoding.workers if len(mine) > batch_size else 0, collate_fn=_collate
+        reader,
+        batch_size,
+        num_workers=encoding.workers if len(mine) > batch_size else 0,
+        collate_fn=_collate,
+        pin_memory=world.device.type == "cuda",
     )
     features, labels, positions, unreadable = [], [], [], []
     with encoding.computing():
@@ -125,21 +131,18 @@ def _encode_images(model: nn.Module, images: Images, encoding: Encoding, label: 
     if len(unreadable) == len(images):
         name, reason = unreadable[0] if unreadable else ("no images", "the set is empty")
         raise UserError(f"none of the {len(images)} images can be read; the first: {name}: {reason}")
-    width = _feature_width(model, encoding)
-    device = world.device
+    # A rank may have nothing to hand in: more ranks than images, or none of its images can be read.
+    no_rows = torch.empty(0, _feature_width(model), device=world.device)
+    no_numbers = torch.empty(0, dtype=torch.int64)
     return ImageFeatures(
-        gather_rows(torch.cat(features) if features else torch.empty(0, width, device=device), world),
-        gather_rows(
-            torch.cat(labels).to(device) if labels else torch.empty(0, dtype=torch.int64, device=device), world
-        ),
-        gather_rows(
-            torch.cat(positions).to(device) if positions else torch.empty(0, dtype=torch.int64, device=device), world
-        ),
+        gather_rows(torch.cat([no_rows, *features]), world),
+        gather_rows(torch.cat([no_numbers, *labels]).to(world.device), world),
+        gather_rows(torch.cat([no_numbers, *positions]).to(world.device), world),
         unreadable,
     )
 
 
-def _feature_width(model: nn.Module, encoding: Encoding) -> int:
+def _feature_width(model: nn.Module) -> int:
     return int(model.config["model_cfg"]["embed_dim"])
 
 
@@ -161,8 +164,7 @@ def encode_texts(model: nn.Module, texts: Sequence[str], encoding: Encoding, lab
         for number in encoding.bar(mine, label, len(mine)):
             encoded = model.encode_text(tokens[batches[number]].to(world.device))
             parts.append(F.normalize(encoded.float(), dim=-1))
-    width = _feature_width(model, encoding)
-    rows = gather_rows(torch.cat(parts) if parts else torch.empty(0, width, device=world.device), world)
+    rows = gather_rows(torch.cat([torch.empty(0, _feature_width(model), device=world.device), *parts]), world)
     dealt = torch.cat(
         [batches[n] for rank in range(world.world_size) for n in range(rank, len(batches), world.world_size)]
     )
@@ -207,38 +209,3 @@ def _collate(items: list[tuple[Tensor | None, int, int, str]]) -> tuple[Tensor |
     failures = [tuple(item[3].split("\n", 1)) for item in items if item[0] is None]
     pixels = torch.stack([item[0] for item in good]) if good else None
     return pixels, torch.tensor([item[1] for item in good]), torch.tensor([item[2] for item in good]), failures
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """A short hash of the model's weights and configuration: the same model has the same, wherever it came from."""
-    digest = hashlib.sha256(json.dumps(model.config, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _cache_key(model: nn.Module, images_key: str, encoding: Encoding) -> str:
-    facts = [_CACHE_VERSION, weights_fingerprint(model), images_key, encoding.resolved_precision(), torch.__version__]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-
-
-def _read_cache(folder: Path, key: str) -> tuple[Tensor, Tensor, Tensor, list] | None:
-    path = folder / f"{key}.safetensors"
-    if not path.exists():
-        return None
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return file.get_tensor("features"), file.get_tensor("labels"), file.get_tensor("positions"), []
-    except (SafetensorError, OSError) as error:
-        print(f"the cached features {path} cannot be read ({error}); computing them again")
-        return None
-
-
-def _write_cache(folder: Path, key: str, found: ImageFeatures) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{key}.safetensors"
-    values = {"features": found.features, "labels": found.labels, "positions": found.positions}
-    draft = path.with_suffix(f".{os.getpid()}.part")
-    save_file({name: value.cpu().contiguous() for name, value in values.items()}, str(draft))
-    os.replace(draft, path)

@@ -19,6 +19,7 @@ matplotlib.use("Agg")
 
 _RIGHT, _WRONG = "#1a9850", "#b0b0b0"
 _OURS, _OTHERS = "#d95f02", "#8da0cb"
+_OUR_RUNS = (_OURS, "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
 
 
 def gallery(found: Retrieved, path: Path, queries: int = 6, top: int = 5) -> None:
@@ -128,7 +129,9 @@ def bars(
     for number, (name, values, ours) in enumerate(series):
         known = [(group, value) for group, value in enumerate(values) if value is not None]
         places = [group + (number - (len(series) - 1) / 2) * width for group, _ in known]
-        colour = _OURS if ours else (greys[number],) * 3
+        colour = (greys[number],) * 3
+        if ours:
+            colour = _OUR_RUNS[sum(own for _, _, own in series[:number]) % len(_OUR_RUNS)]
         axis.bar(places, [value for _, value in known], width * 0.92, label=name, color=colour)
         if ours:
             for place, (_, value) in zip(places, known):
@@ -136,6 +139,7 @@ def bars(
     axis.set_xticks(range(len(groups)), groups, fontsize=8)
     axis.set_ylabel("%")
     axis.set_ylim(0, 100)
+    axis.margins(x=0.01)
     axis.set_title(title, fontsize=10)
     axis.legend(fontsize=7, ncols=min(len(series), 5), loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     _save(figure, path)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from alip.distributed import World
 from alip.errors import UserError
+from alip.eval import cache
 from alip.eval.datasets import ClassificationSet
 from alip.eval.features import Encoding, encode_images, encode_texts
 
@@ -33,9 +34,18 @@ def build_classifier(
     model: nn.Module, classnames: Sequence[str], templates: Sequence[str], encoding: Encoding
 ) -> Tensor:
     """(classes, D), L2-normalised: the mean of each class's normalised prompt features. The same on every rank."""
+    key = None
+    if encoding.cache is not None:
+        key = cache.key_of(model, "classifier", list(classnames), list(templates), encoding.resolved_precision())
+        kept = encoding.cached(key)
+        if kept is not None:
+            return kept["classifier"]
     texts = [template.replace("{}", name) for name in classnames for template in templates]
     features = encode_texts(model, texts, encoding, "prompts")
-    return F.normalize(features.view(len(classnames), len(templates), -1).mean(1), dim=-1)
+    classifier = F.normalize(features.view(len(classnames), len(templates), -1).mean(1), dim=-1)
+    if encoding.cache is not None and encoding.world.is_main:
+        cache.write(encoding.cache, key, {"classifier": classifier})
+    return classifier
 
 
 def accuracies(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], Tensor]:

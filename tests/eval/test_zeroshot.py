@@ -51,6 +51,15 @@ def test_classifier_is_the_mean_of_normalised_prompts(model):
             torch.testing.assert_close(row, mean / mean.norm(), atol=1e-5, rtol=0)
 
 
+def test_classifiers_are_cached(model, tmp_path, monkeypatch):
+    encoding = Encoding(progress=False, cache=tmp_path)
+    first = build_classifier(model, ["dog", "cat"], ["a {}."], encoding)
+    monkeypatch.setattr("alip.eval.zeroshot.encode_texts", lambda *rest: pytest.fail("encoded again"))
+    assert torch.equal(build_classifier(model, ["dog", "cat"], ["a {}."], encoding), first)
+    with pytest.raises(pytest.fail.Exception, match="encoded again"):
+        build_classifier(model, ["cat", "dog"], ["a {}."], encoding)
+
+
 def test_number_of_templates():
     """As method and release have them."""
     counts = {name: len(set(templates)) for name, templates in TEMPLATES.items()}
