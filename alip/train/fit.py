@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from alip.data.recordio import RecordError
 from alip.distributed import World
-from alip.errors import UserError
 from alip.train.evaluation import Evaluation, evaluate_all
 from alip.train.nonfinite import NonFiniteWatch
 from alip.train.parallel import naming_lost_ranks, share_buffers
@@ -55,8 +53,6 @@ class Fit:
                     status = self._epoch(stop)
                 if status is None:
                     status = self._finish()
-        except RecordError as error:
-            raise UserError(f"training data: {error}; mend or rebuild that shard, then --resume auto") from error
         finally:
             stop.close()
             self.files.log.close()

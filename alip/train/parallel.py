@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 
 import torch.distributed as dist
@@ -24,11 +25,14 @@ def parallelise(model: nn.Module, world: World) -> nn.Module:
     """
     if not world.is_distributed:
         return model
+    # torch 2.14 gave the switch a new name.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **{switch: False},
     )
 
 

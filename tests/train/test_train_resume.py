@@ -145,11 +145,11 @@ def test_another_batch_size_goes_on_at_the_same_triplet(flags, tmp_path, cut_at,
     assert rates[-1] == pytest.approx(1e-3 / 25e4)  # and the schedule ends where it should
 
 
-def _train_on_rank(world, options):
+def train_on_rank(world, options):
     return train_here(*options, world=world)
 
 
-def _train_on_rank_cut(world, options, number):
+def train_on_rank_cut(world, options, number):
     calls = {"left": number}
     original = step.TrainStep.__call__
 
@@ -169,9 +169,9 @@ def _train_on_rank_cut(world, options, number):
 def test_two_ranks_cut_and_gone_on_bit_for_bit(flags, tmp_path):
     options = [*flags, *ALL_OPTIONS, "--batch-size", "3", "--accum-freq", "2", "--epochs", "1"]
     whole, cut = [*options, "--output", tmp_path / "whole"], [*options, "--output", tmp_path / "cut"]
-    assert on_ranks(2, _train_on_rank, whole) == [0, 0]
-    assert on_ranks(2, _train_on_rank_cut, cut, 3) == ["cut", "cut"]
-    assert on_ranks(2, _train_on_rank, [*cut, "--resume", "auto"]) == [0, 0]
+    assert on_ranks(2, train_on_rank, whole) == [0, 0]
+    assert on_ranks(2, train_on_rank_cut, cut, 3) == ["cut", "cut"]
+    assert on_ranks(2, train_on_rank, [*cut, "--resume", "auto"]) == [0, 0]
     assert events(tmp_path / "cut", "resumed")[0]["step"] == 3
     assert train_lines(tmp_path / "cut") == train_lines(tmp_path / "whole") != []
     assert gate_lines(tmp_path / "cut") == gate_lines(tmp_path / "whole") != []
@@ -181,7 +181,7 @@ def test_two_ranks_cut_and_gone_on_bit_for_bit(flags, tmp_path):
 def test_another_number_of_ranks_goes_on_with_the_same_batches(flags, tmp_path, capsys):
     options = [*flags, "--epochs", "1", "--save-every", "2", "--output"]
     assert train_here(*options, tmp_path / "whole") == 0
-    assert on_ranks(2, _train_on_rank, [*options, tmp_path / "run", "--batch-size", "4", "--steps", "4"]) == [0, 0]
+    assert on_ranks(2, train_on_rank, [*options, tmp_path / "run", "--batch-size", "4", "--steps", "4"]) == [0, 0]
     saved = max((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
     assert train_here(*options, tmp_path / "one", "--resume", saved, "--resume-force", world=World()) == 0
     assert "another number of ranks" in capsys.readouterr().out
