@@ -36,21 +36,6 @@ def _originals() -> list[Image.Image]:
 def texts(number: int) -> dict[str, str]:
     """A raw text and a caption of usual lengths, different for every picture."""
     words = ["harbour", "sunset", "old", "town", "market", "festival", "2009", "holiday", "mountains", "IMG", "summer"]
-        "harbour",
-        "sunset",
-        "old",
-        "town",
-        "market",
-        "festival",
-        "2009",
-        "holiday",
-        "mountains",
-        "garden",
-        "IMG",
-        "street",
-        "summer",
-        "family",
-    ]
     rng = np.random.default_rng(number)
     raw = " ".join(rng.choice(words, 9)) + f" {number}"
     return {"text": raw, "caption": f"a large building with a {rng.choice(words)} in front of a {rng.choice(words)}"}
