@@ -37,21 +37,26 @@ def atomic_save(obj: Any, path: str | Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # so that the new name survives a power cut as well
+            _save_and_rename(obj, temporary, path)
         finally:
-            os.close(folder)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         mend = "make room, or choose another place"
         raise UserError(f"{path}: could not be written ({error.strerror}); {mend}") from error
+
+
+def _save_and_rename(obj: Any, temporary: Path, path: Path) -> None:
+    with temporary.open("wb") as file:
+        torch.save(obj, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the new name survives a power cut as well
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(folder)
 
 
 def load_weights(model: nn.Module, path: str | Path, weights: str = "model") -> dict[str, Any]:

@@ -1,0 +1,233 @@
+"""What `--checkpoint` takes, what it refuses and how, and that a checkpoint is whole or absent."""
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from alip import checkpoint
+from alip.errors import UserError
+from alip.model import create_model
+
+CONFIG = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_model(CONFIG).eval()
+
+
+def content(model, step=3, **more):
+    state = model.state_dict()
+    ema = {name: value * 2 for name, value in state.items()}
+    head = {"format": "alip-checkpoint", "version": 1, "model": state, "ema": ema, "model_config": model.config}
+    return head | {"step": step, "samples": 10 * step, "rng": torch.get_rng_state(), "best": None} | more
+
+
+@pytest.fixture
+def run(model, tmp_path):
+    folder = tmp_path / "RUN"
+    checkpoint.atomic_save(content(model), folder / "checkpoints" / "step-00000003.pt")
+    return folder
+
+
+def same(a, b):
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+def test_run_folder_and_file(model, run):
+    for path in (run, run / "checkpoints", run / "checkpoints" / "step-00000003.pt", str(run)):
+        loaded = checkpoint.load_model(path)
+        same(loaded, model)
+        assert not loaded.training and loaded.facts["step"] == 3 and loaded.facts["samples"] == 30
+
+
+def test_averaged_weights(model, run):
+    loaded = checkpoint.load_model(run, weights="ema")
+    torch.testing.assert_close(loaded.text_projection, model.text_projection * 2)
+    checkpoint.atomic_save(content(model, step=4, ema=None), run / "checkpoints" / "step-00000004.pt")
+    with pytest.raises(UserError, match="no averaged"):
+        checkpoint.load_model(run, weights="ema")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("form", ["bare.pt", "nested.pth", "old.pt", "bare.safetensors"])
+def test_released_weights(model, tmp_path, prefix, dtype, form):
+    state = {prefix + name: value.to(dtype) for name, value in model.state_dict().items()}
+    path = tmp_path / form
+    if form.startswith("nested"):
+        torch.save({"epoch": 32, "state_dict": state}, path)
+    elif form.startswith("old"):
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+    elif form.endswith("safetensors"):
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    fresh = create_model(CONFIG)
+    facts = checkpoint.load_weights(fresh, path)
+    assert facts["source"] == str(path) and len(facts["fingerprint"]) == 12
+    for name, value in fresh.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, model.state_dict()[name].to(dtype).float())
+
+
+def test_bare_weights_find_their_model_by_their_shapes(tmp_path):
+    config = create_model("ViT-S-32-alt").config
+    torch.save(create_model(config).state_dict(), tmp_path / "bare.pt")
+    assert checkpoint.load_model(tmp_path / "bare.pt").config["model_cfg"] == config["model_cfg"]
+
+
+def test_pretrained_starts_from_any_of_them(model, run):
+    same(create_model(CONFIG, pretrained=run / "checkpoints" / "step-00000003.pt"), model)
+    same(create_model(CONFIG, pretrained=str(run)), model)
+
+
+def test_wrong_architecture_names_tensor_and_likely_model(tmp_path):
+    torch.save(create_model("ViT-S-32-alt").state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(
+        UserError, match=r"tensor positional_embedding is \(77, 256\).*look like ViT-S-32-alt"
+    ) as caught:
+        checkpoint.load_weights(create_model(CONFIG), tmp_path / "bare.pt")
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_bare_weights_ask_for_the_model(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(UserError, match="--model"):
+        checkpoint.load_model(tmp_path / "bare.pt")
+    same(checkpoint.load_model(tmp_path / "bare.pt", CONFIG), model)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_missing_and_extra_tensors(model, tmp_path, change):
+    state = dict(model.state_dict())
+    if change == "missing":
+        del state["ln_final.bias"]
+    else:
+        state["head.weight"] = torch.zeros(2)
+    torch.save(state, tmp_path / "bare.pt")
+    with pytest.raises(
+        UserError, match="ln_final.bias of the model" if change == "missing" else "head.weight of the file"
+    ):
+        checkpoint.load_weights(create_model(CONFIG), tmp_path / "bare.pt")
+
+
+@pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors", "old.pt"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_file_says_so(model, tmp_path, name, share):
+    path = tmp_path / name
+    if name.endswith("safetensors"):
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path, _use_new_zipfile_serialization=name != "old.pt")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(UserError, match=r"truncated|empty|damaged"):
+        checkpoint.load_weights(create_model(CONFIG), path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.system, ("touch exploded",))
+
+
+@pytest.mark.parametrize("form", ["zip", "pickle"])
+def test_code_in_a_file_does_not_run(tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    if form == "zip":
+        torch.save({"model": Bomb()}, "bomb.pt")
+    else:
+        (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match=r"bomb\.pt"):
+        checkpoint.read_weights("bomb.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("what", [[1, 2], {"a": 1}, {}, torch.zeros(3)])
+def test_file_without_a_state_dict(tmp_path, what):
+    torch.save(what, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match="holds no state dict"):
+        checkpoint.read_weights(tmp_path / "odd.pt")
+
+
+def test_other_files_and_folders(tmp_path, model):
+    (tmp_path / "text.pt").write_text("hello")
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("a", "b")
+    for name in ("text.pt", "zip.pt", "absent.pt", "."):
+        with pytest.raises(UserError):
+            checkpoint.read_weights(tmp_path / name)
+    torch.save(content(model, version=2), tmp_path / "later.pt")
+    with pytest.raises(UserError, match="version 2"):
+        checkpoint.read_weights(tmp_path / "later.pt")
+
+
+def test_newest_readable_checkpoint_is_found(model, run):
+    folder = run / "checkpoints"
+    checkpoint.atomic_save(content(model, step=20), folder / "step-00000020.pt")
+    (folder / "step-00000100.pt").write_bytes((folder / "step-00000020.pt").read_bytes()[:5000])
+    (folder / ".step-00000200.pt.1.tmp").write_bytes(b"half")
+    assert checkpoint.find_checkpoint(run).name == "step-00000020.pt"
+    assert checkpoint.fingerprint(run) == checkpoint.fingerprint(folder / "step-00000020.pt")
+    for path in folder.glob("step-*"):
+        path.write_bytes(b"PK")
+    with pytest.raises(UserError, match="none of its checkpoints can be read"):
+        checkpoint.find_checkpoint(run)
+
+
+def test_empty_and_absent_run(tmp_path):
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match=path.name):
+            checkpoint.find_checkpoint(path)
+
+
+def test_interrupted_save_leaves_the_old_file(model, tmp_path, monkeypatch):
+    path = tmp_path / "step-00000001.pt"
+    checkpoint.atomic_save({"step": 1}, path)
+
+    def stop(obj, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.atomic_save({"step": 2}, path)
+    monkeypatch.undo()
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device\); make room"):
+        checkpoint.atomic_save({"step": 1}, tmp_path / "a.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_in_place_of_a_folder(tmp_path):
+    (tmp_path / "RUN").write_text("")
+    with pytest.raises(UserError, match="could not be written"):
+        checkpoint.atomic_save({}, tmp_path / "RUN" / "a.pt")
+
+
+def test_command_line_mistake_is_one_line_and_status_2():
+    words = ["export", "--checkpoint", "absent", "--to", "hf", "--output", "x"]
+    done = subprocess.run(
+        [sys.executable, "-m", "alip.checkpoint", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: absent: no such file; give a run folder, a checkpoint file or released weights\n"
