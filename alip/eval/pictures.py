@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -14,8 +13,6 @@ from matplotlib.figure import Figure
 from alip.eval.images import read_rgb
 from alip.eval.retrieval import Retrieved
 from alip.eval.zeroshot import Classified
-
-matplotlib.use("Agg")
 
 _RIGHT, _WRONG = "#1a9850", "#b0b0b0"
 _OURS, _OTHERS = "#d95f02", "#8da0cb"
@@ -124,7 +121,7 @@ def bars(
     """Grouped bars. series: (method, a value or None for each group, is it ours); values in percent."""
     figure = Figure(figsize=(max(6.0, 0.17 * len(groups) * len(series) + 2.5), 3.8), layout="constrained")
     axis = figure.subplots()
-    width = 0.84 / len(series)
+    width = min(0.84 / len(series), 0.5)
     greys = np.linspace(0.82, 0.45, max(1, len(series)))
     for number, (name, values, ours) in enumerate(series):
         known = [(group, value) for group, value in enumerate(values) if value is not None]
@@ -135,7 +132,15 @@ def bars(
         axis.bar(places, [value for _, value in known], width * 0.92, label=name, color=colour)
         if ours:
             for place, (_, value) in zip(places, known):
-                axis.text(place, value + 0.8, f"{value:.1f}", ha="center", fontsize=6, rotation=90, va="bottom")
+                axis.text(
+                    place,
+                    value + 0.8,
+                    f"{value:.1f}",
+                    ha="center",
+                    fontsize=6,
+                    rotation=90 * (len(series) > 2),
+                    va="bottom",
+                )
     axis.set_xticks(range(len(groups)), groups, fontsize=8)
     axis.set_ylabel("%")
     axis.set_ylim(0, 100)

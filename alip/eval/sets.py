@@ -87,8 +87,8 @@ _RELEASE_SEED = 3072
 def _caltech(part: str) -> Opener:
     """Caltech-101 has no split of its own.
 
-    field: 30 images a class (half, of a smaller class) for training, drawn by a hash of the file's name; the rest is
-    the test part. released: 3,000 and 5,677 of the 8,677 images at random, with the release's seed.
+    field: 30 images a class for training, drawn by a hash of the file's name (at least one is left for the test); the
+    rest, 5,647, is the test part. released: 3,000 and 5,677 of the 8,677 images at random, with the release's seed.
     """
 
     def open_part(root: Path, protocol: str) -> Images:
@@ -100,7 +100,7 @@ def _caltech(part: str) -> Opener:
             for number in range(len(dataset.categories)):
                 own = [place for place, label in enumerate(dataset.y) if label == number]
                 own.sort(key=lambda place: hashlib.sha256(_tail(file_of(dataset, place))).digest())
-                cut = min(30, len(own) // 2)
+                cut = min(30, len(own) - 1)
                 train += own[:cut]
                 test += own[cut:]
         return TorchvisionImages(dataset, sorted(train if part == "train" else test))

@@ -154,7 +154,7 @@ def caltech101(root):
     for number, name in enumerate(own):
         for image in range(1, 4):
             picture(folder / name / f"image_{image:04d}.jpg", number)
-    return 2 * len(own)  # of three images one is for training
+    return len(own)  # of three images two are for training
 
 
 def aircraft(root):
