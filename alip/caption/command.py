@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from alip.caption.merging import merge_outputs
 from alip.caption.run import Pass, Share, Tally
 from alip.caption.store import CaptionStore, PartWriter
 from alip.caption.summary import Summary, as_text, draw_pairs
-from alip.data.images import ImageError, decode_image
+from alip.data.images import EXTENSIONS, ImageError, decode_image
 from alip.data.sources import Fields, Place, Source, open_source
 from alip.distributed import World
 from alip.errors import UserError
@@ -72,7 +73,7 @@ def caption(
     facts = describe_run(captioner, source, world)
     run = from_rank_0(lambda: store.begin_run(settings, facts, arguments.restart), world)
     captions, failures = (PartWriter(path) for path in store.part_paths(run, world.rank))
-    bar = Bar(world) if world.is_main else None
+    bar = Bar(world, arguments.limit or count_folder(source)) if world.is_main else None
     tally = Pass(
         captioner,
         Recipe.of(captioner, module_file, arguments.max_pixels),
@@ -232,11 +233,22 @@ def describe_run(captioner: Any, source: Source, world: World) -> dict[str, Any]
     }
 
 
-class Bar:
-    """Images/s of all ranks, share done, time left, failures. Called after each image with rank 0's tally."""
+def count_folder(source: Source) -> int | None:
+    """How many images a folder source has; None for other sources, which know how far they are."""
+    if source.kind != "folder":
+        return None
+    names = (name for _, _, names in os.walk(source.units[0]) for name in names)
+    return sum(name.rpartition(".")[2].lower() in EXTENSIONS for name in names)
 
-    def __init__(self, world: World) -> None:
-        self.ranks = world.world_size
+
+class Bar:
+    """Images/s of all ranks, share done, time left, failures. Called after each image with rank 0's tally.
+
+    total: number of images, where it is known and the source does not say how far it is; else None.
+    """
+
+    def __init__(self, world: World, total: int | None = None) -> None:
+        self.ranks, self.total = world.world_size, total
         self.started = time.monotonic()
         tty = sys.stderr.isatty()
         form = "{percentage:3.0f}% |{bar}| {desc}ETA {remaining}"
@@ -247,6 +259,8 @@ class Bar:
         told = f"{tally.images:,} images, {speed:.1f} captions/s, {sum(tally.failed.values()):,} failed, "
         who = "" if self.ranks == 1 else f"rank 0 of {self.ranks} (speed of all): "
         self.bar.set_description_str(who + told, refresh=False)
+        if self.total:
+            progress = min(1.0, tally.images * self.ranks / self.total)
         self.bar.update(max(0.0, (progress or 0.0) - self.bar.n))
 
     def close(self) -> None:

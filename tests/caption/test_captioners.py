@@ -139,16 +139,15 @@ def log_probabilities(model, image_embs, tokens):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("seed", [0, 1])
-def test_wide_beams_find_the_best_of_all_captions(seed):
-    model, images = small_coca(seed, vocabulary=6)
+def test_wide_beams_find_the_best_of_all_captions():
+    model, images = small_coca(0, vocabulary=5)
     start, end, longest = 1, 2, 3
-    ours = coca.beam_search(model, images, Decoding(beams=150, max_tokens=longest), start, end)
+    ours = coca.beam_search(model, images, Decoding(beams=100, max_tokens=longest), start, end)
     for image, found in zip(images, ours):
         _, embs = model._encode_image(image[None])
         scores = {}
         for length in range(1, longest + 1):
-            for words in itertools.product(range(6), repeat=length):
+            for words in itertools.product(range(5), repeat=length):
                 if end in words[:-1] or (length < longest and words[-1] != end):
                     continue  # only captions that ended, or are as long as allowed
                 total = sum(log_probabilities(model, embs, [start, *words[:i]])[words[i]] for i in range(length))

@@ -276,13 +276,14 @@ def part_lines(place):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_anywhere_it_goes_on_and_is_complete(place, how):
     log = place / "log"
-    slow = ["--option", f"log={log}", "--option", "delay=0.4", "--batch-size", 2]
+    slow = ["--option", f"log={log}", "--option", "delay=0.4", "--batch-size", 2, "--workers", 1]
     process = launch(place, *slow)
     until = time.monotonic() + 120
     while part_lines(place) < 6 and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(how)
     _, told = process.communicate(timeout=60)
+    # communicate() has read stderr to its end, which the worker holds open too: so the worker has ended as well.
     assert process.returncode == (-9 if how == signal.SIGKILL else 130), told
     assert not (place / "c.jsonl").exists()
     done = part_lines(place)
