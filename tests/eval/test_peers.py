@@ -10,11 +10,14 @@ from pairs import write_classes, write_pairs
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 
+import eval_retrieval
 from alip.checkpoint import load_model
 from alip.distributed import World
+from alip.eval import results
 from alip.eval.datasets import open_classification, open_retrieval
 from alip.eval.retrieval import evaluate_retrieval
 from alip.eval.zeroshot import evaluate_zeroshot
+from alip.export import export
 
 retrieval_peer = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
 zeroshot_peer = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
@@ -22,14 +25,28 @@ zeroshot_peer = pytest.importorskip("clip_benchmark.metrics.zeroshot_classificat
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    """The model as open_clip itself loads it from our weights: what anyone else would measure."""
-    model = load_model(run)
-    config = model.config
-    folder = tmp_path_factory.mktemp("peer")
-    torch.save(model.state_dict(), folder / "weights.pt")
-    peer = open_clip.CLIP(**config["model_cfg"])
-    peer.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
-    return peer.eval(), open_clip.image_transform(16, is_train=False)
+    """The model as open_clip itself loads what we export: what anyone else would measure."""
+    folder = tmp_path_factory.mktemp("peer") / "open_clip"
+    export(load_model(run), "open_clip", folder)
+    peer, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    return peer.eval(), transform
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "hf"])
+def test_other_peoples_folders(kind, run, tmp_path):
+    """The same model in their form, through the command: the same numbers."""
+    captions = write_pairs(tmp_path / "pairs")
+    export(load_model(run), kind, tmp_path / kind)
+    numbers = []
+    for checkpoint in (run, tmp_path / kind):
+        eval_retrieval.main(
+            f"--checkpoint {checkpoint} --dataset {captions} --output {tmp_path / 'out'} --workers 0 --device cpu "
+            "--no-pictures".split()
+        )
+        (entry,) = results.load(tmp_path / "out")
+        assert entry["checkpoint"] == str(checkpoint)
+        numbers.append(entry["numbers"])
+    assert numbers[0] == pytest.approx(numbers[1])
 
 
 def batches(items, collate, size=8):
