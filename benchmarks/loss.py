@@ -30,13 +30,13 @@ SCALE = 50.0
 MATRICES = {"ours": 0, "ClipLoss": 6, "plain": 8}
 
 
-def make_step(contestant: str, inputs: list[Tensor], weights: list[Tensor], block: int | None) -> Callable[[], Tensor]:
-    """One forward pass of the contestant; weights (2, N) are those of the plain form, as the gates would give them."""
+def make_step(contestant: str, inputs: list[Tensor], weights: list[Tensor], settings: dict) -> Callable[[], Tensor]:
+    """One forward pass of the contestant. weights: (2, N), the plain form's, such as the gates give; settings: ours."""
     image, text, caption, scale = inputs
     if contestant == "ours":
         from alip.loss import AdaptiveContrastiveLoss
 
-        loss_fn = AdaptiveContrastiveLoss(block_size=block)
+        loss_fn = AdaptiveContrastiveLoss(**settings)
         return lambda: loss_fn(image, text, caption, scale).loss
     if contestant == "ClipLoss":
         from open_clip.loss import ClipLoss
@@ -78,7 +78,7 @@ class Peak:
         return self._read("VmHWM") - self.before
 
 
-def measure(contestant: str, n: int, dim: int, block: int | None, repeats: int, device: torch.device) -> dict:
+def measure(contestant: str, n: int, dim: int, repeats: int, device: torch.device, settings: dict) -> dict:
     """Best seconds of `repeats` steps after one warm-up, and the warm-up's peak of bytes."""
     generator = torch.Generator().manual_seed(0)
 
@@ -88,8 +88,8 @@ def measure(contestant: str, n: int, dim: int, block: int | None, repeats: int, 
     inputs = [leaf(), leaf(), leaf(), torch.tensor(SCALE, device=device, requires_grad=True)]
     weights = list(torch.rand(2, n, generator=generator).to(device))
     small = [i[:32].detach().requires_grad_() for i in inputs[:3]] + [inputs[3]]
-    make_step(contestant, small, [w[:32] for w in weights], block)().backward()  # libraries load before the account
-    forward = make_step(contestant, inputs, weights, block)
+    make_step(contestant, small, [w[:32] for w in weights], settings)().backward()  # libraries load before the account
+    forward = make_step(contestant, inputs, weights, settings)
 
     def step() -> None:
         for leaf in inputs:
@@ -118,12 +118,18 @@ def free_bytes(device: torch.device) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
+def our_settings(arguments: argparse.Namespace) -> dict:
+    """Those knobs of ours that were asked for."""
+    settings = {"block_size": arguments.block, "keep_bytes": arguments.keep and arguments.keep << 20}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def run_apart(contestant: str, n: int, arguments: argparse.Namespace) -> dict | None:
     """`measure` in a process of its own; None where it would not fit."""
     if 4 * n * n * MATRICES[contestant] > 0.8 * free_bytes(torch.device(arguments.device)):
         return None
-    options = [contestant, str(n), str(arguments.dim), str(arguments.block), str(arguments.repeats), arguments.device]
-    command = [sys.executable, __file__, "--measure", *options]
+    job = [contestant, n, arguments.dim, arguments.repeats, arguments.device, our_settings(arguments)]
+    command = [sys.executable, __file__, "--measure", json.dumps(job)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -137,15 +143,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384, 32768])
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--block", type=int, default=0, help="our block size; 0: by device")
+    parser.add_argument("--block", type=int, help="our block size (default: by device)")
+    parser.add_argument("--keep", type=int, help="MiB of logits that ours keeps for the backward pass (default: 64)")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps per process")
     parser.add_argument("--rounds", type=int, default=2, help="processes per contestant and size, taking turns")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # one measurement, in this process
     arguments = parser.parse_args()
     if arguments.measure:
-        contestant, n, dim, block, repeats, device = arguments.measure
-        print(json.dumps(measure(contestant, int(n), int(dim), int(block) or None, int(repeats), torch.device(device))))
+        *job, device, settings = json.loads(arguments.measure)
+        print(json.dumps(measure(*job, torch.device(device), settings)))
         return
 
     where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"CPU ({platform.machine()})"
