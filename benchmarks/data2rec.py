@@ -101,7 +101,7 @@ def main() -> None:
         for name in contestants:
             seconds, busy = (all_of - of_one for all_of, of_one in zip(whole[name], start[name]))
             print(
-                f"{kind:<8}  {name:<8}  {rates[name]:>8.0f}  {busy / seconds:>10.2f}  {args.samples / busy:>21.0f}  "
+                f"{kind:<8}  {name:<8}  {rates[name]:>8.0f}  {busy / seconds:>10.2f}  {args.samples / busy:>14.0f}  "
                 f"{rates['data2rec'] / rates[name]:>7.2f}×"
             )
 
