@@ -85,6 +85,10 @@ def main() -> int:
 
 def build(args: argparse.Namespace) -> int:
     """Builds shards from the input."""
+    for flag, least, most in (("quality", 1, 100), ("samples_per_shard", 1, 10**9), ("workers", 0, 10_000)):
+        if not least <= getattr(args, flag) <= most:
+            raise UserError(f"--{flag.replace('_', '-')} should be from {least} to {most}, not {getattr(args, flag)}")
+
     from alip.data import writer
 
     fields = Fields(args.key_field, args.image_field, args.text_field, args.caption_field)

@@ -110,7 +110,7 @@ def build(
         "splits": list(getattr(source, "splits", [])),
         "policy": asdict(policy),
         "samples_per_shard": samples_per_shard,
-        "captions": captions and [captions, Path(captions).stat().st_size],
+        "captions": _describe_captions(captions),
         "shuffle_seed": shuffle_seed,
         "part": [part.k, part.n],
     }
@@ -124,6 +124,14 @@ def build(
             return Summary(job.run(workers, captions, quiet))
         finally:
             job.close()
+
+
+def _describe_captions(captions: str | None) -> list | None:
+    if captions is None:
+        return None
+    if not Path(captions).is_file():
+        raise UserError(f"no captions file {captions}")
+    return [Path(captions).name, Path(captions).stat().st_size]
 
 
 def _remove(folder: Path, name: str) -> None:
@@ -198,8 +206,8 @@ class _Build:
         units = [one for one in self.part.units(self.source) if one >= unit]
         for sample in self.source.samples(units, number if units and units[0] == unit else 0):
             if self.part.takes(self.source, sample):
-                if table and sample.caption is None:
-                    sample.caption = table.get(sample.key)
+                if table:  # asked for by name, so it comes before what the source itself says
+                    sample.caption = table.get(sample.key) or sample.caption
                 yield sample
 
     def _accepted(self, results: Iterable[Prepared | Rejected], bar: _Bar) -> Iterator[Prepared]:
