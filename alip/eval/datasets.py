@@ -54,7 +54,7 @@ def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None
         path = path / "captions.jsonl"
     if not path.is_file():
         raise UserError(f"no such retrieval set or caption file: {name} (sets: {', '.join(RETRIEVAL)})")
-    return read_caption_file(path, [root] if data_root is not None else [], path.parent.name or path.stem)
+    return read_caption_file(path, [root] if data_root is not None else [], path.resolve().parent.name or path.stem)
 
 
 _HELP = "see docs/evaluation.md, or `bash scripts/quickstart.sh` for the demo's sets"
@@ -88,7 +88,7 @@ def open_classification(
     if path.is_dir() and (path / "classes.jsonl").is_file():
         path = path / "classes.jsonl"
     if path.is_file():
-        return _from_lines(path, path.parent.name, classnames, prompts)
+        return _from_lines(path, path.resolve().parent.name, classnames, prompts)
     if path.is_dir():
         return _from_folder(path, classnames, prompts)
     known = ", ".join([*CLASSIFICATION, *DEMO_CLASSIFICATION])
@@ -143,7 +143,14 @@ def _from_lines(path: Path, name: str, classnames: str | Path | None, prompts: s
     if not files:
         raise UserError(f"{path} lists no images")
     names = read_lists(classnames, name, "class names") if classnames else sorted(set(labels))
-    return _labelled(name, files, labels, names, prompts, str(path))
+    if len(set(names)) < len(names):
+        raise UserError(f"{classnames}: a class name of {name} stands twice, so that labels are ambiguous")
+    number = {class_name: i for i, class_name in enumerate(names)}
+    unknown = next((label for label in labels if label not in number), None)
+    if unknown is not None:
+        raise UserError(f"{path}: the label {unknown!r} is not in the class list ({', '.join(names[:5])}, …)")
+    images = ImageFiles(files, [number[label] for label in labels])
+    return ClassificationSet(name, images, names if classnames else _spoken(names), _templates(prompts, name))
 
 
 def _from_folder(path: Path, classnames: str | Path | None, prompts: str | Path | None) -> ClassificationSet:
@@ -159,28 +166,22 @@ def _from_folder(path: Path, classnames: str | Path | None, prompts: str | Path 
         files += inside
         labels += [folder.name] * len(inside)
     own = [folder.name for folder in folders]
-    if classnames is None:
-        return _labelled(path.name, files, labels, own, prompts, str(path))
-    names = read_lists(classnames, path.name, "class names")
-    if set(names) == set(own):
-        return _labelled(path.name, files, labels, names, prompts, str(path))
+    name = path.resolve().name
+    names = read_lists(classnames, name, "class names") if classnames else _spoken(own)
     if len(names) != len(own):
         raise UserError(f"{path} has {len(own)} class folders, but {classnames} names {len(names)} classes")
-    # Folders such as n01440764: the list gives their words, in the folders' sorted order.
-    renamed = dict(zip(own, names))
-    return _labelled(path.name, files, [renamed[label] for label in labels], names, prompts, str(path))
-
-
-def _labelled(
-    name: str, files: Sequence[Path], labels: Sequence[str], names: list[str], prompts: str | Path | None, where: str
-) -> ClassificationSet:
-    if len(set(names)) < len(names):
-        raise UserError(f"{where}: a class name stands twice in its list")
-    number = {class_name: i for i, class_name in enumerate(names)}
-    for label in labels:
-        if label not in number:
-            raise UserError(f"{where}: the label {label!r} is not in the class list ({', '.join(names[:5])}, …)")
-    templates = read_lists(prompts, name, "templates") if prompts else PLAIN_TEMPLATES
+    if set(names) == set(own):
+        number = {label: names.index(label) for label in own}
+    else:  # folders such as n01440764: the list gives their words, in the folders' sorted order
+        number = {label: i for i, label in enumerate(own)}
     images = ImageFiles(files, [number[label] for label in labels])
-    spoken = [class_name.replace("_", " ").replace("-", " ") if not prompts else class_name for class_name in names]
-    return ClassificationSet(name, images, spoken, check_templates(templates, name))
+    return ClassificationSet(name, images, names, _templates(prompts, name))
+
+
+def _spoken(names: Sequence[str]) -> list[str]:
+    """Names of folders as words for a prompt."""
+    return [name.replace("_", " ").replace("-", " ") for name in names]
+
+
+def _templates(prompts: str | Path | None, name: str) -> list[str]:
+    return check_templates(read_lists(prompts, name, "templates") if prompts else PLAIN_TEMPLATES, name)

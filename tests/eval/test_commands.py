@@ -16,6 +16,7 @@ import eval_retrieval
 import eval_zeroshot
 from alip.errors import UserError
 from alip.eval import report
+from alip.eval.datasets import open_classification
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,6 +116,32 @@ def test_prompts_and_class_names_from_files(run, tmp_path):
     (tmp_path / "names.json").write_text(json.dumps({"other": ["one"]}))
     with pytest.raises(UserError, match="has no class names for sorts; it has: other"):
         eval_zeroshot.main([*flags.split(), *given[:2]])
+
+
+def test_folders_and_lists_of_labels(tmp_path):
+    """Names follow the folders' order; a list may name the folders anew, or say another order."""
+    classes = write_classes(tmp_path / "sorts", classes=3, images=8)
+    (classes / "kind1").rename(classes / "kind_1-b")
+    plain = open_classification(classes)
+    assert plain.classnames == ["kind0", "kind2", "kind 1 b"]
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"sorts": ["missile", "boat", "missile"]}))  # as ImageNet's list has it
+    assert open_classification(classes, classnames=names).classnames == ["missile", "boat", "missile"]
+    names.write_text(json.dumps({"sorts": ["kind_1-b", "kind2", "kind0"]}))
+    turned = open_classification(classes, classnames=names)
+    assert [2 - label for label in turned.images.labels] == plain.images.labels
+
+    rows = [{"image": "kind0/0.png", "label": "first_one"}, {"image": "kind2/2.png", "label": "another"}]
+    (classes / "classes.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    listed = open_classification(classes)
+    assert listed.classnames == ["another", "first one"] and listed.images.labels == [1, 0]
+    with pytest.raises(UserError, match="'first_one' is not in the class list"):
+        open_classification(classes, classnames=names)
+    (classes / "classes.jsonl").write_text('{"image": 3}')
+    with pytest.raises(UserError, match="line 1: expected"):
+        open_classification(classes)
+    with pytest.raises(UserError, match=r"no such zero-shot set, folder or classes\.jsonl: cifar11"):
+        open_classification("cifar11", tmp_path)
 
 
 def ranks_run(world_size, arguments, cwd):
