@@ -192,6 +192,32 @@ def test_pad_texts_gives_the_same_features():
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
+def test_compiled_model_gives_the_same_features_and_gradients(config, monkeypatch):
+    # Tracing as it is in use, without the C++ compiler behind it, which takes a minute.
+    traced = []
+
+    def compile(function, **options):
+        traced.append(function)
+        return torch_compile(function, backend="aot_eager", **options)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile)
+    packing._compiled_feed_forward.cache_clear()
+    model = sharpened(config)
+    compiled = create_model(config, compile=True)
+    compiled.load_state_dict(model.state_dict())
+    assert list(compiled.state_dict()) == list(model.state_dict())
+    for net in (model, compiled):
+        image, text, caption, _ = net(*batch(config))
+        (image * text.detach() * 3 + text * caption).sum().backward()
+    packing._compiled_feed_forward.cache_clear()
+    assert len(traced) == (2 if config is RESNET else 1)
+    for (key, a), b in zip(model.named_parameters(), compiled.parameters()):
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4, msg=key)
+
+
 def test_batches_of_any_size_and_shorter_context():
     model = sharpened(VIT).eval()
     rows = tokens.tokenize(RAW)
