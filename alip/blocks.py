@@ -3,7 +3,7 @@
 Nothing here knows of gates or histories: it takes features, a scale and one weight per sample. Notation, per path, with
 the global batch's N images x and texts (or captions) t, and this rank's n of them:
 
-    L_ij = logit_scale · x_i·t_j                                     logits; never stored beyond one block
+    L_ij = logit_scale · x_i·t_j                                     logits; a block at a time, never all of them
     r_i  = log Σ_j exp L_ij,   c_j = log Σ_i exp L_ij                 over a row (image → text), over a column
     loss = 1/(2N) · Σ_i w_i (r_i + c_i − 2 L_ii)
     ∂loss/∂L_ij = 1/(2N) · (w_i exp(L_ij − r_i) + w_j exp(L_ij − c_j) − 2 w_i [i = j])

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
+from test_loss import Watch
 from test_loss_reference import NAMES, check_against, make_features, reference_step
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -159,7 +160,27 @@ def case_a_part_of_the_ranks(rank: int, world: int) -> None:
     assert math.isclose(output.loss.item(), expected.loss.item(), rel_tol=1e-6)
 
 
-CASES = (case_equals_reference, case_parameters_under_ddp, case_non_finite_on_one_rank, case_a_part_of_the_ranks)
+def case_own_rows_only(rank: int, world: int) -> None:
+    """A rank multiplies its own images with all texts, once per path: N² of work is shared out, not repeated."""
+    sizes = (60, 50, 40)[:world]
+    n, total, dim = sizes[rank], sum(sizes), 8
+    leaves = [f.requires_grad_() for f in make_features(n, dim, rank)]
+    with Watch() as forward:
+        output = AdaptiveContrastiveLoss(block_size=16, keep_bytes=0)(*leaves, torch.tensor(10.0))
+    with Watch() as backward:
+        output.loss.backward()
+    assert forward.products == 2 * n * total * dim
+    assert backward.products == 3 * forward.products
+    assert max(forward.largest, backward.largest) <= max(max(sizes) * world * dim, 3 * 16**2, 2 * total + 1)
+
+
+CASES = (
+    case_equals_reference,
+    case_own_rows_only,
+    case_parameters_under_ddp,
+    case_non_finite_on_one_rank,
+    case_a_part_of_the_ranks,
+)
 
 
 def run_rank(rank: int, world: int, meeting_point: str) -> None:
