@@ -7,7 +7,8 @@ and 1; eight of them are added at a time as one 64-bit word, which is exact as l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,6 +39,17 @@ class Ranks:
 
     image_to_text: Tensor
     text_to_image: Tensor
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 matrices in float32, whatever a training run allows itself (TF32, bf16)."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 def ranks_from_scores(scores: Tensor, caption_owner: Tensor) -> Ranks:
@@ -75,8 +87,9 @@ def ranks_from_features(image_features: Tensor, caption_features: Tensor, captio
         torch.matmul(left, right.T, out=space)
         return space[: block[1] - block[0], : block[3] - block[2]]
 
-    positives = _positives(product, blocks, owner)
-    return _count(product, blocks, images, owner, positives)
+    with full_precision():
+        positives = _positives(product, blocks, owner)
+        return _count(product, blocks, images, owner, positives)
 
 
 def _checked_owner(caption_owner: Tensor, images: int, captions: int, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from alip.errors import UserError
 from alip.eval import cache
 from alip.eval.datasets import ClassificationSet
 from alip.eval.features import Encoding, encode_images, encode_texts
+from alip.eval.ranking import full_precision
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def measure_zeroshot(
             f"{dataset.name}: labels run from {int(labels.min())} to {int(labels.max())}, "
             f"but there are {len(dataset.classnames)} class names"
         )
-    logits = found.features @ classifier.T
+    with full_precision():
+        logits = found.features @ classifier.T
     numbers, predictions = accuracies(logits, labels)
     numbers["headline"] = numbers[dataset.metric]
     if protocol == "released":

@@ -120,3 +120,26 @@ def test_never_the_whole_matrix(monkeypatch):
     ranks_from_features(image_features, image_features.repeat_interleave(6, 0), torch.arange(9000) // 6)
     assert sum(sizes) == 1500 * 9000
     assert max(sizes) <= ranking._CPU_BLOCK[0] * ranking._CPU_BLOCK[1] < 1500 * 9000 / 6
+
+
+def test_rough_products_of_a_training_run_do_not_reach_the_ranks():
+    features = torch.nn.functional.normalize(torch.randn(300, 64, generator=torch.Generator().manual_seed(3)), dim=1)
+    captions = torch.nn.functional.normalize(features + 0.3 * features.roll(1, 0), dim=1)
+    exact = ranks_from_features(features, captions, torch.arange(300))
+    allowed = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        seen = []
+        real = ranking._count_block
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                ranking,
+                "_count_block",
+                lambda *rest: seen.append(torch.get_float32_matmul_precision()) or real(*rest),
+            )
+            rough = ranks_from_features(features, captions, torch.arange(300))
+        assert set(seen) == {"highest"}
+        assert torch.get_float32_matmul_precision() == "medium"  # left as it was found
+    finally:
+        torch.set_float32_matmul_precision(allowed)
+    assert torch.equal(exact.text_to_image, rough.text_to_image)
