@@ -1,5 +1,6 @@
 """Real training processes, killed and stopped as machines and people do it."""
 
+import contextlib
 import json
 import os
 import random
@@ -9,10 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from test_train_resume import train_on_rank
-from trainruns import command, events, on_ranks, start, train_here, train_lines
+from trainruns import ROOT, command, events, on_ranks, start, train_here, train_lines
 
 
 def wait_for_step(run, step, process, seconds=90):
@@ -75,37 +77,37 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def launchers(options, port, restarts):
-    """Two torchruns that meet on loopback, as on two machines, with one rank each."""
-    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
-    words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "alip"]
-    words += ["--max-restarts", str(restarts), *command(*options)[1:]]
-    # Without this, torch 2.14's launchers hand out the first start's store again, with its dead addresses in it.
-    return [start(words, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") for _ in range(2)]
-
-
-def child_of(process):
-    """The training process that a launcher started."""
-    found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)
-    return int(found.stdout.split()[0])
+def ranks_of(run):
+    """Process numbers of the training processes that write into a run folder, not of their launchers."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it may end while we look
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+                if str(run) in words and any(word.endswith("train.py") for word in words[1:3]):
+                    found.append(int(entry.name))
+    return sorted(found)
 
 
 @pytest.mark.slow
-def test_two_hosts_lose_a_rank_and_go_on(flags, tmp_path):
-    """A rank is killed in mid-step: the launchers start both again, which go on exactly."""
-    import os
-
-    options = [*flags, "--batch-size", "4", "--epochs", "6", "--save-every", "4", "--resume", "auto"]
-    options += ["--dist-timeout", "0.5"]
+def test_two_hosts_lose_a_rank_and_go_on(flags, data, model_file, tmp_path):
+    """The script for several machines, with an "ssh" that stays here: two launchers that meet on loopback. A rank is
+    killed in mid-step; the launchers start both again, and they go on exactly."""
+    options = [*flags, "--batch-size", "4", "--save-every", "4", "--dist-timeout", "0.5", "--steps", "36"]
     assert on_ranks(2, train_on_rank, [*options, "--output", tmp_path / "whole"]) == [0, 0]
-    run = tmp_path / "run"
-    both = launchers([*options, "--output", run], free_port(), restarts=2)
-    wait_for_step(run, 10, both[0])
-    os.kill(child_of(both[1]), signal.SIGKILL)
-    outputs = [ended(process, 150) for process in both]
-    assert [status for status, _ in outputs] == [0, 0], outputs
-    text = outputs[0][1] + outputs[1][1]
-    assert "lost another rank" in text and "resumed at step" in text
+    ssh, run = tmp_path / "ssh", tmp_path / "run"
+    ssh.write_text('#!/bin/bash\nexec bash -c "$2"\n')
+    ssh.chmod(0o755)
+    settings = {
+        **{"HOSTS": "localhost 127.0.0.1", "SSH": str(ssh), "PORT": str(free_port()), "PYTHON": sys.executable},
+        **{"DATA": str(data), "OUTPUT": str(run), "MODEL": str(model_file), "PROCESSES": "1", "GLOBAL_BATCH": "8"},
+    }
+    job = start(["bash", str(ROOT / "scripts/train_yfcc15m_B32_ALIP.sh"), *map(str, options)], **settings)
+    wait_for_step(run, 10, job)
+    os.kill(ranks_of(run)[1], signal.SIGKILL)
+    status, output = ended(job, 150)
+    assert status == 0, output
+    assert "lost another rank" in output and "resumed at step" in output
     assert train_lines(run) == train_lines(tmp_path / "whole") != []
 
 
@@ -116,7 +118,7 @@ def test_without_restarts_a_lost_rank_brings_the_job_down(flags, tmp_path):
     options = [*flags, "--batch-size", "4", "--epochs", "100", "--output", run, "--dist-timeout", "0.5"]
     process = start([*words, *command(*options)[1:]])
     wait_for_step(run, 3, process)
-    os.kill(child_of(process), signal.SIGKILL)
+    os.kill(ranks_of(run)[1], signal.SIGKILL)
     begun = time.monotonic()
     status, output = ended(process)
     assert status != 0
@@ -133,3 +135,10 @@ def test_run_json_says_what_was_done(flags, tmp_path):
     assert content["versions"]["torch"] and content["world_size"] == 1
     assert [entry["resumed_at_step"] for entry in content["starts"]] == [None, 2]
     assert json.loads((tmp_path / "run" / "model.json").read_text())["model_cfg"]["embed_dim"] == 16
+
+
+def test_scripts_say_what_is_missing():
+    for name, words in (("train_yfcc15m_B32_ALIP.sh", "set DATA"), ("train_slurm.sh", "sbatch")):
+        done = subprocess.run(["bash", str(ROOT / "scripts" / name)], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1 and words in done.stderr

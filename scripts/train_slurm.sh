@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=alip
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# The paper's run under SLURM: one launcher on each node, which starts one process for each GPU.
+#
+#     sbatch --export=ALL,DATA=/data/yfcc15m/train,OUTPUT=/shared/runs/b32 scripts/train_slurm.sh
+#
+# Two minutes before the time limit, and on pre-emption, the run saves and ends; submitted or requeued again, it goes
+# on. Settings: see scripts/train_yfcc15m_B32_ALIP.sh; more flags of train.py can follow.
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+    echo "error: not in a SLURM job; submit it with: sbatch $0 (on one machine use scripts/train_yfcc15m_B32_ALIP.sh)" >&2
+    exit 2
+fi
+NODES=${SLURM_JOB_NUM_NODES:-1}
+LEADER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+PORT=${PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
+export NODES LEADER PORT PROCESSES
+
+# SLURM_* would tell the training processes that they are SLURM's own tasks; torchrun's variables come first there.
+srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_NODEID exec bash scripts/train_yfcc15m_B32_ALIP.sh "$@"' bash "$@"
