@@ -1,7 +1,8 @@
 """`python -m alip.caption`: synthetic captions for any image source, one JSON line for each image."""
 
-from alip.caption.command import main
-from alip.errors import run_command
-
 if __name__ == "__main__":
+    # Imported here, since worker processes import this module too and have no use for torch.
+    from alip.caption.command import main
+    from alip.errors import run_command
+
     run_command(main)

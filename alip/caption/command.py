@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.metadata
 import json
 import os
@@ -55,6 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     )  # gloo: nothing but small messages goes between ranks
     try:
         return caption(source, choice, CaptionStore(arguments.output), world, arguments)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"the disk of {arguments.output} is full: free some space and run again, it goes on") from error
     finally:
         distributed.stop()
 

@@ -98,6 +98,7 @@ def draw_pairs(pairs: list[tuple[Image.Image, str, str]], path: Path, title: str
     figure = Figure(figsize=(3.0 * columns, 3.7 * rows + 0.4), dpi=110)
     FigureCanvasAgg(figure)
     for place, (image, key, caption) in enumerate(pairs, start=1):
+        key = key.encode("utf-8", "replace").decode()  # file names need not be UTF-8; fonts do
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(np.asarray(image))
         axes.set_axis_off()

@@ -1,5 +1,7 @@
 """The command: completeness after any interruption, changed sources, ranks and parts, failures and exit status."""
 
+import errno
+import gc
 import json
 import os
 import signal
@@ -14,6 +16,7 @@ import pytest
 from helpers import caption_of, numbered, png, read_captions, read_failures, write_captioner, write_tar
 
 from alip.caption.command import main
+from alip.caption.store import PartWriter
 from alip.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +162,19 @@ def test_a_captioner_that_fails_on_one_image_costs_only_that_image(place):
     assert len(read_captions(place / "c.jsonl")) == 39
 
 
+def test_a_batch_that_does_not_fit_is_halved_for_good(place, capfd):
+    log = place / "log"
+    text = (place / "sizes.py").read_text()
+    small = (
+        "        if len(batch) > 2:\n            import torch\n            raise torch.OutOfMemoryError('too many')\n"
+    )
+    write_captioner(place, text.replace("        time.sleep(self.delay)\n", small))
+    assert main(arguments(place, "--option", f"log={log}")) == 0
+    assert read_captions(place / "c.jsonl") == wanted(0, 40)
+    assert log.read_text().split() == ["2"] * 20
+    assert "going on with batches of 2" in capfd.readouterr().err
+
+
 def test_a_broken_captioner_stops_the_run(place):
     fail = "+".join(str(n) for n in range(40))
     with pytest.raises(RuntimeError, match="cannot see"):
@@ -261,6 +277,39 @@ def test_many_files_are_shared_out_by_file(place):
         keys.append(set(read_captions(place / f"part{k}.jsonl")))
     assert keys[0] == {f"k{n:04d}" for n in range(40) if n // 4 % 2 == 0}
     assert keys[0] | keys[1] == set(wanted(0, 40))
+
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(place, monkeypatch):
+    flush, times = PartWriter.flush, []
+
+    def fails_later(self):
+        times.append(1)
+        if len(times) > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(self)
+
+    with monkeypatch.context() as full:
+        full.setattr(PartWriter, "flush", fails_later)
+        with pytest.raises(UserError, match="is full: free some space"):
+            main(arguments(place))
+    gc.collect()  # a process that ends lets its lock go; here the store has to be thrown away
+    assert main(arguments(place)) == 0
+    assert read_captions(place / "c.jsonl") == wanted(0, 40)
+    assert record(place)["counts"]["captioned_before"] >= 16
+
+
+def test_file_names_that_are_no_utf8(place):
+    folder = place / "odd"
+    folder.mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        (folder / name).write_bytes(png(4))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert main(arguments(place, source="odd")) == 0
+    assert main(arguments(place, source="odd")) == 0
+    assert read_captions(place / "c.jsonl") == {name.removesuffix(".png"): caption_of(4)}
+    assert record(place)["counts"]["captioned_before"] == 1
 
 
 def launch(place, *more, env=None):
