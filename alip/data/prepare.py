@@ -24,6 +24,7 @@ from alip.errors import UserError
 
 CHUNK = 32  # samples sent to a worker at a time
 _AHEAD = 4  # chunks in flight for each worker
+WORDS = 100_000  # whose tokens are remembered; the web has millions, and memory should stay flat
 MISSING_CAPTION = ("skip", "use-text", "error")
 MISSING_TEXT = ("skip", "use-caption", "error")
 
@@ -66,12 +67,13 @@ class Rejected:
 
 def prepare(samples: list[Sample], policy: Policy) -> list[Prepared | Rejected]:
     """The records of some samples, in their order."""
-    from alip.tokens import pack_label, tokenize
+    from alip.tokens import clip_tokenizer, pack_label, tokenize
 
     results: list[Prepared | Rejected | tuple] = [_image_and_texts(sample, policy) for sample in samples]
     good = [result for result in results if isinstance(result, tuple)]
     text_tokens = tokenize([text for _, _, text, _ in good]).numpy()
     caption_tokens = tokenize([caption for _, _, _, caption in good]).numpy()
+    _forget_rare_words(clip_tokenizer().cache)
     row = 0
     for i, result in enumerate(results):
         if isinstance(result, tuple):
@@ -84,6 +86,13 @@ def prepare(samples: list[Sample], policy: Policy) -> list[Prepared | Rejected]:
             )
             row += 1
     return results
+
+
+def _forget_rare_words(cache: dict[str, str]) -> None:
+    """open_clip's tokenizer remembers every word that it has seen. The early ones are mostly the frequent ones."""
+    if len(cache) > WORDS:
+        for word in list(cache)[WORDS // 2 :]:
+            del cache[word]
 
 
 def _printable(text: str) -> str:
