@@ -1,4 +1,4 @@
-"""Makes helpers.py and tiny.py importable from the tests beside them."""
+"""Makes caption_helpers.py and tiny_captioners.py importable from the tests beside them."""
 
 import sys
 from pathlib import Path

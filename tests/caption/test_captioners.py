@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
+import tiny_captioners as tiny
 import torch
-from helpers import write_captioner
+from caption_helpers import write_captioner
 from PIL import Image
 
 from alip.caption import coca

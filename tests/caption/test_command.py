@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import caption_of, numbered, png, read_captions, read_failures, write_captioner, write_tar
+from caption_helpers import caption_of, numbered, png, read_captions, read_failures, write_captioner, write_tar
 
 from alip.caption.command import main
 from alip.caption.store import PartWriter

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
-from helpers import numbered, read_captions, write_tar
+import tiny_captioners as tiny
+from caption_helpers import numbered, read_captions, write_tar
 
 from alip.caption.command import main
 from alip.data.shards import load_manifest, read_texts

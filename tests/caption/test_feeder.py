@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers import png, write_captioner
+from caption_helpers import png, write_captioner
 
 from alip.caption.feeder import Recipe, feed, in_background
 from alip.caption.store import digest

@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 import sklearn.datasets
 import torch
-from helpers import read_captions
+from caption_helpers import read_captions
 
 from alip.caption.captioners import CaptionerChoice, open_captioner
 from alip.caption.command import main
