@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=10.0, help="seconds of training before a kill, at most")
+    parser.add_argument("--steps", type=int, help="length of the run (default: 20 for each kill)")
     parser.add_argument("--train-data", default=str(ROOT / "data/demo/train"))
     parser.add_argument("--model", default=str(ROOT / "scripts/demo/model.json"))
     parser.add_argument("--folder", type=Path, help="where the two runs go (default: a temporary folder)")
@@ -40,15 +40,18 @@ def main() -> int:
     folder = args.folder or Path(tempfile.mkdtemp(prefix="soak-"))
 
     options = ["--train-data", args.train_data, "--model", args.model, "--precision", "fp32", "--batch-size", "32"]
-    options += ["--steps", "120", "--log-every", "1", "--save-every", "7", "--resume", "auto", *args.flags]
+    steps = args.steps or 20 * args.kills
+    options += ["--steps", str(steps), "--log-every", "1", "--save-every", "7", "--resume", "auto", *args.flags]
     command = launch(args.ranks, options)
     whole, killed = folder / "whole", folder / "killed"
     finish([*command, "--output", str(whole)])
 
     draw = random.Random(args.seed)
     for k in range(args.kills):
-        seconds, step = kill_once([*command, "--output", str(killed)], killed, draw.uniform(0, args.longest))
-        print(f"kill {k + 1}/{args.kills} after {seconds:.2f} s of training, at step {step}", flush=True)
+        # On average as far as the run is long, shared out over the kills; what a resume repeats comes on top.
+        ahead = draw.randrange(0, max(1, 2 * steps // args.kills))
+        step = kill_once([*command, "--output", str(killed)], killed, ahead, draw.uniform(0, 0.1))
+        print(f"kill {k + 1}/{args.kills} at step {step} of {steps}", flush=True)
     finish([*command, "--output", str(killed)])
 
     ours, theirs = train_lines(killed), train_lines(whole)
@@ -72,28 +75,32 @@ def finish(command: list[str]) -> None:
         sys.exit(f"a run failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
 
 
-def kill_once(command: list[str], run: Path, seconds: float) -> tuple[float, int]:
-    """Starts the run and kills it `seconds` after it began to train (a run that ends before is over)."""
+def kill_once(command: list[str], run: Path, ahead: int, seconds: float) -> int:
+    """Starts the run and kills it `seconds` after it has come `ahead` steps on; returns its last step. With 0, as soon
+    as it has opened its log; a run that ends before is over."""
     before = size_of(run)
     # A session of its own: the kill takes the launcher and all ranks at once, as a power cut would.
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, start_new_session=True
     )
-    begun = time.monotonic()
-    while size_of(run) == before and process.poll() is None and time.monotonic() - begun < 300:
+    while size_of(run) == before and process.poll() is None:
         time.sleep(0.005)
-    begun = time.monotonic()
-    while time.monotonic() - begun < seconds and process.poll() is None:
-        time.sleep(0.002)
-    ranks = descendants(process.pid)
-    for pid in [process.pid, *ranks]:
+    begun = last_step(run)
+    while last_step(run) < begun + ahead and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(seconds)
+    for pid in [process.pid, *descendants(process.pid)]:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             print(f"process {pid} had ended by itself")
     process.wait()
+    return last_step(run)
+
+
+def last_step(run: Path) -> int:
     lines = train_lines(run)
-    return time.monotonic() - begun, lines[-1]["step"] if lines else 0
+    return lines[-1]["step"] if lines else 0
 
 
 def descendants(pid: int) -> list[int]:

@@ -41,9 +41,10 @@ class CheckpointFolder:
                 _also_named(path, self.folder / f"epoch-{epoch_end:04d}.pt")
             if best:
                 _also_named(path, self.folder / "best.pt")
-        # RuntimeError: torch's zip writer says so when its file could not take everything.
         except (UserError, OSError, RuntimeError) as error:
-            self.warn(f"checkpoint of step {content['step']} was not saved, going on without it: {error}")
+            # torch's zip writer finds itself at another place than it should be when its file took only a part.
+            reason = "the disk took only a part of it; free space" if "unexpected pos" in str(error) else error
+            self.warn(f"checkpoint of step {content['step']} was not saved, going on without it: {reason}")
             return None
         for old in self.steps()[self.keep :]:
             old.unlink(missing_ok=True)
