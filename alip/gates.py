@@ -59,12 +59,13 @@ def main() -> None:
     write_scores(arguments.output, manifest, scores)
     print(f"{manifest.samples} samples scored: {arguments.output}")
     if truth is not None:
-        summary = summarize(scores, truth)
+        weight = scores["sample_weight"] * scores["text_weight"]
+        summary = summarize(scores["text_caption_similarity"], weight, truth)
         arguments.output.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
         print(
-            f"mean W_s*W_t: right texts {summary['right_text_weight']:.3f}, wrong texts "
-            f"{summary['wrong_text_weight']:.3f}; AUC of S_tc {summary['auc_text_caption_similarity']:.3f}, "
-            f"of W_s*W_t {summary['auc_text_weight']:.3f}"
+            f"mean W_s*W_t: right texts {summary['mean_weight_right']:.3f}, wrong texts "
+            f"{summary['mean_weight_wrong']:.3f}; AUC of S_tc {summary['auc_text_caption_similarity']:.3f}, "
+            f"of W_s*W_t {summary['auc_weight']:.3f}"
         )
 
 

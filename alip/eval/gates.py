@@ -64,15 +64,23 @@ def read_truth(manifest: Manifest, column: str) -> np.ndarray:
     return truth
 
 
-def summarize(scores: dict[str, np.ndarray], is_wrong: np.ndarray) -> dict[str, float]:
-    """How the two kinds of sample differ: mean W^s·W^t of right and of wrong raw texts, and both AUCs."""
-    weight = scores["sample_weight"] * scores["text_weight"]
+def summarize(similarity: np.ndarray, weight: np.ndarray, is_wrong: np.ndarray) -> dict[str, float]:
+    """How right and wrong raw texts differ.
+
+    similarity, weight, is_wrong: (n,) S_tc, W^s·W^t and the truth. Gives both AUCs (see `separation_auc`) as
+    auc_text_caption_similarity and auc_weight, and the mean weight of each kind, NaN for a kind that is absent.
+    """
     return {
-        "right_text_weight": float(weight[~is_wrong].mean()),
-        "wrong_text_weight": float(weight[is_wrong].mean()),
-        "auc_text_caption_similarity": separation_auc(scores["text_caption_similarity"], is_wrong),
-        "auc_text_weight": separation_auc(weight, is_wrong),
+        "auc_text_caption_similarity": separation_auc(similarity, is_wrong),
+        "auc_weight": separation_auc(weight, is_wrong),
+        "mean_weight_right": _mean(weight[~is_wrong]),
+        "mean_weight_wrong": _mean(weight[is_wrong]),
+        "samples": len(is_wrong),
     }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from alip.distributed import World, gather_objects
-from alip.eval.gates import separation_auc
+from alip.eval.gates import summarize
 from alip.train.step import StepResult
 
 
@@ -29,24 +29,14 @@ class GateTruth:
         self.values.append(torch.stack([outcome.text_caption_similarity, weight]).detach())
 
     def report(self, world: World) -> dict[str, float]:
-        """The epoch's numbers, and begins anew. All ranks call it.
-
-        auc_text_caption_similarity, auc_weight: how well S_tc, and W^s * W^t, tell right raw texts from wrong ones
-        (0.5: not at all); mean_weight_right, mean_weight_wrong: mean W^s * W^t; samples: how many were compared.
-        """
+        """The epoch's numbers, as `alip.eval.gates.summarize` gives them, and begins anew. All ranks call it."""
         parts = gather_objects(self.state(), world)
         self.index, self.values = [], []
         index = torch.cat([part["index"] for part in parts]).numpy()
         similarity, weight = torch.cat([part["values"] for part in parts], dim=1).double().numpy()
         finite = np.isfinite(similarity) & np.isfinite(weight)  # an update that was left out says nothing
         wrong, similarity, weight = self.wrong[index][finite], similarity[finite], weight[finite]
-        return {
-            "auc_text_caption_similarity": separation_auc(similarity, wrong),
-            "auc_weight": separation_auc(weight, wrong),
-            "mean_weight_right": _mean(weight[~wrong]),
-            "mean_weight_wrong": _mean(weight[wrong]),
-            "samples": len(wrong),
-        }
+        return summarize(similarity, weight, wrong)
 
     def state(self) -> dict[str, torch.Tensor]:
         """For a checkpoint."""
@@ -59,7 +49,3 @@ class GateTruth:
         """Takes up what was collected before."""
         self.index = [saved["index"] for saved in states]
         self.values = [saved["values"].to(device) for saved in states]
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")

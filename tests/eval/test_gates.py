@@ -28,12 +28,9 @@ def test_auc_of_perfect_inverse_and_one_sided_sets():
     assert np.isnan(separation_auc(np.array([0.4, 0.3]), np.array([False, False])))
 
 
-def test_summary_uses_the_product_of_both_weights():
-    scores = {
-        "sample_weight": np.array([0.5, 1.0]),
-        "text_weight": np.array([0.5, 1.0]),
-        "text_caption_similarity": np.array([0.1, 0.9]),
-    }
-    summary = summarize(scores, np.array([True, False]))
-    assert summary["wrong_text_weight"] == 0.25 and summary["right_text_weight"] == 1
-    assert summary["auc_text_weight"] == 1
+def test_summary_of_both_kinds_and_of_one():
+    similarity, weight = np.array([0.1, 0.9, 0.5]), np.array([0.25, 1.0, 0.5])
+    summary = summarize(similarity, weight, np.array([True, False, False]))
+    assert summary["mean_weight_wrong"] == 0.25 and summary["mean_weight_right"] == 0.75
+    assert summary["auc_weight"] == 1 and summary["auc_text_caption_similarity"] == 1 and summary["samples"] == 3
+    assert np.isnan(summarize(similarity, weight, np.array([False] * 3))["mean_weight_wrong"])
