@@ -120,6 +120,7 @@ class DaliDecoder:
             num_threads=threads,
             device_id=(self.device.index or 0) if gpu else None,
             prefetch_queue_depth=queue_depth,
+            exec_dynamic=True,
         )
         with pipe:
             image = fn.decoders.image_slice(
@@ -161,10 +162,11 @@ class DaliDecoder:
                 pipe.feed_input(name, values)
 
     def _to_torch(self, output) -> torch.Tensor:
-        """A copy: DALI uses its own buffer again."""
+        """On the CPU the very memory that DALI wrote: its dynamic executor hands it over (a copy would cost a tenth of
+        the whole). On the GPU a copy, made on torch's own stream, so that no kernel still reads what DALI writes."""
         tensor = output.as_tensor()
         if self.device.type != "cuda":
-            return torch.from_numpy(np.array(tensor))
+            return torch.from_dlpack(tensor)
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
         image = torch.empty(tensor.shape(), dtype=torch.float32, device=self.device)

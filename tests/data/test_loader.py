@@ -122,6 +122,17 @@ def test_resume_in_mid_epoch_is_exact(shards, reader):
         loader(shards, seed=1).check_state(state)
 
 
+def test_batches_stay_as_they_are_while_the_loader_goes_on(shards):
+    """DALI's memory is handed over, not lent: nothing writes into a batch that is still held."""
+    held, copies = [], []
+    for _ in range(2):
+        for batch in loader(shards, reader="dali", shuffle=False, augmentation=None).epoch(0):
+            held.append(batch.image)
+            copies.append(batch.image.clone())
+    assert all(torch.equal(a, b) for a, b in zip(held, copies))
+    assert not torch.equal(held[0], held[1]) and torch.equal(held[0], held[len(held) // 2])
+
+
 def test_another_number_of_ranks_goes_on_with_the_same_global_batches(shards):
     alone = list(loader(shards, 32, augmentation=EVERYTHING).epoch(0, start=64))
     ranks = [list(loader(shards, 16, r, 2, augmentation=EVERYTHING).epoch(0, start=64)) for r in range(2)]
