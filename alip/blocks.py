@@ -254,7 +254,7 @@ class _BiPathContrast(torch.autograd.Function):
     def backward(ctx, *loss_gradients):
         image, logit_scale, *saved = ctx.saved_tensors
         ranks, sizes = ctx.ranks, ctx.sizes
-        image_gradient, scale_gradient = torch.zeros_like(image), torch.zeros_like(logit_scale)
+        image_gradient, scale_gradient = None, torch.zeros_like(logit_scale)
         column_gradients: list[Callable[[], Tensor] | None] = []
         with torch.autocast(image.device.type, enabled=False):
             rows = logit_scale * image
@@ -268,8 +268,10 @@ class _BiPathContrast(torch.autograd.Function):
                 )
                 factor = loss_gradient * (ranks.size / (2 * len(columns)))  # times the ranks, for DDP divides by them
                 column_gradients.append(ranks.start_scatter(to_columns.mul_(factor), sizes))
-                scale_gradient += (image * to_rows.mul_(factor)).sum()
-                image_gradient += to_rows.mul_(logit_scale)
+                scale_gradient += torch.einsum("nd,nd->n", image, to_rows.mul_(factor)).sum()
+                to_rows *= logit_scale
+                image_gradient = to_rows if image_gradient is None else image_gradient.add_(to_rows)
+                del to_rows, to_columns  # before the next path makes its own
             text_gradient, caption_gradient = (finish and finish() for finish in column_gradients)
         return image_gradient, text_gradient, caption_gradient, scale_gradient, None, None, None, None, None, None
 

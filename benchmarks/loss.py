@@ -2,6 +2,7 @@
 
     python benchmarks/loss.py                         # N = 1024 … 32768, D = 512, on the GPU if there is one
     python benchmarks/loss.py --sizes 8192 --rounds 5
+    python benchmarks/loss.py --one-thread            # CPU seconds of one thread: for a machine shared with others
 
 The plain form writes out this loss as released: the logits of both directions computed apart, two paths, autograd for
 the rest. ClipLoss is the same without weights. Each measurement runs in a process of its own, so that the peak is its
@@ -78,8 +79,14 @@ class Peak:
         return self._read("VmHWM") - self.before
 
 
-def measure(contestant: str, n: int, dim: int, repeats: int, device: torch.device, settings: dict) -> dict:
+def measure(
+    contestant: str, n: int, dim: int, repeats: int, one_thread: bool, device: torch.device, settings: dict
+) -> dict:
     """Best seconds of `repeats` steps after one warm-up, and the warm-up's peak of bytes."""
+    clock = time.perf_counter
+    if one_thread:
+        torch.set_num_threads(1)
+        clock = time.process_time
     generator = torch.Generator().manual_seed(0)
 
     def leaf() -> Tensor:
@@ -104,9 +111,9 @@ def measure(contestant: str, n: int, dim: int, repeats: int, device: torch.devic
     extra = peak.stop()
     seconds = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return {"seconds": min(seconds), "bytes": extra}
 
 
@@ -128,7 +135,15 @@ def run_apart(contestant: str, n: int, arguments: argparse.Namespace) -> dict | 
     """`measure` in a process of its own; None where it would not fit."""
     if 4 * n * n * MATRICES[contestant] > 0.8 * free_bytes(torch.device(arguments.device)):
         return None
-    job = [contestant, n, arguments.dim, arguments.repeats, arguments.device, our_settings(arguments)]
+    job = [
+        contestant,
+        n,
+        arguments.dim,
+        arguments.repeats,
+        arguments.one_thread,
+        arguments.device,
+        our_settings(arguments),
+    ]
     command = [sys.executable, __file__, "--measure", json.dumps(job)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -148,6 +163,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed steps per process")
     parser.add_argument("--rounds", type=int, default=2, help="processes per contestant and size, taking turns")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--one-thread", action="store_true", help="one thread, its CPU seconds instead of the clock's")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one measurement, in this process
     arguments = parser.parse_args()
     if arguments.measure:
@@ -156,7 +172,8 @@ def main() -> None:
         return
 
     where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"CPU ({platform.machine()})"
-    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, D = {arguments.dim}, fp32")
+    threads = "1 thread, CPU time" if arguments.one_thread else f"{torch.get_num_threads()} threads"
+    print(f"{where}, {threads}, torch {torch.__version__}, D = {arguments.dim}, fp32")
     print("forward + backward            seconds                     extra MB               plain / ours  plain / ours")
     print("     N       ours  ClipLoss     plain       ours  ClipLoss     plain          seconds        memory")
     for n in arguments.sizes:
