@@ -127,7 +127,7 @@ def check_against(expected: SimpleNamespace, got: SimpleNamespace, rows: slice, 
     """Compares a step's losses, weights, similarities, history and gradients with the reference's.
 
     rows: the part of the global batch that `got` speaks of. A gradient's error is measured against the reference's
-    largest entry or, where that is nearly 0, against 3 % of what a sample that is all wrong would have. Gradients of
+    largest entry or, where that is nearly 0, against 10 % of what a sample that is all wrong would have. Gradients of
     bf16 features are rounded to bf16 at the very end, up to twice, and are given that much.
     """
     for name in ("loss", "text_loss", "caption_loss"):
@@ -143,7 +143,7 @@ def check_against(expected: SimpleNamespace, got: SimpleNamespace, rows: slice, 
         if name != "logit_scale":
             truth = truth[rows]
         assert value.shape == truth.shape, f"{what}: {name}"
-        size = max(float(expected.gradients[name].abs().max()), 0.03 * expected.natural_size[name])
+        size = max(float(expected.gradients[name].abs().max()), 0.1 * expected.natural_size[name])
         worst = float((value - truth).abs().max()) if truth.numel() else 0.0
         tolerance = 8e-3 if got.gradients[name].dtype == torch.bfloat16 else 4e-5
         assert worst <= tolerance * size, f"{what}: gradient of {name} off by {worst} of {size}"
