@@ -131,6 +131,7 @@ class TarSource(Source):
                     sample = self._sample(path, group)
                     sample.progress = self.progress(unit, group[-1].end if plain else 0)
                     yield sample
+                _check_end(tar, path, plain)
         except (tarfile.TarError, EOFError, OSError) as error:
             yield Sample("", path, error=f"broken-input: the rest of {path} cannot be read: {error}")
 
@@ -194,6 +195,17 @@ class _Member:
 
     def read(self) -> bytes:
         return self.place.read() if isinstance(self.place, Place) else self.place
+
+
+def _check_end(tar: tarfile.TarFile, path: str, plain: bool) -> None:
+    """TarError if a tar that was read to its end lacks the end mark: tarfile takes a cut or damaged header for one."""
+    whole = tar.fileobj.tell() >= tar.offset + tarfile.BLOCKSIZE
+    if plain:
+        with open(path, "rb") as file:
+            file.seek(tar.offset)
+            whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    if not whole:
+        raise tarfile.TarError("it ends without tar's end mark, so it was cut off or damaged there")
 
 
 def _grouped(tar: tarfile.TarFile, path: str, plain: bool) -> Iterator[list[_Member]]:

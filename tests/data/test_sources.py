@@ -2,9 +2,11 @@
 
 import csv
 import gzip
+import io
 import json
 import os
 import shutil
+import tarfile
 
 import pyarrow
 import pyarrow.parquet
@@ -83,6 +85,23 @@ def test_a_compressed_and_a_cut_tar(tmp_path):
     cut = list(open_source(str(plain)))
     assert cut[-1].error.startswith("broken-input") and str(plain) in cut[-1].error
     assert len(cut) < 5
+
+
+@pytest.mark.parametrize("place", ["in a header", "between two members"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_tar_cut_where_tarfile_sees_nothing_amiss(tmp_path, place, compressed):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for number in range(4):
+            member = tarfile.TarInfo(f"{number}.txt")
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"abc"))
+    end = 4 * 512 + (200 if place == "in a header" else 0)  # two members are whole
+    path = tmp_path / ("cut.tar.gz" if compressed else "cut.tar")
+    path.write_bytes(gzip.compress(buffer.getvalue()[:end]) if compressed else buffer.getvalue()[:end])
+    samples = list(open_source(str(path)))
+    assert [sample.key for sample in samples[:-1]] == ["0", "1"]
+    assert samples[-1].error.startswith("broken-input") and "end mark" in samples[-1].error
 
 
 ROWS = [
