@@ -47,6 +47,7 @@ def train(args: argparse.Namespace, world: World) -> int:
 
     manifest = load_manifest(args.train_data)
     model = create_model(args.model, **arguments.of_model(args)).to(world.device)
+    precision.set_layout(model)
     loss = AdaptiveContrastiveLoss(**arguments.of_loss(args)).to(world.device)
     optimizer = create_optimizer(model, **arguments.of_optimizer(args))
     augmentation = Augmentation(**arguments.of_augmentation(args))

@@ -90,8 +90,6 @@ def build(name: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) 
     if text_cfg.get("hf_model_name"):
         text_cfg["hf_model_pretrained"] = False
     model.config = {"model_cfg": model_cfg, "preprocess_cfg": _plain(preprocess)}
-    if not isinstance(model.visual, VisionTransformer):  # convolutions: the step of a small ResNet takes a quarter less
-        model.visual.to(memory_format=torch.channels_last)
     if model.logit_bias is not None:  # SigLIP's; the adaptive loss has none
         model.logit_bias.requires_grad_(False)
     return model
