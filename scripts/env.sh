@@ -1,12 +1,12 @@
 # Sourced by quickstart.sh and test.sh: makes a virtual environment and installs what a list asks for, once.
 # Needs Linux and Python 3.10 or newer; set PYTHON to choose one.
 
-# find_python [NEWEST]: a Python from 3.10 up to 3.NEWEST that runs, or nothing and a failure.
+# find_python [NEWEST]: a Python from 3.10 up to 3.NEWEST that can install packages, or nothing and a failure.
 find_python() {
     local newest=${1:-99} candidate
     for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python3.10 python; do
         if [ -n "$candidate" ] && "$candidate" -c \
-            "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest))" 2>/dev/null; then
+            "import ssl, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest))" 2>/dev/null; then
             echo "$candidate"
             return 0
         fi
