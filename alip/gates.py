@@ -33,6 +33,7 @@ def read_history(checkpoint: str | Path) -> torch.Tensor:
 
 
 def main() -> None:
+    """Scores, writes the table, and compares with the truth if it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="run folder or checkpoint file of train.py")
     parser.add_argument("--data", required=True, help="shards, DIR/NAME")

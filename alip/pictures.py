@@ -101,6 +101,7 @@ def draw_gates(scores: dict[str, np.ndarray], is_wrong: np.ndarray, output: Path
 
 
 def main() -> None:
+    """Draws the curves, and the weights if there are scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a run of train.py")
     parser.add_argument("--scores", type=Path, help="table of `python -m alip.gates`")

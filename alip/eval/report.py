@@ -151,6 +151,7 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None, show: Callable[[str], None] = print) -> int:
+    """The command: reads every run's results, prints the table, draws the bars."""
     parser = argparse.ArgumentParser(
         description="Compares evaluated runs: a table, and bars beside the published ones."
     )
