@@ -5,12 +5,12 @@ A template is a text with one `{}` where the class name goes.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
 from alip.errors import UserError
+from alip.weights import read_json
 
 PROTOCOLS = {
     "field": "the usual splits, names and templates; captions as they are",
@@ -35,14 +35,7 @@ def read_lists(path: str | Path, set_name: str, what: str) -> list[str]:
     The sets' names in SLIP's own files are accepted beside ours.
     """
     path = Path(path)
-    try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the {what} {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(lists, dict):
-        raise UserError(f"{path}: expected an object {{set: [text, …]}}")
+    lists = read_json(path)
     for name in (set_name, *SLIP_NAMES.get(set_name, ())):
         if name in lists:
             found = lists[name]
