@@ -159,7 +159,7 @@ def train_on_rank_cut(world, options, number):
             raise Cut
         return original(self, *arguments, **others)
 
-    step.TrainStep.__call__ = wrapped  # in a forked process of its own
+    step.TrainStep.__call__ = wrapped  # in a process of its own
     try:
         return train_here(*options, world=world)
     except Cut:

@@ -1,4 +1,4 @@
-"""Ways to train in a test: in this process, in forked ranks, as a user's command; and what a run left behind."""
+"""Ways to train in a test: in this process, on ranks of their own, as a user's command; and what a run left behind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -61,29 +64,25 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def on_ranks(count: int, function, *arguments) -> list:
-    """Runs function(world, *arguments) on `count` forked gloo ranks; returns their results in rank order."""
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    workers = [
-        context.Process(target=_rank, args=(r, count, store.port, queue, function, arguments)) for r in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    results = dict(queue.get() for _ in workers)
-    for worker in workers:
-        worker.join()
-    failed = [f"rank {r}: {result[1]}" for r, result in results.items() if result[0] == "error"]
-    assert not failed, failed
-    return [results[r][1] for r in range(count)]
+    """Runs function(world, *arguments) on `count` gloo ranks; returns their results in rank order.
+
+    function: a module's own, since it travels by name. The ranks are not forked from here: a child of a process with
+    threads keeps every lock that another thread held at that moment (the resolver's, say), and waits for ever.
+    """
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "alip.model", "alip.train.fit"])
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(count, context) as pool:
+        store = str(Path(folder) / "store")
+        ranks = [pool.submit(_rank, World(r, r, count), store, function, arguments) for r in range(count)]
+        return [rank.result() for rank in ranks]
 
 
-def _rank(rank, count, port, queue, function, arguments) -> None:
+def _rank(world: World, store: str, function, arguments):
+    torch.set_num_threads(1)
+    place = {"store": dist.FileStore(store, world.world_size), "rank": world.rank, "world_size": world.world_size}
+    # A rank that waits for one that failed gives up long before the test's own limit.
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60), **place)
     try:
-        store = dist.TCPStore("127.0.0.1", port, is_master=False)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
-        result = ("ok", function(World(rank, rank, count), *arguments))
-    except BaseException as error:
-        result = ("error", repr(error))
-    queue.put((rank, result))
-    os._exit(0)  # a forked child must not run pytest's own ending
+        return function(world, *arguments)
+    finally:
+        dist.destroy_process_group()
