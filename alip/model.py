@@ -22,7 +22,9 @@ from torch.nn import functional as F
 
 from alip import packing, tokens, weights
 from alip.architecture import resolve_config
+from alip.attention import take_rows
 from alip.errors import UserError
+from alip.transformer import packable, run_blocks
 
 
 def create_model(
@@ -182,12 +184,12 @@ class BiPath:
         only_class_token = tower.pool_type == "tok" and tower.attn_pool is None
         keep = torch.arange(0, batch * patches, patches, device=x.device) if only_class_token else None
         plan = packing.Packing(groups=((batch, patches),), keep=keep)
-        x = packing.run_blocks(tower.transformer, x.reshape(-1, width), plan, causal=False, compiled=self._compiled)
+        x = run_blocks(tower.transformer, x.reshape(-1, width), plan, causal=False, compiled=self._compiled)
         x = tower._pool(x.view(batch, -1, width))[0]
         return x if tower.proj is None else x @ tower.proj
 
     def _packs_images(self) -> bool:
-        return type(self.visual) is VisionTransformer and packing.packable(self.visual.transformer)
+        return type(self.visual) is VisionTransformer and packable(self.visual.transformer)
 
     def _text_tower(self) -> nn.Module:
         return self.text if isinstance(self, CustomTextCLIP) else self
@@ -202,7 +204,7 @@ class BiPath:
             tower.attn_mask is None
             or getattr(tower, "cls_emb", None) is not None
             or pool not in ("argmax", "eos")
-            or not packing.packable(tower.transformer)
+            or not packable(tower.transformer)
         )
 
     def _packed_text(self, text: torch.Tensor) -> torch.Tensor:
@@ -216,8 +218,8 @@ class BiPath:
         dtype = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(text.reshape(-1)[plan.source]).to(dtype)
         x = x + F.embedding(plan.position, tower.positional_embedding).to(dtype)
-        x = packing.run_blocks(tower.transformer, x, plan, causal=True, compiled=self._compiled)
-        x = packing.take_rows(tower.ln_final(x), plan.restore)
+        x = run_blocks(tower.transformer, x, plan, causal=True, compiled=self._compiled)
+        x = take_rows(tower.ln_final(x), plan.restore)
         projection = tower.text_projection
         if projection is None:
             return x

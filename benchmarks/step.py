@@ -3,16 +3,17 @@
     python benchmarks/step.py [--batch-size 32] [--rounds 5] [--precisions fp32 bf16] [--device cpu]
 
 A step is forward, loss, backward, gradient clipping and AdamW, on synthetic images and texts of realistic lengths.
-The variants share their weights and take turns, one step each, on the same batch, so that whatever else the machine
-does hits them alike. The released design is re-created from parts: padded texts in two passes, gradient checkpointing
-always on, full logits both ways. Its optimiser and open_clip's are torch's default AdamW; ours is the fused one that
-our trainer uses.
+The variants take turns, one step each, on the same batches, so that whatever else the machine does hits them alike.
+Each runs in a process of its own, since ours sets up its process as train.py does (threads, memory) and takes
+train.py's own step. The released design is re-created from parts: padded texts in two passes, gradient checkpointing
+always on, full logits both ways. Its optimiser and open_clip's are torch's default AdamW, ours is the fused one.
+Four variants of ViT-B/32 at batch 32 need some 20 GB of memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import multiprocessing
 import statistics
 import sys
 import time
@@ -30,28 +31,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
 from alip.tokens import lengths
+from alip.train.optimizer import create_optimizer
+from alip.train.precision import set_up
+from alip.train.step import TrainStep
 
 START, END, CONTEXT = 49406, 49407, 77
 
 
 @dataclass
 class Batch:
-    """image (B, 3, H, W) fp32, text and caption tokens (B, 77) int64."""
+    """image (B, 3, H, W) fp32, tokens (B, 77) int64."""
 
     image: torch.Tensor
-    text: torch.Tensor
-    caption: torch.Tensor
-
-
-@dataclass
-class Variant:
-    """One way to train: `features(batch)` gives the four outputs, `loss` takes them; `operations` per step."""
-
-    name: str
-    features: Callable
-    loss: Callable
-    optimizer: torch.optim.Optimizer
-    operations: float
+    text_tokens: torch.Tensor
+    caption_tokens: torch.Tensor
 
 
 def random_tokens(token_lengths: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -105,18 +98,6 @@ def step_operations(
     return factor * (embed + image + words)
 
 
-def sharing_weights(model: nn.Module, checkpointing: bool = False) -> CLIP:
-    """open_clip's own model on the very same parameters."""
-    config = copy.deepcopy(model.config["model_cfg"])
-    with torch.device("meta"):
-        twin = CLIP(**config)
-    twin.register_buffer("attn_mask", model.attn_mask, persistent=False)
-    for ours, theirs in zip(model.modules(), twin.modules()):
-        theirs._parameters = ours._parameters
-    twin.set_grad_checkpointing(checkpointing)
-    return twin.train()
-
-
 def released_loss(image, text, caption, logit_scale, history=(0.0, 0.0, 0.0)) -> torch.Tensor:
     """The adaptive loss with both paths' full logits, both ways, as the release computes it."""
     with torch.no_grad():
@@ -134,63 +115,75 @@ def released_loss(image, text, caption, logit_scale, history=(0.0, 0.0, 0.0)) ->
     return total
 
 
-def build_variants(size: int, real_tokens: float, device: str, compile: bool) -> list[Variant]:
-    """All variants of ViT-B/32, on one set of weights."""
+def our_step(device: str, precisions: list[str], **options) -> Callable:
+    """train.py's step, set up as there: step(batch, precision)."""
+    place = torch.device(device)
+    set_up(place, precisions[-1], seed=0, deterministic=False, cpu_threads=torch.get_num_threads())
+    model = create_model("ViT-B-32", **options).to(place)
+    loss = AdaptiveContrastiveLoss(check_finite=False, even_batches=True).to(place)
+    optimizer = create_optimizer(model, lr=1e-6)
+    steps = {p: TrainStep(model, loss, optimizer, place, precision=p) for p in precisions}
+    return lambda batch, precision: steps[precision]([batch], 1e-6)
+
+
+def open_clip_step(device: str, checkpointing: bool, text_passes: int, loss: Callable) -> Callable:
+    """open_clip's own model with padded texts, in one or two passes through the text tower: step(batch, precision)."""
     torch.manual_seed(0)
-    model = create_model("ViT-B-32").to(device)
-    padded = copy.copy(model)
-    padded.pad_texts = True
-    plain, released = sharing_weights(model), sharing_weights(model, checkpointing=True)
-    fused = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    default = torch.optim.AdamW(model.parameters(), lr=1e-6)
-    adaptive = AdaptiveContrastiveLoss().to(device)
+    net = CLIP(**create_model("ViT-B-32").config["model_cfg"]).to(device).train()
+    net.set_grad_checkpointing(checkpointing)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6)
 
-    def our_loss(*features):
-        return adaptive(*features).loss
+    def step(batch: Batch, precision: str) -> None:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            image = net.encode_image(batch.image, normalize=True)
+            words = torch.cat([batch.text_tokens, batch.caption_tokens]).chunk(text_passes)
+            text, caption = torch.cat([net.encode_text(part, normalize=True) for part in words]).chunk(2)
+        loss(image.float(), text.float(), caption.float(), net.logit_scale.exp()).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
-    def bi_path(net):
-        return lambda batch: net(batch.image, batch.text, batch.caption)
+    return step
 
-    def one_text_pass(batch):
-        image = plain.encode_image(batch.image, normalize=True)
-        text, caption = plain.encode_text(torch.cat([batch.text, batch.caption]), normalize=True).chunk(2)
-        return image.float(), text.float(), caption.float(), plain.logit_scale.exp()
 
-    def two_text_passes(batch):
-        image = released.encode_image(batch.image, normalize=True).float()
-        texts = [released.encode_text(tokens, normalize=True).float() for tokens in (batch.text, batch.caption)]
-        return image, *texts, released.logit_scale.exp()
+def build(name: str, device: str, precisions: list[str]) -> Callable:
+    """The variant of that name: step(batch, precision)."""
+    if name == "open_clip, padded":
+        adaptive = AdaptiveContrastiveLoss().to(device)
+        return open_clip_step(device, False, 1, lambda *features: adaptive(*features).loss)
+    if name == "released design":
+        return open_clip_step(device, True, 2, released_loss)
+    options = {"ours, compiled": {"compile": True}, "ours, texts padded": {"pad_texts": True}}.get(name, {})
+    return our_step(device, precisions, **options)
 
+
+def count_operations(size: int, real_tokens: float) -> dict[str, float]:
+    """Operations of one step of each variant, by name."""
+    model = create_model("ViT-B-32")
     needed = step_operations(model, size, real_tokens)
-    padding = step_operations(model, size, real_tokens, padded=True)
-    whole = step_operations(model, size, real_tokens, padded=True, pooled_image=False)
-    recomputed = step_operations(model, size, real_tokens, padded=True, pooled_image=False, factor=4)
-    variants = [Variant("ours", bi_path(model), our_loss, fused, needed)]
-    if compile:
-        compiled = copy.copy(model)
-        compiled.compile_towers()
-        variants.append(Variant("ours, compiled", bi_path(compiled), our_loss, fused, needed))
-    variants += [
-        Variant("ours, texts padded", bi_path(padded), our_loss, fused, padding),
-        Variant("open_clip, padded", one_text_pass, our_loss, default, whole),
-        Variant("released design", two_text_passes, released_loss, default, recomputed),
-    ]
-    return variants
+    return {
+        "ours": needed,
+        "ours, compiled": needed,
+        "ours, texts padded": step_operations(model, size, real_tokens, padded=True),
+        "open_clip, padded": step_operations(model, size, real_tokens, padded=True, pooled_image=False),
+        "released design": step_operations(model, size, real_tokens, padded=True, pooled_image=False, factor=4),
+    }
 
 
-def one_step(variant: Variant, batch: Batch, precision: str, device: str) -> float:
-    """Seconds of one training step."""
-    _finish(device)
-    start = time.perf_counter()
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-        features = variant.features(batch)
-    variant.loss(*features).backward()
-    parameters = [parameter for group in variant.optimizer.param_groups for parameter in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    variant.optimizer.step()
-    variant.optimizer.zero_grad(set_to_none=True)
-    _finish(device)
-    return time.perf_counter() - start
+def run_variant(pipe, name: str, arguments: argparse.Namespace) -> None:
+    """A variant's own process: for each (precision, batch's number) that comes, the seconds of a step go back."""
+    torch.set_num_threads(arguments.threads)
+    device = arguments.device
+    step = build(name, device, arguments.precisions)
+    stream = batches(arguments.batch_size, 224, device)
+    data = [next(stream) for _ in range(arguments.rounds)]
+    while (order := pipe.recv()) is not None:
+        precision, number = order
+        _finish(device)
+        start = time.perf_counter()
+        step(data[number], precision)
+        _finish(device)
+        pipe.send(time.perf_counter() - start)
 
 
 def _finish(device: str) -> None:
@@ -217,7 +210,8 @@ def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each variant that count, after two that do not")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each variant that count")
+    parser.add_argument("--warmup", type=int, default=4, help="steps of each variant before them")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -228,43 +222,63 @@ def main() -> None:
 
     stream = batches(size, 224, device)
     data = [next(stream) for _ in range(arguments.rounds)]
-    texts = torch.cat([torch.cat([batch.text, batch.caption]) for batch in data])
+    texts = torch.cat([torch.cat([batch.text_tokens, batch.caption_tokens]) for batch in data])
     real_tokens = lengths(texts).sum().item() / len(data)
-    raw = torch.cat([lengths(batch.text) for batch in data]).float()
+    raw = torch.cat([lengths(batch.text_tokens) for batch in data]).float()
     print(
         f"ViT-B/32, batch {size}, {arguments.threads} threads, {device}; tokens: raw text mean {raw.mean():.1f}, "
         f"longest {raw.max():.0f}; with the caption {real_tokens / size:.1f} a pair, padded {2 * CONTEXT}"
     )
-    variants = build_variants(size, real_tokens, device, arguments.compile)
-    seconds: dict[tuple[str, str], list[float]] = {}
-    for round_number in range(-2, arguments.rounds):
+    operations = count_operations(size, real_tokens)
+    names = [name for name in operations if arguments.compile or name != "ours, compiled"]
+    seconds = measure(names, arguments)
+    report(operations, names, seconds, size, {p: peak(p, device) for p in arguments.precisions})
+
+
+def measure(names: list[str], arguments: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
+    """Seconds of each counted step, by (precision, variant)."""
+    context = multiprocessing.get_context("spawn")
+    workers, processes = {}, []
+    for name in names:
+        pipe, other_end = context.Pipe()
+        processes.append(context.Process(target=run_variant, args=(other_end, name, arguments), daemon=True))
+        processes[-1].start()
+        other_end.close()  # so that a process that died is an end of file here, not silence
+        workers[name] = pipe
+    seconds: dict[tuple[str, str], list[float]] = {(p, name): [] for p in arguments.precisions for name in names}
+    for round_number in range(-arguments.warmup, arguments.rounds):
         for precision in arguments.precisions:
-            for variant in variants:
-                elapsed = one_step(variant, data[max(round_number, 0)], precision, device)
+            for name, pipe in workers.items():
+                pipe.send((precision, round_number % arguments.rounds))
+                elapsed = pipe.recv()
                 if round_number >= 0:
-                    seconds.setdefault((precision, variant.name), []).append(elapsed)
-    report(variants, arguments.precisions, seconds, size, {p: peak(p, device) for p in arguments.precisions})
+                    seconds[precision, name].append(elapsed)
+    for pipe in workers.values():
+        pipe.send(None)
+    for process in processes:  # gone, memory and all, before anything else is measured
+        process.join()
+    return seconds
 
 
-def report(variants, precisions, seconds, size: int, peaks: dict[str, float]) -> None:
+def report(operations: dict[str, float], names, seconds, size: int, peaks: dict[str, float]) -> None:
     """Prints pairs/s (median and best step), ratios of medians within this run, and utilisation."""
-    base = {name: statistics.median(seconds[precisions[0], name]) for name in ("open_clip, padded", "released design")}
-    work = {variant.name: variant.operations for variant in variants}
-    needed = work["ours"]
-    print(f"ratios are to {precisions[0]} of the other; operations: fewer than the released design, by count\n")
+    first = next(iter(peaks))
+    base = {name: statistics.median(seconds[first, name]) for name in ("open_clip, padded", "released design")}
+    print(f"ratios are to {first} of the other; operations: fewer than the released design, by count\n")
     print("| variant | precision | pairs/s | best step | × open_clip | × released | operations | utilisation |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
-    for precision in precisions:
-        for variant in variants:
-            times = seconds[precision, variant.name]
+    for precision, fastest in peaks.items():
+        for name in names:
+            times = seconds[precision, name]
             typical = statistics.median(times)
             print(
-                f"| {variant.name} | {precision} | {size / typical:.2f} | {size / min(times):.2f} "
+                f"| {name} | {precision} | {size / typical:.2f} | {size / min(times):.2f} "
                 f"| {base['open_clip, padded'] / typical:.2f} | {base['released design'] / typical:.2f} "
-                f"| {work['released design'] / variant.operations:.2f} | {needed / typical / peaks[precision]:.0%} |"
+                f"| {operations['released design'] / operations[name]:.2f} "
+                f"| {operations['ours'] / typical / fastest:.0%} |"
             )
-    for precision, value in peaks.items():
-        print(f"\n{precision}: a large matrix product runs at {value / 1e9:.0f} GFLOP/s", end="")
+    for precision, fastest in peaks.items():
+        print(f"\n{precision}: a large matrix product runs at {fastest / 1e9:.0f} GFLOP/s", end="")
     print("\nutilisation: operations that real tokens need, per second, over that speed")
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
 
-from alip import packing, tokens
+from alip import attention, packing, tokens, transformer
 from alip.errors import UserError
 from alip.model import create_model
+from alip.transformer import run_blocks
 
 VIT = {
     "embed_dim": 32,
@@ -145,7 +146,7 @@ def test_group_step_changes_nothing():
     assert len(whole.groups) == 1 and whole.slots is not None and exact.slots is None
     torch.manual_seed(0)
     x = torch.randn(int(lengths.sum()), 64)
-    results = [packing.run_blocks(model.transformer, x, plan, causal=True) for plan in (whole, exact)]
+    results = [run_blocks(model.transformer, x, plan, causal=True) for plan in (whole, exact)]
     torch.testing.assert_close(*results, rtol=0, atol=1e-5)
 
 
@@ -165,7 +166,7 @@ def test_fused_and_plain_attention_agree(monkeypatch):
     inputs = batch(VIT)
     with torch.no_grad():
         plain = model(*inputs)
-        monkeypatch.setattr(packing, "PLAIN_ATTENTION_LENGTH", 0)
+        monkeypatch.setattr(attention, "PLAIN_ATTENTION_LENGTH", 0)
         fused = model(*inputs)
     for a, b in zip(plain, fused):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
@@ -203,7 +204,7 @@ def test_compiled_model_gives_the_same_features_and_gradients(config, monkeypatc
 
     torch_compile = torch.compile
     monkeypatch.setattr(torch, "compile", compile)
-    packing._compiled_feed_forward.cache_clear()
+    transformer._compiled_feed_forward.cache_clear()
     model = sharpened(config)
     compiled = create_model(config, compile=True)
     compiled.load_state_dict(model.state_dict())
@@ -211,7 +212,7 @@ def test_compiled_model_gives_the_same_features_and_gradients(config, monkeypatc
     for net in (model, compiled):
         image, text, caption, _ = net(*batch(config))
         (image * text.detach() * 3 + text * caption).sum().backward()
-    packing._compiled_feed_forward.cache_clear()
+    transformer._compiled_feed_forward.cache_clear()
     assert len(traced) == (2 if config is RESNET else 1)
     for (key, a), b in zip(model.named_parameters(), compiled.parameters()):
         if a.grad is not None:

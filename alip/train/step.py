@@ -71,10 +71,10 @@ class TrainStep:
         outcome = self._backward(micro_batches)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        grad_norm = self._clip()
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         loss_finite = torch.isfinite(outcome.loss.detach())
         skipped = ~(loss_finite & torch.isfinite(grad_norm))
-        self._update(skipped)
+        self._update(grad_norm, skipped)
 
         with torch.no_grad():
             # An update that is left out leaves no trace in the gates either.
@@ -96,23 +96,26 @@ class TrainStep:
         self._scaled(outcome.loss).backward()
         return outcome
 
-    def _clip(self) -> torch.Tensor:
-        """The gradient's norm; the gradient is then cut to grad_clip. It is the mean over ranks already."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if self.grad_clip > 0:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
-        return norm
+    def _update(self, grad_norm: torch.Tensor, skipped: torch.Tensor) -> None:
+        """The optimiser's step with the gradient cut to grad_clip; left out, on the device, where `skipped` is true.
 
-    def _update(self, skipped: torch.Tensor) -> None:
-        """The optimiser's step, left out on the device itself where `skipped` is true."""
+        grad_norm: of the gradient as it is, which is the mean over the ranks already.
+        """
         if self.scaler is not None:
+            if self.grad_clip > 0:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, grad_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             return
-        # What GradScaler tells a fused optimiser, said by us: the update happens only if this is 0.
+        # What GradScaler tells a fused optimiser, said by us: it divides each gradient by grad_scale as it passes by,
+        # which spares a pass over all of them, and the update happens only if found_inf is 0.
+        if self.grad_clip > 0:
+            self.optimizer.grad_scale = ((grad_norm + 1e-6) / self.grad_clip).clamp(min=1.0)
         self.optimizer.found_inf = skipped.float()
         self.optimizer.step()
         del self.optimizer.found_inf
+        if self.grad_clip > 0:
+            del self.optimizer.grad_scale
 
     def _autocast(self) -> AbstractContextManager:
         return autocast(self.precision, self.device)
