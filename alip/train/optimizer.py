@@ -39,6 +39,15 @@ def create_optimizer(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
+def gradient_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """The length of all gradients together, as one vector: a scalar on their device."""
+    if gradients[0].device.type != "cpu":
+        return torch.nn.utils.get_total_norm(gradients)
+    # On a CPU torch reads a whole tensor on one thread, but its rows on all.
+    rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
+    return torch.linalg.vector_norm(torch.cat(rows))
+
+
 class MovingAverage:
     """Exponential moving average of a model's weights, kept beside it (EMA).
 

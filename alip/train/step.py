@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from alip.train.accumulate import accumulated_backward
-from alip.train.optimizer import MovingAverage
+from alip.train.optimizer import MovingAverage, gradient_norm
 from alip.train.precision import autocast
 
 
@@ -71,7 +71,7 @@ class TrainStep:
         outcome = self._backward(micro_batches)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        grad_norm = gradient_norm([p.grad for p in self.parameters if p.grad is not None])
         loss_finite = torch.isfinite(outcome.loss.detach())
         skipped = ~(loss_finite & torch.isfinite(grad_norm))
         self._update(grad_norm, skipped)

@@ -3,7 +3,7 @@ import copy
 import torch
 
 from alip.model import create_model
-from alip.train.optimizer import MovingAverage, create_optimizer, decays
+from alip.train.optimizer import MovingAverage, create_optimizer, decays, gradient_norm
 
 
 def test_decay_spares_biases_norms_positions_and_the_scale(model_file):
@@ -50,3 +50,13 @@ def test_moving_average_against_a_plain_one():
             reference[key] = keep * reference[key] + (1 - keep) * value if is_parameter else value.clone()
     for key, value in average.state_dict().items():
         torch.testing.assert_close(value, reference[key])
+
+
+def test_gradient_norm_is_the_length_of_all_gradients_as_one_vector():
+    torch.manual_seed(0)
+    gradients = [torch.randn(shape) for shape in ((), (7,), (300, 5), (4, 3, 2, 2), (0, 3))]
+    gradients.append(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    expected = torch.cat([gradient.double().flatten() for gradient in gradients]).norm().float()
+    torch.testing.assert_close(gradient_norm(gradients), expected)
+    gradients[2][9, 1] = torch.inf
+    assert gradient_norm(gradients) == torch.inf
