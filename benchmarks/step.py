@@ -1,13 +1,12 @@
 """Pairs per second of one training step: ours, ours with padding, open_clip's model padded, and the released design.
 
-    python benchmarks/step.py [--batch-size 32] [--rounds 5] [--precisions fp32 bf16] [--device cpu]
+    python benchmarks/step.py [--batch-size 32] [--turns 3] [--precisions fp32 bf16] [--device cpu]
 
 A step is forward, loss, backward, gradient clipping and AdamW, on synthetic images and texts of realistic lengths.
-The variants take turns, one step each, on the same batches, so that whatever else the machine does hits them alike.
-Each runs in a process of its own, since ours sets up its process as train.py does (threads, memory) and takes
-train.py's own step. The released design is re-created from parts: padded texts in two passes, gradient checkpointing
-always on, full logits both ways. Its optimiser and open_clip's are torch's default AdamW, ours is the fused one.
-Four variants of ViT-B/32 at batch 32 need some 20 GB of memory.
+The variants take turns, and each runs alone, in a process of its own, on the same batches: as in a real run, where ours
+sets up its process as train.py does (threads, memory) and takes train.py's own step. The released design is re-created
+from parts: padded texts in two passes, gradient checkpointing always on, full logits both ways. Its optimiser and
+open_clip's are torch's default AdamW, ours is the fused one.
 """
 
 from __future__ import annotations
@@ -171,19 +170,22 @@ def count_operations(size: int, real_tokens: float) -> dict[str, float]:
 
 
 def run_variant(pipe, name: str, arguments: argparse.Namespace) -> None:
-    """A variant's own process: for each (precision, batch's number) that comes, the seconds of a step go back."""
+    """A variant's own process: sends back the seconds of each counted step, by precision."""
     torch.set_num_threads(arguments.threads)
     device = arguments.device
     step = build(name, device, arguments.precisions)
     stream = batches(arguments.batch_size, 224, device)
     data = [next(stream) for _ in range(arguments.rounds)]
-    while (order := pipe.recv()) is not None:
-        precision, number = order
-        _finish(device)
-        start = time.perf_counter()
-        step(data[number], precision)
-        _finish(device)
-        pipe.send(time.perf_counter() - start)
+    seconds: dict[str, list[float]] = {precision: [] for precision in arguments.precisions}
+    for precision, times in seconds.items():
+        for number in range(-arguments.warmup, arguments.rounds):
+            _finish(device)
+            start = time.perf_counter()
+            step(data[number % len(data)], precision)
+            _finish(device)
+            if number >= 0:
+                times.append(time.perf_counter() - start)
+    pipe.send(seconds)
 
 
 def _finish(device: str) -> None:
@@ -210,8 +212,9 @@ def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each variant that count")
-    parser.add_argument("--warmup", type=int, default=4, help="steps of each variant before them")
+    parser.add_argument("--turns", type=int, default=3, help="how often each variant's process is started")
+    parser.add_argument("--rounds", type=int, default=3, help="steps that count in each turn and precision")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them that do not")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -238,25 +241,16 @@ def main() -> None:
 def measure(names: list[str], arguments: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
     """Seconds of each counted step, by (precision, variant)."""
     context = multiprocessing.get_context("spawn")
-    workers, processes = {}, []
-    for name in names:
-        pipe, other_end = context.Pipe()
-        processes.append(context.Process(target=run_variant, args=(other_end, name, arguments), daemon=True))
-        processes[-1].start()
-        other_end.close()  # so that a process that died is an end of file here, not silence
-        workers[name] = pipe
     seconds: dict[tuple[str, str], list[float]] = {(p, name): [] for p in arguments.precisions for name in names}
-    for round_number in range(-arguments.warmup, arguments.rounds):
-        for precision in arguments.precisions:
-            for name, pipe in workers.items():
-                pipe.send((precision, round_number % arguments.rounds))
-                elapsed = pipe.recv()
-                if round_number >= 0:
-                    seconds[precision, name].append(elapsed)
-    for pipe in workers.values():
-        pipe.send(None)
-    for process in processes:  # gone, memory and all, before anything else is measured
-        process.join()
+    for _ in range(arguments.turns):
+        for name in names:
+            pipe, other_end = context.Pipe()
+            process = context.Process(target=run_variant, args=(other_end, name, arguments))
+            process.start()
+            other_end.close()  # so that a process that died is an end of file here, not silence
+            for precision, times in pipe.recv().items():
+                seconds[precision, name] += times
+            process.join()
     return seconds
 
 
