@@ -68,7 +68,7 @@ def keep_freed_memory() -> bool:
     """Has glibc keep freed memory in the process for the next step; True if this C library can be told so.
 
     A step takes and frees the same gigabytes as the one before it. By default glibc hands large buffers back to the
-    kernel, which gives them out again as new, zeroed pages: 5 to 10 % of a ViT-B/32's step, see
+    kernel, which gives them out again as new, zeroed pages: up to a tenth of a ViT-B/32's step, see
     benchmarks/notes/step.md. The peak of memory is the same.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
