@@ -42,7 +42,8 @@ def run(model, tmp_path):
 
 
 def same(a, b):
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 def test_run_folder_and_file(model, run):

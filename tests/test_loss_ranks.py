@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 import torch.nn.functional as F
+from ranks import on_ranks
 from test_loss import Watch
 from test_loss_reference import NAMES, check_against, make_features, reference_step
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from alip.distributed import World
 from alip.loss import AdaptiveContrastiveLoss
 
 # Samples of each rank; a world of W ranks takes the first W. Even, uneven, with empty ranks, one sample in all.
@@ -183,16 +183,12 @@ CASES = (
 )
 
 
-def run_rank(rank: int, world: int, meeting_point: str) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(meeting_point, world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+def run_cases(world: World) -> None:
     for case in CASES:
-        case(rank, world)
+        case(world.rank, world.world_size)
         dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ranks_equal_one_process(world, tmp_path):
-    torch.multiprocessing.spawn(run_rank, args=(world, str(tmp_path / "store")), nprocs=world)
+def test_ranks_equal_one_process(world):
+    on_ranks(world, run_cases)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from trainruns import on_ranks
+from ranks import on_ranks
 
 from alip.distributed import World
 from alip.loss import AdaptiveContrastiveLoss

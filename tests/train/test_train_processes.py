@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from ranks import on_ranks
 from test_train_resume import train_on_rank
-from trainruns import ROOT, command, events, on_ranks, start, train_here, train_lines
+from trainruns import ROOT, command, events, start, train_here, train_lines
 
 
 def wait_for_step(run, step, process, seconds=90):

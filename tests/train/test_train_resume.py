@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from trainruns import SAMPLES, events, on_ranks, train_here, train_lines, weights_of
+from ranks import on_ranks
+from trainruns import SAMPLES, events, train_here, train_lines, weights_of
 
 from alip.distributed import World
 from alip.errors import UserError

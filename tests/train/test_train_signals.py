@@ -3,7 +3,8 @@ import signal
 import sys
 
 import pytest
-from trainruns import on_ranks, train_here
+from ranks import on_ranks
+from trainruns import train_here
 
 from alip.distributed import World
 from alip.errors import UserError

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ranks import on_ranks
 from test_train_accumulate import CPU, AdaptiveContrastiveLoss, make_batch, make_model
-from trainruns import on_ranks
 
 from alip.distributed import World
 from alip.train.meter import NAMES, Meter
