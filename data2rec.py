@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import os
 
-from alip.data.images import MAX_PIXELS, MIN_SIDE, QUALITY, SHORT_SIDE, ImagePolicy
-from alip.data.prepare import MISSING_CAPTION, MISSING_TEXT, Policy
-from alip.data.sources import Fields, open_source
+from alip.build.images import MAX_PIXELS, MIN_SIDE, QUALITY, SHORT_SIDE, ImagePolicy
+from alip.build.open_source import open_source
+from alip.build.prepare import MISSING_CAPTION, MISSING_TEXT, Policy
+from alip.build.sources import Fields
 from alip.errors import UserError, run_command
 
 
@@ -65,17 +66,17 @@ def main() -> int:
     """Does what the arguments ask for; the exit status."""
     args = arguments()
     if args.verify:
-        from alip.data.verify import verify
+        from alip.build.verify import verify
 
         return verify(args.verify, decode=args.decode, workers=max(1, args.workers))
     if not args.output:
         raise UserError("give --output DIR/NAME (or --verify DIR/NAME)")
     if args.show:
-        from alip.data.show import show
+        from alip.build.preview import show
 
         return show(args.output, args.show)
     if args.merge:
-        from alip.data.merge import merge
+        from alip.build.merge import merge
 
         return merge(args.output, overwrite=args.overwrite)
     if not args.input:
@@ -89,7 +90,7 @@ def build(args: argparse.Namespace) -> int:
         if not least <= getattr(args, flag) <= most:
             raise UserError(f"--{flag.replace('_', '-')} should be from {least} to {most}, not {getattr(args, flag)}")
 
-    from alip.data import writer
+    from alip.build import writer
 
     fields = Fields(args.key_field, args.image_field, args.text_field, args.caption_field)
     splits = tuple(one for one in args.splits.split(",") if one)

@@ -14,9 +14,9 @@ import argparse
 from alip import distributed
 from alip.checkpoint import load_model
 from alip.errors import run_command
-from alip.eval.arguments import add_common, encoding_from
-from alip.eval.commands import results_folder, split_names, zeroshot
 from alip.eval.datasets import open_classification
+from alip.eval.evaluate import results_folder, split_names, zeroshot
+from alip.eval.shared_flags import add_common, encoding_from
 
 
 def main(argv: list[str] | None = None) -> int:

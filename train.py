@@ -20,7 +20,6 @@ from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
 from alip.train import arguments, precision
 from alip.train.evaluation import create_evaluations
-from alip.train.fit import Fit
 from alip.train.optimizer import create_optimizer
 from alip.train.parallel import parallelise
 from alip.train.plan import create_plan
@@ -29,6 +28,7 @@ from alip.train.run_folder import open_run
 from alip.train.schedule import create_schedule
 from alip.train.state import create_state
 from alip.train.step import TrainStep
+from alip.train.trainer import Fit
 
 
 def main() -> int:

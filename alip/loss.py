@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from alip.blocks import Ranks, bi_path_contrast
+from alip.infonce import Collectives, bi_path_contrast
 
 _INPUTS = ("image_features", "text_features", "caption_features", "logit_scale")
 
@@ -97,7 +97,7 @@ class AdaptiveContrastiveLoss(nn.Module):
     The buffer `history` (3,) holds H_tc, H_xt, H_xc in fp32, the same on every rank; NaN stands for "no batch yet". It
     moves at each forward in training mode and rests in eval mode. A mean that is not finite never enters it.
 
-    Ranks. Each computes the rows of its own images. Gradients come out such that their *mean* over the ranks, as
+    Collectives. Each computes the rows of its own images. Gradients come out such that their *mean* over the ranks, as
     DistributedDataParallel takes it, is the gradient of one process with the whole batch, for the parameters behind
     the features and for logit_scale alike. So on leaf tensors, `features.grad` is world_size times the complete
     gradient of this rank's rows (other ranks' logits included), and `logit_scale.grad` is world_size times the part
@@ -156,7 +156,7 @@ class AdaptiveContrastiveLoss(nn.Module):
         """
         _check_shapes(image_features, text_features, caption_features, logit_scale)
         dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
-        ranks = Ranks(self.process_group)
+        ranks = Collectives(self.process_group)
         with torch.autocast(image_features.device.type, enabled=False):
             x, t, c = (f.to(dtype) for f in (image_features, text_features, caption_features))
             scale = logit_scale.to(dtype).reshape(())
@@ -170,7 +170,7 @@ class AdaptiveContrastiveLoss(nn.Module):
             )
             return LossOutput(text_loss + caption_loss, text_loss, caption_loss, W_s, W_t, W_c, *S)
 
-    def _survey(self, ranks: Ranks, S: list[Tensor], inputs: tuple[Tensor, ...]) -> tuple[list[int], Tensor]:
+    def _survey(self, ranks: Collectives, S: list[Tensor], inputs: tuple[Tensor, ...]) -> tuple[list[int], Tensor]:
         """How many samples each rank has, and the global means of the similarities (3,), by one small collective.
 
         The same report says which input is not finite and where: so all ranks raise, and none waits for one that did.

@@ -28,7 +28,6 @@ from alip.distributed import World  # noqa: E402
 from alip.loss import AdaptiveContrastiveLoss  # noqa: E402
 from alip.model import create_model  # noqa: E402
 from alip.train.checkpoints import CheckpointFolder  # noqa: E402
-from alip.train.fit import Fit  # noqa: E402
 from alip.train.logging import RunLog  # noqa: E402
 from alip.train.meter import Meter  # noqa: E402
 from alip.train.optimizer import MovingAverage, create_optimizer  # noqa: E402
@@ -37,6 +36,7 @@ from alip.train.run_folder import Run  # noqa: E402
 from alip.train.schedule import create_schedule  # noqa: E402
 from alip.train.state import TrainState  # noqa: E402
 from alip.train.step import TrainStep  # noqa: E402
+from alip.train.trainer import Fit  # noqa: E402
 
 
 class Trivial(nn.Module):

@@ -145,9 +145,9 @@ def prepare(work: Path, samples: int) -> str:
     """Photographs, tars, shards, and the environment for open_clip's pipeline; the Python of the latter."""
     from photos import make_photos
 
-    from alip.data import writer
-    from alip.data.prepare import Policy
-    from alip.data.sources import open_source
+    from alip.build import writer
+    from alip.build.open_source import open_source
+    from alip.build.prepare import Policy
 
     if not (work / f"made-{samples}").exists():
         make_photos(work, samples, 341, 256, 90, tars=8)

@@ -48,9 +48,9 @@ CHECKPOINT=$RUN DATA_ROOT=$(dirname "$DATA") OUTPUT=$RUN/results bash run_retrie
 CHECKPOINT=$RUN DATA_ROOT=$(dirname "$DATA") OUTPUT=$RUN/results bash run_zeroshot.sh
 
 say "6/7 what the gates saw, and pictures"
-python -m alip.gates --checkpoint "$RUN" --data "$DATA/train" --truth text_is_wrong --output "$RUN/results/gates.parquet"
+python -m alip.eval.gates --checkpoint "$RUN" --data "$DATA/train" --truth text_is_wrong --output "$RUN/results/gates.parquet"
 python scripts/demo/baseline.py --data-root "$(dirname "$DATA")" --output "$RUN/results/pixels.json"
-python -m alip.pictures --run "$RUN" --data "$DATA/train" --truth text_is_wrong \
+python -m alip.eval.run_plots --run "$RUN" --data "$DATA/train" --truth text_is_wrong \
     --scores "$RUN/results/gates.parquet" --output "$RUN/pictures"
 
 say "7/7 summary (everything after the installation took $((SECONDS - started)) s)"

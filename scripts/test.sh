@@ -21,5 +21,6 @@ fi
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/lint-imports
 # Two at a time: the tests start processes of their own.
 exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

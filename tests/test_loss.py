@@ -8,11 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_loss_reference import NAMES, SIMILARITIES, WEIGHTS, check_against, make_features, reference_step
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from alip.blocks import Ranks, bi_path_contrast
+from alip.infonce import Collectives, bi_path_contrast
 from alip.loss import AdaptiveContrastiveLoss, gate_weights
+from tests.helpers.loss_reference import (
+    NAMES,
+    SIMILARITIES,
+    WEIGHTS,
+    Watch,
+    check_against,
+    make_features,
+    reference_step,
+)
 
 ALL = slice(None)
 SHAPES = [(1, 8, 4, 0), (37, 16, 8, 300), (96, 24, 32, 0), (130, 32, None, 1 << 20)]  # N, D, block, kept bytes
@@ -137,7 +144,7 @@ def test_gradcheck(block, keep):
     weights = torch.rand(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
 
     def paths(*inputs):
-        return bi_path_contrast(*inputs, *weights, Ranks(), [5], block, keep)
+        return bi_path_contrast(*inputs, *weights, Collectives(), [5], block, keep)
 
     assert torch.autograd.gradcheck(paths, (*leaves, scale))
     assert torch.autograd.gradcheck(lambda *inputs: 3 * paths(*inputs)[1], (*leaves, scale))
@@ -152,7 +159,7 @@ def test_weight_of_zero_takes_a_sample_out_as_an_anchor():
     weight = torch.ones(20)
     weight[4] = 0
     scale = torch.tensor(10.0, requires_grad=True)
-    sum(bi_path_contrast(*leaves, scale, weight, weight, Ranks(), [20])).backward()
+    sum(bi_path_contrast(*leaves, scale, weight, weight, Collectives(), [20])).backward()
     one = torch.ones(20)
     expected = reference_step(*features, 10.0, [1.0] * 3, weights=(weight, one, one))
     for leaf, name in zip((*leaves, scale), NAMES):
@@ -190,24 +197,6 @@ def test_autocast_changes_nothing():
         cast = step(AdaptiveContrastiveLoss(block_size=32), features, 90.0)
     assert torch.equal(plain.loss, cast.loss)
     assert all(torch.equal(plain.gradients[name], cast.gradients[name]) for name in NAMES)
-
-
-class Watch(TorchDispatchMode):
-    """Counts the multiplications of matrix products and the size of the largest tensor that any operation gives."""
-
-    def __init__(self):
-        super().__init__()
-        self.products, self.largest = 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
-            left, right = args[-2:]
-            self.products += left.shape[0] * left.shape[1] * right.shape[1]
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return result
 
 
 @pytest.mark.parametrize(("keep", "backward_products"), [(0, 3), (1 << 30, 2)])

@@ -13,14 +13,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from ranks import on_ranks
-from test_loss import Watch
-from test_loss_reference import NAMES, check_against, make_features, reference_step
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alip.distributed import World
 from alip.loss import AdaptiveContrastiveLoss
+from tests.helpers.loss_reference import NAMES, Watch, check_against, make_features, reference_step
+from tests.helpers.ranks import on_ranks
 
 # Samples of each rank; a world of W ranks takes the first W. Even, uneven, with empty ranks, one sample in all.
 SIZES = [(12, 12, 12), (40, 33, 7), (9, 0, 5), (0, 21, 0), (1, 0, 0), (130, 130, 130), (400, 310, 290)]

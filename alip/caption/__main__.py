@@ -2,7 +2,7 @@
 
 if __name__ == "__main__":
     # Imported here, since worker processes import this module too and have no use for torch.
-    from alip.caption.command import main
+    from alip.caption.pipeline import main
     from alip.errors import run_command
 
     run_command(main)

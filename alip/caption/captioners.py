@@ -1,4 +1,4 @@
-"""Captioners: one small protocol (a batch of images in, a list of strings out), and the table of their names.
+"""What a captioner is: a batch of images in, a list of strings out; and how a model's probabilities become words.
 
 A captioner is any object with a method `caption(batch) -> list[str]`, one string for each item. It may also have
 
@@ -11,25 +11,10 @@ A captioner is any object with a method `caption(batch) -> list[str]`, one strin
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
-from alip.caption.userfile import load_captioner_file
 from alip.errors import UserError
-
-# Short names. The first four and florence2 are Hugging Face models, coca is open_clip's.
-NAMED_MODELS = {
-    "blip": "Salesforce/blip-image-captioning-base",
-    "blip-large": "Salesforce/blip-image-captioning-large",
-    "blip2": "Salesforce/blip2-opt-2.7b",
-    "git": "microsoft/git-base-coco",
-    "florence2": "florence-community/Florence-2-base",
-}
 
 
 @dataclass(frozen=True)
@@ -65,99 +50,3 @@ class Captioner(Protocol):
 
     def caption(self, batch: list[Any]) -> list[str]:
         """One caption for each item of the batch, in its order."""
-
-
-@dataclass(frozen=True)
-class CaptionerChoice:
-    """A captioner as the user asked for it: all that is needed to build it, here or in another process.
-
-    name: a short name, `coca[:MODEL]`, `file:PATH`, `existing:FILE`, or a Hugging Face model name or local folder.
-    precision: "auto" (bf16 or fp16 on a GPU, fp32 on a CPU), "fp32", "bf16" or "fp16".
-    options: strings for a captioner file's `create_captioner`.
-    """
-
-    name: str
-    prompt: str | None = None
-    decoding: Decoding = field(default_factory=Decoding)
-    precision: str = "auto"
-    options: dict[str, str] = field(default_factory=dict)
-
-    def settings(self) -> dict[str, Any]:
-        """What must not change between the runs that fill one captions file, as plain values."""
-        settings: dict[str, Any] = {"captioner": self.name}
-        kind, value = self.kind()
-        if kind == "file":
-            path = _existing_file(value)
-            settings["captioner"] = f"file:{path.name}"
-            settings["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-            settings["options"] = dict(sorted(self.options.items()))
-        if kind in ("transformers", "coca"):
-            settings["model"] = value
-            settings["prompt"] = self.prompt
-            settings["precision"] = self.precision
-            settings["decoding"] = vars(self.decoding).copy()
-        return settings
-
-    def kind(self) -> tuple[str, str]:
-        """("file" | "existing" | "coca" | "transformers", the path or model name)."""
-        for kind in ("file", "existing"):
-            if self.name.startswith(kind + ":"):
-                return kind, self.name[len(kind) + 1 :]
-        if self.name == "coca" or self.name.startswith("coca:"):
-            return "coca", self.name[5:]
-        folder = Path(self.name)
-        if (folder / "open_clip_config.json").is_file():
-            return "coca", self.name
-        return "transformers", NAMED_MODELS.get(self.name, self.name)
-
-
-def open_captioner(choice: CaptionerChoice, device: torch.device) -> Captioner:
-    """Builds the captioner on `device`. Errors: UserError for an unknown name, a missing package or a broken file."""
-    kind, value = choice.kind()
-    if kind != "file" and choice.options:
-        raise UserError("--option belongs to captioner files (--captioner file:PATH)")
-    if kind == "file":
-        return _from_file(_existing_file(value), choice, device)
-    if kind == "existing":
-        from alip.caption.existing import ExistingCaptions
-
-        return ExistingCaptions(_existing_file(value))
-    precision = resolve_precision(choice.precision, device)
-    if kind == "coca":
-        if choice.prompt:
-            raise UserError("CoCa takes no --prompt: it was trained to caption without one")
-        from alip.caption.coca import CoCaCaptioner
-
-        return CoCaCaptioner(value or None, choice.decoding, device, precision)
-    from alip.caption.huggingface import TransformersCaptioner
-
-    return TransformersCaptioner(value, choice.prompt, choice.decoding, device, precision)
-
-
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The weights' type: "auto" is bf16 on a GPU that has it, fp16 on an older GPU, fp32 on a CPU."""
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if name != "auto":
-        if name == "fp16" and device.type == "cpu":
-            raise UserError("--precision fp16 needs a GPU: take fp32 or bf16")
-        return types[name]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def _from_file(path: Path, choice: CaptionerChoice, device: torch.device) -> Captioner:
-    create: Callable[..., Captioner] | None = getattr(load_captioner_file(path), "create_captioner", None)
-    if create is None:
-        raise UserError(f"{path} has no function create_captioner(device, options): see docs/captions.md")
-    captioner = create(device, dict(choice.options))
-    if not callable(getattr(captioner, "caption", None)):
-        raise UserError(f"{path}: create_captioner returned {type(captioner).__name__}, which has no method caption")
-    return captioner
-
-
-def _existing_file(name: str) -> Path:
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"no file {name!r}: --captioner file:PATH and existing:FILE take the path of a file")
-    return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from alip.data.captions import CaptionTable
+from alip.build.caption_table import CaptionTable
 from alip.errors import UserError
 
 

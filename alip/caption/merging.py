@@ -14,10 +14,10 @@ from alip.caption.store import (
     check_settings,
     number,
     read_lines,
-    replace_file,
     to_line,
 )
 from alip.errors import UserError
+from alip.files import atomic_write
 
 
 def merge_outputs(
@@ -41,9 +41,11 @@ def merge_outputs(
                     look(line)
                     yield to_line(line)
 
-    replace_file(output.output, lines())
+    with atomic_write(output.output, text=True) as file:
+        file.writelines(lines())
     failures = (line for part in parts for line in read_lines(part.failures))
-    replace_file(output.failures, (to_line(line) for line in failures))
+    with atomic_write(output.failures, text=True) as file:
+        file.writelines(to_line(line) for line in failures)
     counts = Counter()
     reasons: Counter = Counter()
     for record in records:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from alip.build.sources import Place, Sample, Source
 from alip.caption.captioners import Captioner
 from alip.caption.clean import clean
-from alip.caption.feeder import Prepared, Recipe, feed, in_background, without_image
+from alip.caption.preprocessing import PreparedImage, Preprocessing, feed, in_background, without_image
 from alip.caption.store import DoneImages, NumberSet, PartWriter, number
-from alip.data.sources import Place, Sample, Source
 from alip.errors import UserError
 
 UNITS_PER_RANK = 4  # with fewer files than this for each rank, ranks share out the keys instead of the files
@@ -92,7 +92,7 @@ class Pass:
     def __init__(
         self,
         captioner: Captioner,
-        recipe: Recipe,
+        recipe: Preprocessing,
         captions: PartWriter,
         failures: PartWriter,
         done: DoneImages,
@@ -117,7 +117,7 @@ class Pass:
 
     def run(self, samples: Iterable[Sample]) -> Tally:
         """Captions the samples. Errors: whatever the captioner raises on every image; OSError of a full disk."""
-        batch: list[tuple[Sample, Prepared]] = []
+        batch: list[tuple[Sample, PreparedImage]] = []
         for sample, prepared in self._prepared(samples):
             if prepared.unchanged:
                 self.tally.done += 1
@@ -136,11 +136,11 @@ class Pass:
         self.failures.close()
         return self.tally
 
-    def _prepared(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Prepared]]:
+    def _prepared(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, PreparedImage]]:
         new = self._new(samples)
         if self.reads_keys:
             return (
-                (sample, without_image(sample) or Prepared(content=sample.key, unchanged=known is not None))
+                (sample, without_image(sample) or PreparedImage(content=sample.key, unchanged=known is not None))
                 for sample, known in new
             )
         ahead = 2 * self.batch_size + 4 * self.workers
@@ -179,7 +179,7 @@ class Pass:
         elif entry[:2] > drawn[0][:2]:
             heapq.heapreplace(drawn, entry)
 
-    def _caption(self, batch: list[tuple[Sample, Prepared]]) -> None:
+    def _caption(self, batch: list[tuple[Sample, PreparedImage]]) -> None:
         if self.sampling_seed is not None:
             torch.manual_seed(number(f"{self.sampling_seed}\n{batch[0][0].key}") % 2**63)
         for (sample, prepared), text in zip(batch, self._texts(batch)):
@@ -197,7 +197,7 @@ class Pass:
         self.captions.flush()
         self.failures.flush()
 
-    def _texts(self, batch: list[tuple[Sample, Prepared]]) -> list[str | Exception | None]:
+    def _texts(self, batch: list[tuple[Sample, PreparedImage]]) -> list[str | Exception | None]:
         """One caption or error for each image. What fails together is tried in halves, down to the one to blame."""
         try:
             texts = list(self.captioner.caption([prepared.content for _, prepared in batch]))

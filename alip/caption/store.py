@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from alip.errors import UserError
+from alip.files import atomic_write, write_json
 
 FORMAT, VERSION = "alip-captions", 1
 
@@ -183,7 +184,7 @@ class CaptionStore:
 
     def write_run(self, record: dict[str, Any]) -> None:
         """Replaces the record in one rename."""
-        replace_file(self.run_file, [json.dumps(record, indent=1, ensure_ascii=False) + "\n"])
+        write_json(self.run_file, record, ensure_ascii=False)
 
     def part_paths(self, run: int, rank: int) -> tuple[Path, Path]:
         """Paths of this rank's captions and failures in this run."""
@@ -227,8 +228,10 @@ class CaptionStore:
 
         failures = sorted(self.parts.glob(f"failures-{run:06d}-*.jsonl"))
         old_parts = sorted(self.parts.glob("*.jsonl"))
-        replace_file(self.failures, (to_line(line) for path in failures for line in read_lines(path)))
-        replace_file(self.output, lines())
+        with atomic_write(self.failures, text=True) as file:
+            file.writelines(to_line(line) for path in failures for line in read_lines(path))
+        with atomic_write(self.output, text=True) as file:
+            file.writelines(lines())
         for path in old_parts:
             path.unlink()
 
@@ -281,16 +284,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def replace_file(path: Path, lines: Any) -> None:
-    """Writes lines to a temporary name, flushes to disk and renames, so that `path` is never half written."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ BINS = (0, 5, 10, 15, 20, 25, 30, 40, 50, 75)  # tokens without start and end; 7
 DRAWN = 20_000  # captions whose tokens are counted; the rest would take minutes and not move the picture
 
 
-class Summary:
+class CaptionSummary:
     """Looks at every merged line once (`look`), then tells (`result`). Memory: 8 bytes a caption."""
 
     def __init__(self, seed: int, wanted_keys: set[str] | None = None) -> None:

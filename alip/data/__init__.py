@@ -1,1 +1,1 @@
-"""Rec shards: format, building, reading."""
+"""Reading shards: format, index, order, augmentation, decoding, batches."""

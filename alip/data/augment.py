@@ -51,7 +51,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AugmentationParams:
     """What to do to each of n pictures.
 
     start, shape: (n, 2) int32, the crop's corner and size as x, y and width, height. mirror: (n,) int32, 0 or 1.
@@ -70,14 +70,16 @@ class Plan:
 CENTRE = 127.5
 
 
-def draw_plan(
+def sample_params(
     augmentation: Augmentation | None, sizes: np.ndarray, image_size: int, seed: int, epoch: int, index: np.ndarray
-) -> Plan:
+) -> AugmentationParams:
     """The plan for pictures of `sizes` (n, 2), width and height. No augmentation: the centre square, nothing else."""
     if augmentation is None:
         side = sizes.min(axis=1, keepdims=True)
         shape = np.repeat(side, 2, axis=1)
-        return Plan(((sizes - shape) // 2).astype(np.int32), shape.astype(np.int32), np.zeros(len(index), np.int32))
+        return AugmentationParams(
+            ((sizes - shape) // 2).astype(np.int32), shape.astype(np.int32), np.zeros(len(index), np.int32)
+        )
 
     def draw(number: int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
         return low + (high - low) * uniform(seed, epoch, index, number)
@@ -93,7 +95,7 @@ def draw_plan(
     if augmentation.colours:
         brightness = draw(5, 1 - augmentation.brightness, 1 + augmentation.brightness).astype(np.float32)
         contrast = draw(6, 1 - augmentation.contrast, 1 + augmentation.contrast).astype(np.float32)
-    return Plan(start, shape, mirror, matrix, brightness, contrast)
+    return AugmentationParams(start, shape, mirror, matrix, brightness, contrast)
 
 
 def _crops(augmentation: Augmentation, sizes: np.ndarray, draw) -> tuple[np.ndarray, np.ndarray]:

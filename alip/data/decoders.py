@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alip.data.augment import CENTRE, Augmentation, Plan, draw_plan
+from alip.data.augment import CENTRE, Augmentation, AugmentationParams, sample_params
 from alip.errors import UserError
 
 IN_FLIGHT = 3  # batches given to a decoder before the first is asked back
@@ -56,7 +56,7 @@ class DaliDecoder:
         self._pipe = None
         self._waiting: deque = deque()
 
-    def submit(self, encoded: list[np.ndarray], plan: Plan) -> None:
+    def submit(self, encoded: list[np.ndarray], plan: AugmentationParams) -> None:
         """encoded: n arrays of uint8, each one picture's bytes."""
         if self._pipe is None:
             self._pipe = self._build(self.batch_size, self.threads, IN_FLIGHT)
@@ -100,7 +100,7 @@ class DaliDecoder:
         out = io.BytesIO()
         Image.new("RGB", (1, 1)).save(out, "JPEG")
         pixel = np.frombuffer(out.getvalue(), np.uint8)
-        plan = draw_plan(self.augmentation, np.ones((1, 2), np.int64), self.form.image_size, 0, 0, np.zeros(1, int))
+        plan = sample_params(self.augmentation, np.ones((1, 2), np.int64), self.form.image_size, 0, 0, np.zeros(1, int))
         for _ in range(IN_FLIGHT):
             self._feed(self._pipe, [pixel], plan)
         self._pipe.schedule_run()
@@ -154,7 +154,7 @@ class DaliDecoder:
         pipe.build()
         return pipe
 
-    def _feed(self, pipe, encoded: list[np.ndarray], plan: Plan) -> None:
+    def _feed(self, pipe, encoded: list[np.ndarray], plan: AugmentationParams) -> None:
         pipe.feed_input("encoded", encoded)
         for name in ("start", "shape", "mirror", "matrix", "brightness", "contrast"):
             values = getattr(plan, name)
@@ -173,12 +173,12 @@ class DaliDecoder:
         feed_ndarray(tensor, image, cuda_stream=torch.cuda.current_stream(self.device))
         return image
 
-    def _find_broken(self, encoded: list[np.ndarray], plan: Plan, base: int) -> None:
+    def _find_broken(self, encoded: list[np.ndarray], plan: AugmentationParams, base: int) -> None:
         """Decodes one by one to find out whose fault a failure was."""
         for i, one in enumerate(encoded):
             pipe = self._build(1, 1, 1)
             single = {name: None if values is None else values[i : i + 1] for name, values in vars(plan).items()}
-            self._feed(pipe, [one], Plan(**single))
+            self._feed(pipe, [one], AugmentationParams(**single))
             try:
                 pipe.schedule_run()
                 pipe.outputs()
@@ -201,7 +201,7 @@ class PlainDecoder:
         self._pool = ThreadPoolExecutor(max(1, threads))
         self._waiting: deque[list[Future]] = deque()
 
-    def submit(self, encoded: list[np.ndarray], plan: Plan) -> None:
+    def submit(self, encoded: list[np.ndarray], plan: AugmentationParams) -> None:
         """encoded: n arrays of uint8, each one picture's bytes."""
         jobs = [self._pool.submit(decode_one, one, plan, i, self.form) for i, one in enumerate(encoded)]
         self._waiting.append(jobs)
@@ -217,7 +217,7 @@ class PlainDecoder:
                 job.cancel()
 
 
-def decode_one(encoded: np.ndarray, plan: Plan, i: int, form: PixelFormat) -> torch.Tensor:
+def decode_one(encoded: np.ndarray, plan: AugmentationParams, i: int, form: PixelFormat) -> torch.Tensor:
     """Picture i of a plan: (3, side, side) float32."""
     side = form.image_size
     x, y = plan.start[i].tolist()

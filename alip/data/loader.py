@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from alip.data.augment import Augmentation, Plan, draw_plan
+from alip.data.augment import Augmentation, AugmentationParams, sample_params
 from alip.data.decoders import IN_FLIGHT, BrokenImage, DaliDecoder, PixelFormat, PlainDecoder
 from alip.data.order import EpochOrder
-from alip.data.records import Records
+from alip.data.sample_reader import Records
 from alip.data.shards import CONTEXT_LENGTH, TOKENIZER, VOCAB_SIZE, Manifest, load_manifest
 from alip.distributed import World
 from alip.errors import UserError
@@ -40,7 +40,7 @@ class _Request:
     index: np.ndarray
     tokens: np.ndarray
     encoded: list[np.ndarray]
-    plan: Plan
+    plan: AugmentationParams
 
 
 def create_loader(
@@ -199,5 +199,5 @@ class Loader:
         last = position + count * (self.world.rank + 1) // self.world.world_size
         index = order.slice(first, last)
         tokens, encoded, sizes = self.records.read(index)
-        plan = draw_plan(self.augmentation, sizes, self.form.image_size, self.seed, epoch, index)
+        plan = sample_params(self.augmentation, sizes, self.form.image_size, self.seed, epoch, index)
         return _Request(index, tokens, encoded, plan)

@@ -14,6 +14,7 @@ import numpy as np
 
 from alip.data.recordio import IndexedReader, RecordError, read_index
 from alip.errors import UserError
+from alip.files import write_json
 
 FORMAT = "alip-rec"
 VERSION = 1
@@ -113,18 +114,8 @@ class Manifest:
     def save(self) -> Path:
         """Writes NAME.json, whole or not at all."""
         path = self.folder / f"{self.name}.json"
-        write_whole(path, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+        write_json(path, self.to_json(), ensure_ascii=False)
         return path
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small file so that a crash leaves the old one or the new one, never a part."""
-    new = path.with_name(path.name + ".new")
-    with open(new, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
 
 
 def load_manifest(data: str | os.PathLike) -> Manifest:

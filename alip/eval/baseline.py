@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from alip.eval.datasets import ClassificationSet, RetrievalSet
-from alip.eval.images import ImageFiles, Images
+from alip.eval.image_readers import ImageFiles, Images
 from alip.eval.retrieval import recall_from_scores
 from alip.eval.zeroshot import accuracies
 

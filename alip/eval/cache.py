@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from alip.files import atomic_path
 
 _VERSION = 1  # raise it when the same inputs give other features
 
@@ -47,8 +48,5 @@ def read(folder: Path, key: str) -> dict[str, Tensor] | None:
 
 def write(folder: Path, key: str, values: Mapping[str, Tensor]) -> None:
     """Keeps tensors under the key."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{key}.safetensors"
-    draft = folder / f".{key}.{os.getpid()}.part"
-    save_file({name: value.cpu().contiguous() for name, value in values.items()}, str(draft))
-    os.replace(draft, path)
+    with atomic_path(folder / f"{key}.safetensors") as path:
+        save_file({name: value.cpu().contiguous() for name, value in values.items()}, str(path))

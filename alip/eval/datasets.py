@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from alip.errors import UserError
-from alip.eval.captions import RetrievalSet, read_caption_file
+from alip.eval.caption_files import RetrievalSet, read_caption_file
 from alip.eval.classnames import check_order
-from alip.eval.images import ImageFiles, Images
+from alip.eval.dataset_records import CLASSIFICATION, DEMO_CLASSIFICATION, RETRIEVAL, ClassificationRecord, Opener
+from alip.eval.image_readers import ImageFiles, Images
 from alip.eval.prompts import PLAIN_TEMPLATES, check_protocol, check_templates, read_lists
-from alip.eval.sets import CLASSIFICATION, DEMO_CLASSIFICATION, RETRIEVAL, ClassificationRecord, Opener
 
 __all__ = ["ClassificationSet", "RetrievalSet", "open_classification", "open_retrieval"]
 
@@ -37,7 +37,7 @@ class ClassificationSet:
 
 
 def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None) -> RetrievalSet:
-    """A retrieval set: a name of the table, or a caption file of any form in `alip.eval.captions`.
+    """A retrieval set: a name of the table, or a caption file of any form in `alip.eval.caption_files`.
 
     data_root: the folder under which the sets lie; for a file, a further place to look for its images.
     """

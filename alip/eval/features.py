@@ -22,7 +22,7 @@ from tqdm import tqdm
 from alip.distributed import World, broadcast_object, gather_objects, share
 from alip.errors import UserError
 from alip.eval import cache
-from alip.eval.images import READ_ERRORS, Images
+from alip.eval.image_readers import READ_ERRORS, Images
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

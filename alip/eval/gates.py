@@ -1,11 +1,17 @@
-"""What the gates make of a data set: similarities and weights of every sample, and how well they find wrong texts.
+"""What the gates make of a dataset: similarities and weights of every sample, and how well they find mismatched texts.
+
+    python -m alip.eval.gates --checkpoint RUN --data DIR/NAME --output scores.parquet [--truth COLUMN]
+
+Sorted by `sample_text_weight` (W^s·W^t), the table tells which raw texts to look at or to leave out. With --truth, a
+field of the sources' JSON that is true where a raw text is wrong, it also prints how well the gates find those.
 
 The images are taken without augmentation and the history as the run left it, so the scores are those of one finished
-model for all samples. `python -m alip.gates` is the command.
+model for all samples.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -17,10 +23,13 @@ from torch import nn
 from tqdm import tqdm
 
 from alip import distributed
+from alip.checkpoint.load import load_model
 from alip.data.loader import create_loader
-from alip.data.shards import Manifest, read_texts
-from alip.errors import UserError
+from alip.data.shards import Manifest, load_manifest, read_texts
+from alip.errors import UserError, run_command
+from alip.files import atomic_path
 from alip.loss import gate_weights
+from alip.model.weights import find_checkpoint, read_file
 
 SCORES = (
     "text_caption_similarity",
@@ -133,7 +142,57 @@ def write_scores(path: Path, manifest: Manifest, scores: dict[str, np.ndarray]) 
             "sample_text_weight": scores["sample_weight"] * scores["text_weight"],
         }
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    pq.write_table(table, unfinished)
-    unfinished.rename(path)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_history(checkpoint: str | Path) -> torch.Tensor:
+    """(3,) the gates' history of a training checkpoint, in the order tc, xt, xc."""
+    path = find_checkpoint(checkpoint)
+    content = read_file(path)
+    try:
+        return content["loss"]["history"]
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: holds no gate history; name a run folder or checkpoint of train.py") from None
+
+
+def main() -> None:
+    """Scores, writes the table, and compares with the truth if it is known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="run folder or checkpoint file of train.py")
+    parser.add_argument("--data", required=True, help="shards, DIR/NAME")
+    parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument("--truth", metavar="COLUMN", help="JSON field of the sources, true where the raw text is wrong")
+    parser.add_argument("--gamma-sample", type=float, default=2.0)
+    parser.add_argument("--gamma-pair", type=float, default=2.0)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    arguments = parser.parse_args()
+
+    world = distributed.start(arguments.device)
+    manifest = load_manifest(arguments.data)
+    truth = read_truth(manifest, arguments.truth) if arguments.truth else None
+    scores = score_samples(
+        load_model(arguments.checkpoint),
+        read_history(arguments.checkpoint),
+        manifest,
+        gamma_sample=arguments.gamma_sample,
+        gamma_pair=arguments.gamma_pair,
+        batch_size=arguments.batch_size,
+        device=world.device,
+    )
+    write_scores(arguments.output, manifest, scores)
+    print(f"{manifest.samples} samples scored: {arguments.output}")
+    if truth is not None:
+        weight = scores["sample_weight"] * scores["text_weight"]
+        summary = summarize(scores["text_caption_similarity"], weight, truth)
+        arguments.output.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+        print(
+            f"mean W_s*W_t: right texts {summary['mean_weight_right']:.3f}, wrong texts "
+            f"{summary['mean_weight_wrong']:.3f}; AUC of S_tc {summary['auc_text_caption_similarity']:.3f}, "
+            f"of W_s*W_t {summary['auc_weight']:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)

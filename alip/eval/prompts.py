@@ -10,7 +10,7 @@ from pathlib import Path
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
 from alip.errors import UserError
-from alip.weights import read_json
+from alip.files import read_json
 
 PROTOCOLS = {
     "field": "the usual splits, names and templates; captions as they are",

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from alip.errors import UserError, run_command
-from alip.eval import pictures, published, results
+from alip.eval import plots as pictures
+from alip.eval import published, results
 
 Entry = results.Entry
 Runs = dict[str, list[Entry]]  # a name for the run → its entries

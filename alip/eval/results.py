@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import torchvision
 
 from alip import __version__
 from alip.errors import UserError
+from alip.files import write_json
 
 FILE_NAME = "results.json"
 _NAMED_AT_MOST = 100  # unreadable images that are listed by name
@@ -51,10 +51,7 @@ def save(folder: Path, new: Sequence[Entry]) -> Path:
     old = load(path) if path.exists() else []
     replaced = {_identity(one) for one in new}
     entries = [one for one in old if _identity(one) not in replaced] + list(new)
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{FILE_NAME}.{os.getpid()}.part"
-    draft.write_text(json.dumps({"format": "alip-results", "version": 1, "entries": entries}, indent=1) + "\n")
-    os.replace(draft, path)
+    write_json(path, {"format": "alip-results", "version": 1, "entries": entries})
     return path
 
 

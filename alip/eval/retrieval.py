@@ -16,7 +16,7 @@ from alip.distributed import World, broadcast_object
 from alip.errors import UserError
 from alip.eval.datasets import RetrievalSet
 from alip.eval.features import Encoding, encode_images, encode_texts
-from alip.eval.images import ImageFiles
+from alip.eval.image_readers import ImageFiles
 from alip.eval.prompts import check_protocol, retrieval_prefix
 from alip.eval.ranking import Ranks, ranks_from_features, ranks_from_scores
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import zipfile
@@ -12,7 +11,8 @@ from typing import Any
 
 from alip.checkpoint import atomic_save
 from alip.errors import UserError
-from alip.weights import read_file
+from alip.files import atomic_path
+from alip.model.weights import read_file
 
 
 class CheckpointFolder:
@@ -97,11 +97,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _also_named(path: Path, name: Path) -> None:
     """Gives a file a second name, replacing what had that name; a copy where the file system has no hard links."""
-    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    try:
-        os.link(path, temporary)
-    except OSError:
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, name)
+    with atomic_path(name) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)

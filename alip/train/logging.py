@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from alip.errors import UserError
+from alip.files import atomic_write
 
 # Keys of a train line that go to TensorBoard under another heading than "train/".
 _GATES = ("sample_weight", "text_weight", "caption_weight", "history_tc", "history_xt", "history_xc")
@@ -164,9 +164,8 @@ def _keep_until(path: Path, step: int) -> None:
             continue
         if entry["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    with atomic_write(path, text=True) as file:
+        file.writelines(kept)
 
 
 def _open_tensorboard(folder: Path, after_step: int):

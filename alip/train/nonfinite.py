@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from alip.distributed import World, gather_objects
+from alip.files import write_json
 from alip.train.step import StepResult
 
 
@@ -56,5 +56,5 @@ class NonFiniteWatch:
         ]
         path = folder / f"nonfinite-step-{self._streak[-1][0]:08d}.json"
         if world.is_main:
-            path.write_text(json.dumps({"updates": merged}, indent=1) + "\n")
+            write_json(path, {"updates": merged})
         return path

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from alip.distributed import World
+from alip.files import write_json
 from alip.train.accumulate import uses_batch_statistics
 from alip.train.checkpoints import CheckpointFolder
 from alip.train.logging import RunLog
@@ -127,8 +128,10 @@ def write_run(
         "machine": machine(),
     }
     starts = json.loads(path.read_text())["starts"] if resumed_at is not None and path.exists() else []
-    _write(path, {**now, "data": identity["data"], "recipe": identity["recipe"], "starts": [*starts, now]})
-    _write(folder / "model.json", identity["model"])
+    write_json(
+        path, {**now, "data": identity["data"], "recipe": identity["recipe"], "starts": [*starts, now]}, default=str
+    )
+    write_json(folder / "model.json", identity["model"])
 
 
 def versions() -> dict[str, str]:
@@ -163,10 +166,3 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
-    os.replace(temporary, path)

@@ -13,7 +13,7 @@ from torch import nn
 from alip.data.shards import Manifest
 from alip.distributed import World, gather_objects
 from alip.eval.gates import read_truth
-from alip.train.gates import GateTruth
+from alip.train.gate_metrics import GateTruth
 from alip.train.meter import Meter
 from alip.train.optimizer import MovingAverage
 from alip.train.precision import create_scaler, seed_rank

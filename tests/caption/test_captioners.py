@@ -5,15 +5,16 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_captioners as tiny
 import torch
-from caption_helpers import write_captioner
 from PIL import Image
 
 from alip.caption import coca
-from alip.caption.captioners import CaptionerChoice, Decoding, open_captioner, resolve_precision
-from alip.caption.huggingface import strip_prompt
+from alip.caption.captioners import Decoding
+from alip.caption.choice import CaptionerChoice, open_captioner, resolve_precision
+from alip.caption.transformers_models import strip_prompt
 from alip.errors import UserError
+from tests.helpers import tiny_captioners as tiny
+from tests.helpers.captioning import write_captioner
 
 CPU = torch.device("cpu")
 SHORT = Decoding(beams=2, max_tokens=6)

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_captioners as tiny
-from caption_helpers import numbered, read_captions, write_tar
 
-from alip.caption.command import main
+from alip.caption.pipeline import main
 from alip.data.shards import load_manifest, read_texts
+from tests.helpers import tiny_captioners as tiny
+from tests.helpers.captioning import numbered, read_captions, write_tar
 
 ROOT = Path(__file__).parents[2]
 MODEL = {

@@ -6,11 +6,11 @@ import matplotlib
 import pytest
 import sklearn.datasets
 import torch
-from caption_helpers import read_captions
 
-from alip.caption.captioners import CaptionerChoice, open_captioner
-from alip.caption.command import main
+from alip.caption.choice import CaptionerChoice, open_captioner
+from alip.caption.pipeline import main
 from alip.errors import UserError
+from tests.helpers.captioning import read_captions
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PHOTOGRAPHS = [

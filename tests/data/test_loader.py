@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from data_helpers import build_shards, encoded, make_tars, picture
 
 from alip.data import recordio
 from alip.data.loader import Augmentation, create_loader
 from alip.data.order import BLOCK, WINDOW, EpochOrder, uniform
-from alip.data.records import Records
+from alip.data.sample_reader import Records
 from alip.data.shards import Manifest, load_manifest, merged_index
 from alip.distributed import World
 from alip.errors import UserError
 from alip.tokens import pack_label, tokenize
+from tests.helpers.shards import build_shards, encoded, make_tars, picture
 
 FORM = {"image_size": 32, "mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)}
 EVERYTHING = Augmentation(rotation=20, shift=0.1, zoom=(0.7, 1.2), brightness=0.3, contrast=0.3)
@@ -338,12 +338,12 @@ def test_augmentations_that_make_no_sense(bad):
 
 
 def test_crops_keep_to_their_limits():
-    from alip.data.augment import draw_plan
+    from alip.data.augment import sample_params
 
     rng = np.random.default_rng(0)
     sizes = rng.integers(20, 600, (4000, 2))
     index = np.arange(4000)
-    plan = draw_plan(Augmentation(area=(0.3, 0.9), aspect=(0.5, 2.0)), sizes, 32, 1, 1, index)
+    plan = sample_params(Augmentation(area=(0.3, 0.9), aspect=(0.5, 2.0)), sizes, 32, 1, 1, index)
     assert (plan.start >= 0).all() and (plan.shape >= 1).all() and (plan.start + plan.shape <= sizes).all()
     area = plan.shape.prod(axis=1) / sizes.prod(axis=1)
     aspect = plan.shape[:, 0] / plan.shape[:, 1]
@@ -351,5 +351,5 @@ def test_crops_keep_to_their_limits():
     assert area[usual].min() > 0.27 and area[usual].max() < 0.93
     assert aspect.min() > 0.45 and aspect.max() < 2.2
     assert abs(plan.mirror.mean() - 0.5) < 0.05
-    again = draw_plan(Augmentation(area=(0.3, 0.9), aspect=(0.5, 2.0)), sizes[::-1], 32, 1, 1, index[::-1])
+    again = sample_params(Augmentation(area=(0.3, 0.9), aspect=(0.5, 2.0)), sizes[::-1], 32, 1, 1, index[::-1])
     assert (again.start[::-1] == plan.start).all()

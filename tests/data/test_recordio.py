@@ -4,10 +4,10 @@ import struct
 
 import numpy as np
 import pytest
-from data_helpers import PLANTED
 
 from alip.data import recordio
 from alip.data.recordio import MAGIC_BYTES, IndexedReader, RecordError, Writer, pack, scan, unpack
+from tests.helpers.shards import PLANTED
 
 
 def reference_encode(payload: bytes) -> bytes:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import PLANTED, encoded, picture
 
 from alip.data.recordio import IndexedReader, Writer, pack, record_id, unpack
+from tests.helpers.shards import PLANTED, encoded, picture
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def exchange(tmp_path):
 
 
 def run_theirs(python: str, task: str, folder: Path, count: int) -> None:
-    script = Path(__file__).with_name("mxnet_side.py")
+    script = Path(__file__).parents[1] / "helpers" / "mxnet_side.py"
     done = subprocess.run([python, str(script), task, str(folder)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert f"done {count}" in done.stdout

@@ -1,16 +1,12 @@
 """A model that is small enough to be run a hundred times, and its run folder."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from alip.checkpoint import atomic_save
 from alip.model import create_model
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the commands, as modules
 
 TINY = {
     "embed_dim": 16,

@@ -5,18 +5,18 @@ import os
 import numpy as np
 import pytest
 import torch
-from pairs import write_pairs
 from PIL import Image
 
 from alip.errors import UserError
 from alip.eval import features
 from alip.eval.baseline import pixel_classification, pixel_retrieval
 from alip.eval.cache import weights_fingerprint
-from alip.eval.captions import RetrievalSet
+from alip.eval.caption_files import RetrievalSet
 from alip.eval.datasets import ClassificationSet, open_retrieval
 from alip.eval.features import Encoding, encode_images, encode_texts
-from alip.eval.images import ImageFiles, JoinedImages, read_rgb
+from alip.eval.image_readers import ImageFiles, JoinedImages, read_rgb
 from alip.model import create_model
+from tests.helpers.pairs import write_pairs
 
 QUIET = {"workers": 0, "progress": False}
 

@@ -6,18 +6,18 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from pairs import write_classes, write_pairs
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 
 import eval_retrieval
 from alip.checkpoint import load_model
+from alip.checkpoint.export import export
 from alip.distributed import World
 from alip.eval import results
 from alip.eval.datasets import open_classification, open_retrieval
 from alip.eval.retrieval import evaluate_retrieval
 from alip.eval.zeroshot import evaluate_zeroshot
-from alip.export import export
+from tests.helpers.pairs import write_classes, write_pairs
 
 retrieval_peer = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
 zeroshot_peer = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")

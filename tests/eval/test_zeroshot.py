@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pairs import write_classes
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
@@ -11,10 +10,11 @@ from alip.errors import UserError
 from alip.eval import published
 from alip.eval.datasets import ClassificationSet, open_classification
 from alip.eval.features import Encoding
-from alip.eval.images import ImageFiles
+from alip.eval.image_readers import ImageFiles
 from alip.eval.probe import fit_sklearn, fit_torch, measure_probe, sweep
 from alip.eval.prompts import TEMPLATES
 from alip.eval.zeroshot import accuracies, build_classifier, evaluate_zeroshot
+from tests.helpers.pairs import write_classes
 
 
 def test_accuracies_as_scikit_learn_counts_them():

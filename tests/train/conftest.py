@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from trainruns import SAMPLES
 
-from alip.data.prepare import Policy
-from alip.data.sources import open_source
-from alip.data.writer import build
+from alip.build.open_source import open_source
+from alip.build.prepare import Policy
+from alip.build.writer import build
+from tests.helpers.train_runs import SAMPLES
 
 MODEL = {
     "embed_dim": 16,

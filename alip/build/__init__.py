@@ -1,0 +1,1 @@
+"""Making shards: sources, images, texts and captions → rec files."""

@@ -1,0 +1,78 @@
+"""Some samples of a data set with their texts, in one picture: to look at one's data."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from itertools import islice
+
+import numpy as np
+
+from alip.build.images import decode_image
+from alip.data.recordio import unpack
+from alip.data.shards import Manifest, load_manifest, read_texts
+from alip.errors import UserError
+
+_COLUMNS = 4
+
+
+def show(data: str | os.PathLike, count: int, seed: int = 0) -> int:
+    """Draws `count` samples of a data set to `DIR/NAME-samples.png`; which ones is drawn from `seed`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    if count < 1:
+        raise UserError(f"--show takes the number of samples, not {count}")
+    manifest = load_manifest(data)
+    chosen = sorted(np.random.default_rng(seed).permutation(manifest.samples)[:count].tolist())
+    texts = _texts(manifest, chosen)
+    columns = min(_COLUMNS, len(chosen))
+    rows = math.ceil(len(chosen) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 4.0 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, index in zip(axes.flat, chosen):
+        shard, number = manifest.locate(index)
+        with manifest.open_shard(shard) as reader:
+            _, image = unpack(reader[number])
+        picture = decode_image(image)
+        axis.imshow(picture)
+        text, caption = texts[index]
+        lines = [f"{index}: {picture.width} × {picture.height}", f"text: {text}", f"caption: {caption}"]
+        wrapped = "\n".join(textwrap.fill(_plain(line), 38, max_lines=4) for line in lines)
+        axis.set_title(wrapped, fontsize=8, loc="left", parse_math=False)
+    figure.tight_layout()
+    path = manifest.folder / f"{manifest.name}-samples.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    print(path)
+    return 0
+
+
+def _plain(text: str) -> str:
+    """What matplotlib's own font can draw; other signs as a dot."""
+    return "".join(letter if ord(letter) < 0x2FF else "·" for letter in text)
+
+
+def _texts(manifest: Manifest, chosen: list[int]) -> dict[int, tuple[str, str]]:
+    """Text and caption of some samples: from the sidecar or, for released files, from the tokens."""
+    texts = {}
+    if all(shard.sidecar for shard in manifest.shards):
+        rows = read_texts(manifest)
+        at = 0
+        for index in chosen:
+            row = next(islice(rows, index - at, None))
+            at = index + 1
+            texts[index] = (row["text"], row["caption"])
+        return texts
+    from alip.tokens import decode, unpack_label
+
+    for index in chosen:
+        shard, number = manifest.locate(index)
+        with manifest.open_shard(shard) as reader:
+            text, caption = unpack_label(unpack(reader[number])[0])
+        texts[index] = (decode(text), decode(caption))
+    return texts

@@ -1,0 +1,78 @@
+"""One shard in the making: rec, index and sidecar under temporary names until all of it is on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from alip.build.prepare import PreparedSample
+from alip.data.recordio import Writer, pack
+from alip.data.shards import SIDECAR_COLUMNS, Shard
+from alip.files import sha256_of_file, sync_file, sync_folder
+
+_ROWS = 4096  # of a sidecar's row group
+_SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in SIDECAR_COLUMNS])
+
+
+class ShardWriter:
+    """Writes one shard in the work folder; `commit` moves it to `folder` under its name."""
+
+    def __init__(self, folder: Path, name: str, work: Path):
+        self.names = {kind: f"{name}.{kind}" for kind in ("rec", "idx", "parquet")}
+        self.folder = folder
+        self.paths = {kind: work / file for kind, file in self.names.items()}
+        self.samples = 0
+        self.max_token = 0
+        self._records = Writer(self.paths["rec"], self.paths["idx"])
+        self._sidecar = pyarrow.parquet.ParquetWriter(self.paths["parquet"], _SCHEMA, compression="zstd")
+        self._rows: list[tuple] = []
+        self._sha256 = hashlib.sha256()
+
+    def add(self, sample: PreparedSample) -> None:
+        """Appends one sample; the id in its record is its number in the shard."""
+        record = self._records.write(pack(sample.label, sample.image, self.samples))
+        self._sha256.update(record)
+        self.max_token = max(self.max_token, int(sample.label.max()))
+        self._rows.append(sample.row)
+        self.samples += 1
+        if len(self._rows) == _ROWS:
+            self._flush_rows()
+
+    def _flush_rows(self) -> None:
+        columns = [pyarrow.array(column, pyarrow.string()) for column in zip(*self._rows)]
+        self._sidecar.write_table(pyarrow.Table.from_arrays(columns, schema=_SCHEMA))
+        self._rows = []
+
+    def commit(self) -> Shard:
+        """The shard's entry in the manifest; all of it is on the disk, under its final names."""
+        if self._rows:
+            self._flush_rows()
+        self._sidecar.close()
+        self._records.sync()
+        self._records.close()
+        sidecar_sha256 = sha256_of_file(self.paths["parquet"])
+        sync_file(self.paths["parquet"])
+        for kind, path in self.paths.items():
+            os.replace(path, self.folder / self.names[kind])
+        sync_folder(self.folder)
+        return Shard(
+            rec=self.names["rec"],
+            idx=self.names["idx"],
+            sidecar=self.names["parquet"],
+            samples=self.samples,
+            bytes=self._records.offset,
+            sha256=self._sha256.hexdigest(),
+            max_token=self.max_token,
+            sidecar_sha256=sidecar_sha256,
+        )
+
+    def abandon(self) -> None:
+        """Closes the files of a shard that will not be finished; on a full disk even that may complain."""
+        for close in (self._records.close, self._sidecar.close):
+            with contextlib.suppress(OSError, pyarrow.ArrowException):
+                close()

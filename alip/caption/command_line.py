@@ -1,0 +1,87 @@
+"""The arguments of `python -m alip.caption`."""
+
+from __future__ import annotations
+
+import argparse
+
+from alip.build.images import MAX_PIXELS
+from alip.caption.captioners import Decoding
+from alip.caption.choice import NAMED_MODELS
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command's arguments, checked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m alip.caption",
+        description="Writes one synthetic caption for each image of a source. Start it again after any interruption: "
+        "it goes on. See docs/captions.md.",
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument("--input", nargs="+", help="images: all that data2rec.py reads (tars, table, COCO JSON, folder)")
+    what.add_argument("--output", required=True, help="FILE.jsonl; its record, failures and picture go beside it")
+    what.add_argument("--source-type", choices=["webdataset", "table", "coco", "karpathy", "folder"])
+    what.add_argument("--image-root", help="where relative image paths of tables and JSON start")
+    what.add_argument("--image-field", help="column with the image's path")
+    what.add_argument("--key-field", help="column with the sample's key")
+    what.add_argument("--splits", default="train,restval", help="of Karpathy's JSON; '' for all (default: %(default)s)")
+    what.add_argument("--limit", type=int, help="only the first so many samples of the input")
+    what.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="larger images fail (default: %(default)s)")
+
+    who = parser.add_argument_group("captioner")
+    who.add_argument(
+        "--captioner",
+        default="blip",
+        help=f"{', '.join(NAMED_MODELS)}, coca; a Hugging Face model name or local folder; coca:MODEL/PRETRAINED or "
+        "coca:FOLDER; file:PATH.py; existing:FILE (default: %(default)s)",
+    )
+    who.add_argument("--prompt", help="text that the model continues or answers; left out of the caption")
+    who.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="for a captioner file")
+    who.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    who.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:K")
+
+    how = parser.add_argument_group("decoding and cleaning")
+    defaults = Decoding()
+    how.add_argument("--beams", type=int, default=defaults.beams, help="1: greedy (default: %(default)s)")
+    how.add_argument("--sample", action="store_true", help="draw words instead of searching; needs --beams 1")
+    how.add_argument("--temperature", type=float, default=defaults.temperature)
+    how.add_argument("--top-k", type=int, default=defaults.top_k, help="0: all words")
+    how.add_argument("--top-p", type=float, default=defaults.top_p)
+    how.add_argument("--max-tokens", type=int, default=defaults.max_tokens, help="default: %(default)s")
+    how.add_argument("--min-tokens", type=int, default=defaults.min_tokens, help="default: %(default)s")
+    how.add_argument("--repetition-penalty", type=float, default=defaults.repetition_penalty)
+    how.add_argument("--seed", type=int, default=defaults.seed, help="of sampling and of the ten pairs drawn")
+    how.add_argument("--strip-lead", action="store_true", help="drop a leading 'a picture of', 'the image shows' …")
+    how.add_argument("--keep-repeats", action="store_true", help="keep immediately repeated phrases")
+
+    run = parser.add_argument_group("running")
+    run.add_argument("--batch-size", type=int, default=64, help="images per step and rank (default: %(default)s)")
+    run.add_argument("--workers", type=int, default=4, help="decoding processes a rank; 0: none (default: %(default)s)")
+    run.add_argument(
+        "--part", type=part_of, default=(0, 1), metavar="K/N", help="machine K of N, without torchrun across"
+    )
+    run.add_argument("--merge", nargs="+", metavar="PART.jsonl", help="join the outputs of the parts into --output")
+    run.add_argument("--trust-keys", action="store_true", help="do not read images again whose key has a caption")
+    run.add_argument("--restart", action="store_true", help="throw away what --output has so far")
+    run.add_argument(
+        "--allow-failures",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of images without a caption up to which the exit status is 0 (default: 0)",
+    )
+    arguments = parser.parse_args(argv)
+    if not arguments.input and not arguments.merge:
+        parser.error("--input is needed: the images to caption")
+    if arguments.batch_size < 1 or arguments.workers < 0 or not 0 <= arguments.allow_failures <= 1:
+        parser.error("--batch-size starts at 1, --workers at 0, and --allow-failures is a share between 0 and 1")
+    if any("=" not in option for option in arguments.option):
+        parser.error("--option takes NAME=VALUE")
+    return arguments
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """ "2/8" → (1, 8): the second of eight, counted from 0."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 1 to N")
+    return int(part) - 1, int(parts)

@@ -1,0 +1,255 @@
+"""Samples → prepared images: reading, decoding and preparing in worker processes, in order, ahead of the captioner."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from typing import Any
+
+from PIL import Image
+
+from alip.build.images import MAX_PIXELS, ImageError, decode_image
+from alip.build.sources import Place, Sample
+from alip.caption.store import digest
+
+SHRUNK_SIDE = 1024  # longest side of images that travel between processes as they are
+
+
+@dataclass
+class PreparedImage:
+    """What became of one sample. Exactly one of three: content; reason (it failed, and why); unchanged=True.
+
+    image: digest of the image's bytes, "" where they could not be read.
+    """
+
+    image: str = ""
+    content: Any = None
+    reason: str | None = None
+    detail: str = ""
+    unchanged: bool = False
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a worker prepares an image; picklable.
+
+    prepare: the captioner's function, pickled (a captioner file's functions can be unpickled only after that file
+    is imported, so a worker gets bytes), or None. module_file: that file, or None. short_side: JPEGs may be decoded
+    smaller, down to this short side; 0: full size. max_pixels: larger images are refused.
+    """
+
+    prepare: bytes | None = None
+    module_file: str | None = None
+    short_side: int = 0
+    max_pixels: int = MAX_PIXELS
+
+    @classmethod
+    def of(cls, captioner: Any, module_file: str | None, max_pixels: int) -> Preprocessing:
+        """The recipe of a captioner."""
+        prepare = getattr(captioner, "prepare", None)
+        side = int(getattr(captioner, "short_side", 0 if prepare else SHRUNK_SIDE))
+        return cls(pickle.dumps(prepare) if prepare else None, module_file, side, max_pixels)
+
+    def open(self) -> Callable[[Place | bytes, str | None], PreparedImage]:
+        """The function that does the work, in whatever process it is called."""
+        if self.module_file:
+            from alip.caption.user_file import load_captioner_file
+
+            load_captioner_file(self.module_file)
+        prepare = pickle.loads(self.prepare) if self.prepare else shrink
+        return lambda place, known: _prepare(place, known, prepare, self)
+
+
+def _prepare(
+    place: Place | bytes, known: str | None, prepare: Callable[[Any], Any], recipe: Preprocessing
+) -> PreparedImage:
+    try:
+        data = place.read() if isinstance(place, Place) else place
+    except (OSError, ValueError) as error:
+        return PreparedImage(reason="unreadable", detail=str(error))
+    image = digest(data)
+    if image == known:
+        return PreparedImage(image, unchanged=True)
+    try:
+        picture = decode_image(data, recipe.max_pixels, short_side=recipe.short_side)
+    except ImageError as error:
+        return PreparedImage(image, reason=error.reason, detail=str(error))
+    try:
+        return PreparedImage(image, prepare(picture))
+    except Exception as error:
+        return PreparedImage(image, reason="not-prepared", detail=f"{type(error).__name__}: {error}")
+
+
+def shrink(image: Image.Image) -> Image.Image:
+    """The image, at most SHRUNK_SIDE pixels a side."""
+    if max(image.size) > SHRUNK_SIDE:
+        image = image.copy()
+        image.thumbnail((SHRUNK_SIDE, SHRUNK_SIDE), Image.Resampling.BICUBIC)
+    return image
+
+
+_work: Callable[[Place | bytes, str | None], PreparedImage] | None = None
+
+
+def _start_worker(recipe: Preprocessing) -> None:
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ["OMP_NUM_THREADS"] = "1"  # the processes are the parallelism; read when torch is imported
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _work = recipe.open()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers, which would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(place: Place | bytes, known: str | None) -> PreparedImage:
+    return _work(place, known)
+
+
+class _Pool:
+    """Worker processes that survive an image which kills one of them.
+
+    When a worker dies the executor gives every unfinished image back. Those are then tried again one at a time, each
+    alone, so that the killer is found and named, and the others go on.
+    """
+
+    def __init__(self, recipe: Preprocessing, workers: int) -> None:
+        self._recipe, self._workers = recipe, workers
+        self._executor = self._new(workers)
+        self._alone: ProcessPoolExecutor | None = None
+
+    def _new(self, workers: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (self._recipe,))
+
+    def submit(self, place: Place | bytes, known: str | None) -> Future:
+        try:
+            return self._executor.submit(_run, place, known)
+        except BrokenProcessPool:
+            self._executor.shutdown(wait=False)
+            self._executor = self._new(self._workers)
+            return self._executor.submit(_run, place, known)
+
+    def result(self, future: Future, place: Place | bytes, known: str | None) -> PreparedImage:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            return self._try_alone(place, known)
+
+    def _try_alone(self, place: Place | bytes, known: str | None) -> PreparedImage:
+        if self._alone is None:
+            self._alone = self._new(1)
+            try:
+                self._alone.submit(len, b"").result()  # if no worker can even start, no image is to blame
+            except BrokenProcessPool as error:
+                raise RuntimeError("worker processes die at their start: run with --workers 0 to see why") from error
+        try:
+            return self._alone.submit(_run, place, known).result()
+        except BrokenProcessPool:
+            self._alone.shutdown(wait=False)
+            self._alone = None
+            return PreparedImage(reason="killed-its-worker", detail="the process that decoded it died")
+
+    def close(self) -> None:
+        for executor in (self._executor, self._alone):
+            if executor is not None:
+                executor.shutdown(wait=False, cancel_futures=True)
+
+
+def feed(
+    samples: Iterable[tuple[Sample, str | None]], recipe: Preprocessing, workers: int, ahead: int
+) -> Iterator[tuple[Sample, PreparedImage]]:
+    """Each sample with what became of its image, in the samples' order.
+
+    samples: pairs of sample and known digest: an image with that digest comes back as unchanged, without decoding.
+    workers: processes; 0 prepares in this one. ahead: how many images may be under way or waiting (memory's bound).
+    A sample without a place comes back as failed, with its own error as the reason.
+    """
+    if workers == 0:
+        work = recipe.open()
+        for sample, known in samples:
+            yield sample, without_image(sample) or work(sample.place, known)
+        return
+    pool = _Pool(recipe, workers)
+    try:
+        waiting: deque[tuple[Sample, str | None, Future | PreparedImage]] = deque()
+        for sample, known in samples:
+            waiting.append((sample, known, without_image(sample) or pool.submit(sample.place, known)))
+            if len(waiting) >= ahead:
+                yield _collect(pool, *waiting.popleft())
+        while waiting:
+            yield _collect(pool, *waiting.popleft())
+    finally:
+        pool.close()
+
+
+def _collect(
+    pool: _Pool, sample: Sample, known: str | None, job: Future | PreparedImage
+) -> tuple[Sample, PreparedImage]:
+    return sample, job if isinstance(job, PreparedImage) else pool.result(job, sample.place, known)
+
+
+def without_image(sample: Sample) -> PreparedImage | None:
+    """The failure of a sample that has no image or whose record is broken; None if its image can be tried.
+
+    What is wrong with its texts is no matter here.
+    """
+    if sample.error and not sample.error.startswith("bad-text"):
+        reason, _, detail = sample.error.partition(": ")
+        return PreparedImage(reason=reason, detail=detail)
+    return (
+        None if sample.place is not None else PreparedImage(reason="no-image", detail="the source has no image for it")
+    )
+
+
+def in_background(items: Iterator[Any], ahead: int) -> Iterator[Any]:
+    """The same items, drawn in a thread of its own up to `ahead` before they are needed. Its errors are raised here."""
+    box: queue.Queue = queue.Queue(ahead)
+    stopped = threading.Event()
+
+    def put(entry: tuple[str, Any]) -> bool:
+        while not stopped.is_set():
+            try:
+                box.put(entry, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def draw() -> None:
+        try:
+            for item in items:
+                if not put(("item", item)):
+                    break
+            put(("end", None))
+        except BaseException as error:
+            put(("error", error))
+        finally:
+            items.close()
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        while True:
+            what, value = box.get()
+            if what == "end":
+                return
+            if what == "error":
+                raise value
+            yield value
+    finally:
+        stopped.set()
+        thread.join(timeout=10)

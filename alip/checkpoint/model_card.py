@@ -1,0 +1,117 @@
+"""The model card of an exported model: what it is, how to load it, what it was trained on, its results, its licence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from alip.files import read_json
+
+_LOAD = {
+    "open_clip": (
+        "import open_clip\n\n"
+        'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")\n'
+        'tokenizer = open_clip.get_tokenizer("local-dir:{name}")'
+    ),
+    "hf": (
+        "from transformers import CLIPModel, CLIPProcessor\n\n"
+        'model = CLIPModel.from_pretrained("{name}")\n'
+        'processor = CLIPProcessor.from_pretrained("{name}")'
+    ),
+}
+# Settings that say where things lay on somebody's machine, and nothing about the model.
+_PLACES = {"output", "train_data", "data_root", "resume", "wandb", "device", "pretrained"}
+
+
+def write_card(
+    folder: Path,
+    model: nn.Module,
+    form: str,
+    name: str,
+    run: Path | None,
+    facts: dict[str, Any],
+    license_name: str,
+    difference: float,
+) -> None:
+    """Writes README.md into an exported folder. run: the run folder, where data, recipe and results are read."""
+    about = read_json(run / "run.json") if run is not None and (run / "run.json").is_file() else {}
+    library = {"open_clip": "open_clip", "hf": "transformers"}[form]
+    parts = [
+        f"---\nlicense: {license_name}\nlibrary_name: {library}\npipeline_tag: zero-shot-image-classification\n"
+        "tags:\n- clip\n- alip\n---",
+        f"# {name}",
+        "An image and text encoder, trained with ALIP (adaptive language-image pre-training with synthetic captions, "
+        "[arXiv 2308.08428](https://arxiv.org/abs/2308.08428)).",
+        _section("Use", f"```python\n{_LOAD[form].format(name=name)}\n```"),
+        _section("Model", _model_lines(model, facts, difference)),
+        _section("Training data", _data_lines(about)),
+        _section("Recipe", _recipe_lines(about)),
+        _section("Results", _results_lines(run)),
+        _section("Licence", _licence_line(license_name)),
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}"
+
+
+def _model_lines(model: nn.Module, facts: dict[str, Any], difference: float) -> str:
+    size = sum(parameter.numel() for parameter in model.parameters())
+    lines = [
+        f"- {size / 1e6:.1f} M parameters, images of {model.image_size} × {model.image_size} pixels, "
+        f"texts of up to {model.context_length} tokens, {model.config['model_cfg']['embed_dim']} feature dimensions",
+        f"- checked at export: features equal the training code's on random input to {difference:.1e}",
+    ]
+    if "step" in facts:
+        lines.append(
+            f"- weights after {facts['step']} updates ({facts.get('samples', 'an unknown number of')} samples)"
+        )
+    if facts.get("weights") == "ema":
+        lines.append("- these are the running average of the weights (EMA)")
+    if "fingerprint" in facts:
+        lines.append(f"- exported from a checkpoint with SHA-256 `{facts['fingerprint']}…`")
+    return "\n".join(lines)
+
+
+def _data_lines(about: dict[str, Any]) -> str:
+    data = about.get("data")
+    if not data:
+        return "Not recorded with these weights."
+    return "\n".join(f"- {key.replace('_', ' ')}: {_short(value)}" for key, value in data.items())
+
+
+def _recipe_lines(about: dict[str, Any]) -> str:
+    settings = {key: value for key, value in about.get("arguments", {}).items() if key not in _PLACES}
+    if not settings:
+        return "Not recorded with these weights."
+    rows = [f"| {key.replace('_', '-')} | {_short(value)} |" for key, value in settings.items() if value is not None]
+    ranks = f"On {about['world_size']} rank(s).\n\n" if "world_size" in about else ""
+    return ranks + "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def _results_lines(run: Path | None) -> str:
+    path = run / "results" / "results.json" if run is not None else None
+    if path is None or not path.is_file():
+        return "None recorded with these weights."
+    rows = [
+        f"| {entry['dataset']} | {entry['kind']} ({entry['protocol']}) | {key} | {value:.2f} |"
+        for entry in read_json(path).get("entries", [])
+        for key, value in entry["numbers"].items()
+        if isinstance(value, float)
+    ]
+    return "\n".join(["| set | task | measure | value |", "|---|---|---|---:|", *rows])
+
+
+def _licence_line(license_name: str) -> str:
+    if license_name == "other":
+        return "Not stated by whoever exported these weights. The training code is MIT; the training data has its own."
+    return f"Weights: {license_name}. The training data has its own licences."
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return (text if len(text) <= 200 else text[:197] + "…").replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,312 @@
+"""The weighted two-direction InfoNCE of both paths, walked in blocks, exact on any number of ranks.
+
+Nothing here knows of gates or histories: it takes features, a scale and one weight per sample. Notation, per path, with
+the global batch's N images x and texts (or captions) t, and this rank's n of them:
+
+    L_ij = logit_scale · x_i·t_j                                     logits; a block at a time, never all of them
+    r_i  = log Σ_j exp L_ij,   c_j = log Σ_i exp L_ij                 over a row (image → text), over a column
+    loss = 1/(2N) · Σ_i w_i (r_i + c_i − 2 L_ii)
+    ∂loss/∂L_ij = 1/(2N) · (w_i exp(L_ij − r_i) + w_j exp(L_ij − c_j) − 2 w_i [i = j])
+
+A rank holds the n rows of its own images and all N columns. Its r_i are complete; c_j, w_j and the loss's sum are
+completed by one all-reduce of 2N + 1 numbers per path. The backward pass computes the blocks anew, but for a fixed
+amount that is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# New names since torch 2.14, which warns of the old ones. (None at all in a torch built without distributed.)
+_all_gather = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
+
+
+class Collectives:
+    """The collectives that the loss needs; in a single process each is free.
+
+    group: a torch.distributed process group, None for the default one. Without an initialised torch.distributed
+        there is one rank.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None):
+        distributed = dist.is_available() and dist.is_initialized()
+        self.group = group
+        self.rank = dist.get_rank(group) if distributed else 0
+        self.size = dist.get_world_size(group) if distributed else 1
+
+    def gather_reports(self, report: Tensor) -> Tensor:
+        """One (k,) report per rank → (ranks, k)."""
+        if self.size == 1:
+            return report[None]
+        reports = report.new_empty(self.size * len(report))
+        _all_gather(reports, report, group=self.group)
+        return reports.view(self.size, -1)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def start_gather(self, rows: Tensor, sizes: Sequence[int]) -> Callable[[], Tensor]:
+        """Starts to gather every rank's (sizes[rank], D) rows; call the result to wait and get all (N, D), by rank.
+
+        The collective wants equal shares, so ranks with fewer rows pad theirs and the padding is cut out again.
+        """
+        if self.size == 1:
+            return lambda: rows
+        most = max(sizes)
+        share = F.pad(rows, (0, 0, 0, most - len(rows))).contiguous()
+        shares = rows.new_empty(self.size * most, rows.shape[1])
+        work = _all_gather(shares, share, group=self.group, async_op=True)
+
+        def finish() -> Tensor:
+            work.wait()
+            if min(sizes) == most:
+                return shares
+            return torch.cat([part[:size] for part, size in zip(shares.split(most), sizes)])
+
+        return finish
+
+    def start_scatter(self, rows: Tensor, sizes: Sequence[int]) -> Callable[[], Tensor]:
+        """The gather's transpose: starts to sum every rank's (N, D) rows; the result waits and gives this rank's."""
+        if self.size == 1:
+            return lambda: rows
+        most = max(sizes)
+        shares = rows
+        if min(sizes) < most:
+            shares = torch.cat([F.pad(part, (0, 0, 0, most - len(part))) for part in rows.split(list(sizes))])
+        share = rows.new_empty(most, rows.shape[1])
+        work = _reduce_scatter(share, shares, group=self.group, async_op=True)
+
+        def finish() -> Tensor:
+            work.wait()
+            return share[: sizes[self.rank]]
+
+        return finish
+
+
+def default_block(device: torch.device) -> int:
+    """Side of a block: on a CPU its buffers stay in the cache; on a GPU larger, to launch fewer kernels."""
+    return 1024 if device.type == "cpu" else 4096
+
+
+def _tiling(height: int, width: int, block: int) -> Iterator[tuple[slice, slice]]:
+    """The blocks of a height × width matrix, row by row; those at the edges may be smaller."""
+    for top in range(0, height, block):
+        for left in range(0, width, block):
+            yield slice(top, min(top + block, height)), slice(left, min(left + block, width))
+
+
+class _Buffers:
+    """A few blocks' worth of memory, used again by every block."""
+
+    def __init__(self, like: Tensor, height: int, width: int, block: int, count: int):
+        self.flat = like.new_empty(count, min(block, height) * min(block, width))
+
+    def shaped(self, i: slice, j: slice) -> list[Tensor]:
+        """One contiguous tensor per buffer, of the block's shape."""
+        shape = (i.stop - i.start, j.stop - j.start)
+        return [flat[: shape[0] * shape[1]].view(shape) for flat in self.flat]
+
+
+def _diagonal(block: Tensor, i: slice, j: slice, first: int) -> tuple[slice, Tensor]:
+    """The rows of this block whose own column, first + row, lies in it too; and a view of the logits there."""
+    rows = slice(max(i.start, j.start - first), max(i.start, j.start - first, min(i.stop, j.stop - first)))
+    return rows, block.diagonal(first + i.start - j.start)[: rows.stop - rows.start]
+
+
+def log_sum_exps(
+    rows: Tensor, columns: Tensor, first: int, block: int, keep: int = 0
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Of the logits rows (n, D) · columnsᵀ (N, D): r (n,), c (N,), the positives L_ii (n,), and some of its blocks.
+
+    One product serves both directions. All three are float64: near 100 fp32 has five decimals, so the roundings would
+    add up from block to block, and r_i − L_ii would drown in them where the model is right.
+    first: the column of the first row's own text. keep: at most so many bytes of logits, the first whole blocks, are
+    handed back for `gradient_products`.
+    """
+    r = rows.new_full((len(rows),), -torch.inf, dtype=torch.float64)
+    c = rows.new_full((len(columns),), -torch.inf, dtype=torch.float64)
+    positive = torch.zeros_like(r)
+    buffers = _Buffers(rows, len(rows), len(columns), block, count=2)
+    kept: list[Tensor] = []
+    for i, j in _tiling(len(rows), len(columns), block):
+        logits, scratch = buffers.shaped(i, j)
+        keep -= logits.nbytes
+        if keep >= 0:
+            logits = torch.empty_like(logits)
+            kept.append(logits)
+        torch.mm(rows[i], columns[j].T, out=logits)
+        highest = logits.amax(dim=1, keepdim=True)
+        total = torch.sub(logits, highest, out=scratch).exp_().sum(dim=1)
+        r[i] = torch.logaddexp(r[i], highest[:, 0] + total.double().log())
+        highest = logits.amax(dim=0)
+        total = torch.sub(logits, highest, out=scratch).exp_().sum(dim=0)
+        c[j] = torch.logaddexp(c[j], highest + total.double().log())
+        own, there = _diagonal(logits, i, j, first)
+        positive[own] = there.double()
+    return r, c, positive, kept
+
+
+def gradient_products(
+    rows: Tensor,
+    columns: Tensor,
+    weight: Tensor,
+    by_row: tuple[Tensor, Tensor],
+    by_column: tuple[Tensor, Tensor],
+    first: int,
+    block: int,
+    kept: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor]:
+    """G · columns (n, D) and Gᵀ · rows (N, D), where G = 2N · ∂loss/∂L.
+
+    weight: w of the rows (n,). by_row: (r, w) of the rows, by_column: (c, w) of the columns, as `_split` gives them.
+    kept: the first blocks of the logits L, if they are still there; the others are computed anew.
+    """
+    (r, row_weight), (c, column_weight) = by_row, by_column
+    r, row_weight = r[:, None], row_weight[:, None]
+    to_rows, to_columns = torch.zeros_like(rows), torch.zeros_like(columns)
+    buffers = _Buffers(rows, len(rows), len(columns), block, count=3)
+    for number, (i, j) in enumerate(_tiling(len(rows), len(columns), block)):
+        logits, G, scratch = buffers.shaped(i, j)
+        if number < len(kept):
+            logits = kept[number]
+        else:
+            torch.mm(rows[i], columns[j].T, out=logits)
+        torch.sub(logits, r[i], out=G).exp_().mul_(row_weight[i])
+        torch.sub(logits, c[j], out=scratch).exp_()
+        G.addcmul_(scratch, column_weight[j])
+        own, there = _diagonal(G, i, j, first)
+        there.sub_(weight[own], alpha=2)
+        to_rows[i].addmm_(G, columns[j])
+        to_columns[j].addmm_(G.T, rows[i])
+    return to_rows, to_columns
+
+
+def _split(log_sum: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """float64 (r, w) → (r', w') of `dtype` with w · exp(L − r) = w' · exp(L − r').
+
+    What r loses by rounding goes into the weight: so no digit is lost where L is nearly r, at a logit scale of 100 too.
+    """
+    rounded = log_sum.to(dtype)
+    return rounded, (weight * (rounded.double() - log_sum).exp()).to(dtype)
+
+
+def _path_loss(
+    rows: Tensor,
+    columns: Tensor,
+    weight: Tensor,
+    own: slice,
+    logit_scale: Tensor,
+    ranks: Collectives,
+    block: int,
+    keep: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """The global loss of one path, and what `gradient_products` needs of it.
+
+    rows: (n, D) logit_scale · x, this rank's. columns: (N, D). weight: (n,). own: the columns that belong to the rows.
+    """
+    total = len(columns)
+    r, c, positive, kept = log_sum_exps(rows, columns, own.start, block, keep)
+    own_weight = weight.double()
+
+    # exp c_j is summed over the ranks. Normalised features have L <= logit_scale, so with that shift float64 cannot
+    # overflow, nor underflow at any scale below 350: no all-reduce for the maxima is needed.
+    shared = own_weight.new_zeros(2 * total + 1)
+    shared[:total] = (c - logit_scale).exp()
+    shared[total:-1][own] = own_weight
+    shared[-1] = (own_weight * ((r - positive) - positive)).sum()
+    if ranks.size > 1:
+        ranks.sum(shared)
+        c = shared[:total].log() + logit_scale
+    all_weights = shared[total:-1]
+
+    loss = (shared[-1] + (all_weights * c).sum()) / (2 * total)
+    saved = [columns, weight, *_split(r, own_weight, rows.dtype), *_split(c, all_weights, rows.dtype), *kept]
+    return loss.to(rows.dtype), saved
+
+
+class _BiPathContrast(torch.autograd.Function):
+    """See `bi_path_contrast`. Autocast is switched off here in both directions: the products stay in fp32."""
+
+    @staticmethod
+    def forward(ctx, image, text, caption, logit_scale, text_path, caption_path, ranks, sizes, block, keep):
+        own = slice(sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1]))
+        keep = keep // 2 if any(ctx.needs_input_grad) else 0  # for each path
+        losses, saved = [], []
+        with torch.autocast(image.device.type, enabled=False):
+            arriving = [ranks.start_gather(text, sizes), ranks.start_gather(caption, sizes)]
+            rows = logit_scale * image
+            for finish, weight in zip(arriving, (text_path, caption_path)):
+                columns = finish()  # the captions travel while the texts' path is computed
+                loss, needed = _path_loss(rows, columns, weight, own, logit_scale, ranks, block, keep)
+                losses.append(loss)
+                saved.append(needed)
+        ctx.save_for_backward(image, logit_scale, *saved[0], *saved[1])
+        ctx.counts = [len(path) for path in saved]
+        ctx.ranks, ctx.sizes, ctx.block, ctx.first = ranks, sizes, block, own.start
+        ctx.set_materialize_grads(False)
+        return tuple(losses)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *loss_gradients):
+        image, logit_scale, *saved = ctx.saved_tensors
+        ranks, sizes = ctx.ranks, ctx.sizes
+        image_gradient, scale_gradient = None, torch.zeros_like(logit_scale)
+        column_gradients: list[Callable[[], Tensor] | None] = []
+        with torch.autocast(image.device.type, enabled=False):
+            rows = logit_scale * image
+            for loss_gradient, path in zip(loss_gradients, (saved[: ctx.counts[0]], saved[ctx.counts[0] :])):
+                if loss_gradient is None:  # not part of what is differentiated, on any rank
+                    column_gradients.append(None)
+                    continue
+                columns, weight, r, w_r, c, w_c, *kept = path
+                to_rows, to_columns = gradient_products(
+                    rows, columns, weight, (r, w_r), (c, w_c), ctx.first, ctx.block, kept
+                )
+                factor = loss_gradient * (ranks.size / (2 * len(columns)))  # times the ranks, for DDP divides by them
+                column_gradients.append(ranks.start_scatter(to_columns.mul_(factor), sizes))
+                scale_gradient += torch.einsum("nd,nd->n", image, to_rows.mul_(factor)).sum()
+                to_rows *= logit_scale
+                image_gradient = to_rows if image_gradient is None else image_gradient.add_(to_rows)
+                del to_rows, to_columns  # before the next path makes its own
+            text_gradient, caption_gradient = (finish and finish() for finish in column_gradients)
+        return image_gradient, text_gradient, caption_gradient, scale_gradient, None, None, None, None, None, None
+
+
+def bi_path_contrast(
+    image: Tensor,
+    text: Tensor,
+    caption: Tensor,
+    logit_scale: Tensor,
+    text_path_weight: Tensor,
+    caption_path_weight: Tensor,
+    ranks: Collectives,
+    sizes: Sequence[int],
+    block: int | None = None,
+    keep: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The global batch's loss of the two paths, mean_i w_i·(CE_image_i + CE_text_i)/2 each; the same on every rank.
+
+    image, text, caption: (n, D) fp32 or fp64, this rank's rows, L2-normalised; n may be 0 on some ranks.
+    logit_scale: scalar of the same type. text_path_weight, caption_path_weight: (n,) >= 0, constants for the gradient.
+    sizes: n of every rank, in rank order. block: side of a block (None: by device). keep: at most so many bytes of
+    logits stay in memory for the backward pass, which computes the others anew.
+
+    Gradients come out multiplied by the number of ranks, so that their mean over the ranks, as DDP takes it, is the
+    gradient of one process with the whole batch. A row of image, text or caption gets its complete gradient (other
+    ranks' parts included); logit_scale gets the part of this rank's images, and the mean of these is complete too.
+    """
+    block = block or default_block(image.device)
+    return _BiPathContrast.apply(
+        image, text, caption, logit_scale, text_path_weight, caption_path_weight, ranks, tuple(sizes), block, keep
+    )

@@ -1,0 +1,270 @@
+"""The bi-path model: open_clip's towers, raw texts and captions through the text tower together, and no padding.
+
+    model = create_model("ViT-B-32")
+    image_features, text_features, caption_features, logit_scale = model(image, text_tokens, caption_tokens)
+
+The models are open_clip's own classes with open_clip's own tensor names, so weights go both ways. Ours are the
+bi-path `forward`, and `encode_image`/`encode_text` that skip what nobody reads: padding, and in the last block
+everything but the pooled token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from open_clip.transformer import TextTransformer, VisionTransformer
+from torch import nn
+from torch.nn import functional as F
+
+from alip import tokens
+from alip.errors import UserError
+from alip.model import packing, weights
+from alip.model.attention import take_rows
+from alip.model.config import resolve_config
+from alip.model.transformer import packable, run_blocks
+
+
+def create_model(
+    name_or_config: str | Path | dict[str, Any],
+    *,
+    pretrained: str | Path | None = None,
+    grad_checkpointing: bool = False,
+    patch_dropout: float | None = None,
+    lock_image: bool = False,
+    lock_text: bool = False,
+    quick_gelu: bool = False,
+    compile: bool = False,
+    pad_texts: bool = False,
+) -> nn.Module:
+    """A bi-path model (see `BiPath`) in training mode, on the CPU, in fp32.
+
+    name_or_config: an open_clip name ("ViT-B-32", also "ViT-B/32"), a JSON file, or a dict in open_clip's form;
+        `create_model(model.config)` builds the same model again.
+    pretrained: start from these weights: anything that `--checkpoint` takes, or one of open_clip's tags for this
+        name, which is downloaded.
+    grad_checkpointing: recompute the blocks in the backward pass: less memory, a third more work.
+    patch_dropout: share of image patches left out in training, in [0, 1).
+    lock_image, lock_text: freeze that tower (LiT freezes the image tower; its normalisation statistics too).
+    quick_gelu: OpenAI's approximate GELU, for weights that were trained with it.
+    compile: torch.compile the towers' MLPs, or a whole ResNet (costs a minute at the start).
+    pad_texts: run all texts at full length, as open_clip does: for comparisons.
+    """
+    name, model_cfg, preprocess_cfg = resolve_config(name_or_config)
+    if "multimodal_cfg" in model_cfg:
+        raise UserError(f"{name}: CoCa models have a text decoder, which ALIP does not train; choose a CLIP model")
+    if patch_dropout is not None:
+        if not 0 <= patch_dropout < 1:
+            raise UserError(f"patch dropout must be in [0, 1), not {patch_dropout}")
+        model_cfg["vision_cfg"]["patch_dropout"] = patch_dropout
+    if quick_gelu:
+        model_cfg["quick_gelu"] = True
+    model = build(name, model_cfg, preprocess_cfg)
+    model.pad_texts = pad_texts
+    if pretrained is not None:
+        _load_pretrained(model, name, pretrained)
+    if lock_image or lock_text:
+        model.lock(image=lock_image, text=lock_text)
+    if grad_checkpointing:
+        model.set_grad_checkpointing(True)
+    if compile:
+        model.compile_towers()
+    return model
+
+
+def build(name: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> nn.Module:
+    """The model of an open_clip configuration, with fresh weights. name: for error messages."""
+    vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    vision_cfg["output_tokens"] = text_cfg["output_tokens"] = False  # the pooled features only
+    custom = model_cfg.get("custom_text", False) or bool(text_cfg.get("hf_model_name"))
+    arguments = {key: value for key, value in model_cfg.items() if key != "custom_text"}
+    try:
+        model = (BiPathCustomText if custom else BiPathCLIP)(**arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        raise UserError(f"{name}: open_clip cannot build this model: {error}") from error
+    preprocess = merge_preprocess_dict(PreprocessCfg(), preprocess_cfg)
+    if getattr(model.visual, "image_size", None) is not None:
+        preprocess["size"] = model.visual.image_size
+    set_model_preprocess_cfg(model, preprocess)
+    # Loading weights into a rebuilt model must not fetch the base towers again.
+    if text_cfg.get("hf_model_name"):
+        text_cfg["hf_model_pretrained"] = False
+    model.config = {"model_cfg": model_cfg, "preprocess_cfg": _plain(preprocess)}
+    if model.logit_bias is not None:  # SigLIP's; the adaptive loss has none
+        model.logit_bias.requires_grad_(False)
+    return model
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _load_pretrained(model: nn.Module, name: str, pretrained: str | Path) -> None:
+    if Path(pretrained).exists():
+        found = weights.read_weights(pretrained)
+        weights.apply(model, found.state, found.path)
+        return
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if str(pretrained) not in tags:
+        known = ", ".join(tags) if tags else "none"
+        raise UserError(f"pretrained {str(pretrained)!r} is neither a file nor a tag of {name} (tags: {known})")
+    try:
+        path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, str(pretrained)))
+    except Exception as error:
+        raise UserError(f"could not fetch {name} {pretrained}: {error}; check the network, or give a file") from error
+    found = weights.read_weights(path)
+    weights.apply(model, found.state, found.path)
+
+
+def _embed_patches(tower: VisionTransformer, image: torch.Tensor) -> torch.Tensor:
+    """The tower's first steps: images (B, 3, H, W) → class token and patches (B, 1 + patches, width).
+
+    A convolution whose stride is its kernel size is one matrix product over patches, and much faster as such.
+    """
+    weight = tower.conv1.weight
+    high, wide = tower.patch_size
+    if image.shape[-2] % high or image.shape[-1] % wide or tower.conv1.bias is not None:
+        return tower._embeds(image)
+    batch, channels, height, width = image.shape
+    patches = image.view(batch, channels, height // high, high, width // wide, wide).permute(0, 2, 4, 1, 3, 5)
+    x = F.linear(patches.reshape(batch, -1, channels * high * wide), weight.flatten(1))
+    x = torch.cat([tower.class_embedding.to(x.dtype).expand(batch, 1, -1), x], dim=1)
+    x = x + tower.positional_embedding.to(x.dtype)
+    return tower.ln_pre(tower.patch_dropout(x))
+
+
+class BiPath:
+    """What a bi-path model adds to open_clip's CLIP classes.
+
+    config: JSON-able; `create_model(model.config)` rebuilds the model. logit_scale: the parameter (a logarithm).
+    """
+
+    config: dict[str, Any]
+    pad_texts = False
+    _compiled = False
+    _locked_image = False
+
+    def forward(
+        self, image: torch.Tensor, text_tokens: torch.Tensor, caption_tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """image (B, 3, H, W), tokens (B, context_length) → image, text and caption features and the logit scale.
+
+        The features are (B, embed_dim), fp32, of length 1; the logit scale is exp(parameter), a scalar.
+        """
+        both = self.encode_text(torch.cat([text_tokens, caption_tokens]), normalize=True)
+        text_features, caption_features = both.split([len(text_tokens), len(caption_tokens)])
+        image_features = self.encode_image(image, normalize=True)
+        return image_features, text_features, caption_features, self.logit_scale.exp().reshape(())
+
+    def encode_image(self, image: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+        """Features (B, embed_dim) of images (B, 3, H, W); normalised ones are fp32."""
+        features = self._image_tower(image)
+        return F.normalize(features.float(), dim=-1) if normalize else features
+
+    def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+        """Features (B, embed_dim) of token ids (B, context_length); normalised ones are fp32."""
+        packed = len(text) > 0 and not self._pads()
+        features = self._packed_text(text) if packed else super().encode_text(text)
+        return F.normalize(features.float(), dim=-1) if normalize else features
+
+    def _image_tower(self, image: torch.Tensor) -> torch.Tensor:
+        tower = self.visual
+        if not self._packs_images():
+            return tower(image)
+        x = _embed_patches(tower, image)
+        batch, patches, width = x.shape
+        # The class token, the first of each image, is all that the usual pooling reads.
+        only_class_token = tower.pool_type == "tok" and tower.attn_pool is None
+        keep = torch.arange(0, batch * patches, patches, device=x.device) if only_class_token else None
+        plan = packing.Packing(groups=((batch, patches),), keep=keep)
+        x = run_blocks(tower.transformer, x.reshape(-1, width), plan, causal=False, compiled=self._compiled)
+        x = tower._pool(x.view(batch, -1, width))[0]
+        return x if tower.proj is None else x @ tower.proj
+
+    def _packs_images(self) -> bool:
+        return type(self.visual) is VisionTransformer and packable(self.visual.transformer)
+
+    def _text_tower(self) -> nn.Module:
+        return self.text if isinstance(self, CustomTextCLIP) else self
+
+    def _pads(self) -> bool:
+        """True where the text tower must see the full length: it looks back from padding, or pools elsewhere."""
+        tower = self._text_tower()
+        if self.pad_texts or (isinstance(self, CustomTextCLIP) and type(tower) is not TextTransformer):
+            return True
+        pool = tower.text_pool_type if tower is self else tower.pool_type
+        return (
+            tower.attn_mask is None
+            or getattr(tower, "cls_emb", None) is not None
+            or pool not in ("argmax", "eos")
+            or not packable(tower.transformer)
+        )
+
+    def _packed_text(self, text: torch.Tensor) -> torch.Tensor:
+        tower = self._text_tower()
+        if tower is self:
+            pool, end = self.text_pool_type, self.text_eos_id
+        else:
+            pool, end = tower.pool_type, tower.eos_id
+        lengths = tokens.lengths(text) if pool == "argmax" else (text == end).int().argmax(dim=-1) + 1
+        plan = packing.pack(lengths, text.shape[1])
+        dtype = tower.transformer.get_cast_dtype()
+        x = tower.token_embedding(text.reshape(-1)[plan.source]).to(dtype)
+        x = x + F.embedding(plan.position, tower.positional_embedding).to(dtype)
+        x = run_blocks(tower.transformer, x, plan, causal=True, compiled=self._compiled)
+        x = take_rows(tower.ln_final(x), plan.restore)
+        projection = tower.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+    def lock(self, image: bool = False, text: bool = False) -> None:
+        """Freezes a tower's parameters; a locked image tower also stays in evaluation mode (its BatchNorm too)."""
+        if image:
+            self.visual.requires_grad_(False)
+            self._locked_image = True
+            self.train(self.training)
+        if text:
+            self.lock_text_tower()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self._locked_image:
+            self.visual.eval()
+        return self
+
+    def compile_towers(self) -> None:
+        """torch.compile from the next forward pass on, in place and so without a change of tensor names."""
+        self._compiled = True
+        if not self._packs_images():
+            self.visual.compile()
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input image, in pixels."""
+        size = self.visual.image_size
+        return size if isinstance(size, int) else size[0]
+
+    def preprocess(self, is_train: bool = False):
+        """open_clip's transform of a PIL image to a tensor (3, H, W): resize, centre crop, mean and std."""
+        return image_transform_v2(PreprocessCfg(**self.config["preprocess_cfg"]), is_train=is_train)
+
+    def tokenizer(self, texts: list[str]) -> torch.Tensor:
+        """Token ids (n, context_length) of texts."""
+        return tokens.tokenize(texts, self.context_length)
+
+
+class BiPathCLIP(BiPath, CLIP):
+    """open_clip's CLIP with the bi-path forward pass."""
+
+
+class BiPathCustomText(BiPath, CustomTextCLIP):
+    """open_clip's CustomTextCLIP with the bi-path forward pass."""

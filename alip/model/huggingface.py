@@ -1,0 +1,242 @@
+"""CLIP's two spellings: open_clip's tensor names, configuration and tokenizer ↔ those of Hugging Face's `CLIPModel`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.transformer import VisionTransformer
+from torch import nn
+
+from alip.errors import UserError
+from alip.files import read_json
+from alip.model.transformer import packable
+from alip.tokens import clip_tokenizer
+
+LAYER_NORM_EPS = 1e-5  # torch's default, and so every open_clip tower's
+# Values that Hugging Face leaves out of config.json because they are CLIPConfig's defaults.
+_TEXT_DEFAULTS = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "vocab_size": 49408,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": LAYER_NORM_EPS,
+}
+_VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": LAYER_NORM_EPS,
+}
+_BLOCK = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def _names(vision_layers: int, text_layers: int) -> dict[str, str]:
+    """Hugging Face's name → open_clip's, for all tensors that only change their name (or are transposed)."""
+    names = {
+        "logit_scale": "logit_scale",
+        "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+        "text_projection.weight": "text_projection",
+        "vision_model.embeddings.class_embedding": "visual.class_embedding",
+        "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+        "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+        "visual_projection.weight": "visual.proj",
+    }
+    pairs = {
+        "text_model.final_layer_norm": "ln_final",
+        "vision_model.pre_layrnorm": "visual.ln_pre",  # spelt so upstream
+        "vision_model.post_layernorm": "visual.ln_post",
+    }
+    for theirs, ours, layers in _towers(vision_layers, text_layers):
+        for i in range(layers):
+            pairs |= {f"{theirs}.{i}.{a}": f"{ours}.{i}.{b}" for a, b in _BLOCK.items()}
+    for theirs, ours in pairs.items():
+        names |= {f"{theirs}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias")}
+    return names
+
+
+def _towers(vision_layers: int, text_layers: int):
+    yield "vision_model.encoder.layers", "visual.transformer.resblocks", vision_layers
+    yield "text_model.encoder.layers", "transformer.resblocks", text_layers
+
+
+_TRANSPOSED = ("text_projection.weight", "visual_projection.weight")
+
+
+def to_huggingface(model: nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """(CLIPConfig as a dict, state dict) of a bi-path model; raises UserError where `CLIPModel` has no such part."""
+    problem = _obstacle(model)
+    if problem:
+        raise UserError(f"Hugging Face's CLIPModel has {problem}; export with --to open_clip")
+    text_tower = getattr(model, "text", model)
+    prefix = "" if text_tower is model else "text."
+    state = {name.removeprefix(prefix): tensor for name, tensor in model.state_dict().items()}
+    vision, text = model.visual.transformer, text_tower.transformer
+    result = {}
+    for theirs, ours in _names(len(vision.resblocks), len(text.resblocks)).items():
+        tensor = state[ours]
+        result[theirs] = (tensor.T if theirs in _TRANSPOSED else tensor.reshape(tensor.shape)).contiguous()
+    result["logit_scale"] = state["logit_scale"].reshape(())
+    for theirs, ours, layers in _towers(len(vision.resblocks), len(text.resblocks)):
+        for i in range(layers):
+            for kind in ("weight", "bias"):
+                parts = state[f"{ours}.{i}.attn.in_proj_{kind}"].chunk(3)
+                for letter, part in zip("qkv", parts):
+                    result[f"{theirs}.{i}.self_attn.{letter}_proj.{kind}"] = part.contiguous()
+
+    act = "quick_gelu" if model.config["model_cfg"].get("quick_gelu") else "gelu"
+    embed_dim = model.config["model_cfg"]["embed_dim"]
+    config = {
+        "projection_dim": embed_dim,
+        "logit_scale_init_value": model.logit_scale.item(),
+        "text_config": {
+            **_sizes(text, act),
+            "projection_dim": embed_dim,
+            "max_position_embeddings": model.context_length,
+            "vocab_size": model.vocab_size,
+            "bos_token_id": model.vocab_size - 2,
+            "eos_token_id": model.vocab_size - 1,
+            "pad_token_id": model.vocab_size - 1,
+        },
+        "vision_config": {
+            **_sizes(vision, act),
+            "projection_dim": embed_dim,
+            "image_size": model.image_size,
+            "patch_size": model.visual.patch_size[0],
+        },
+    }
+    return config, result
+
+
+def _sizes(transformer: nn.Module, act: str) -> dict[str, Any]:
+    block = transformer.resblocks[0]
+    return {
+        "hidden_size": transformer.width,
+        "intermediate_size": block.mlp.c_fc.out_features,
+        "num_hidden_layers": len(transformer.resblocks),
+        "num_attention_heads": block.attn.num_heads,
+        "hidden_act": act,
+        "layer_norm_eps": block.ln_1.eps,
+    }
+
+
+def _obstacle(model: nn.Module) -> str | None:
+    """What of this model Hugging Face's CLIPModel has no place for, or None."""
+    visual, text = model.visual, getattr(model, "text", model)
+    if type(visual) is not VisionTransformer or not packable(visual.transformer):
+        return f"no image tower of this kind ({type(visual).__name__})"
+    if visual.pool_type != "tok" or visual.attn_pool is not None or not isinstance(visual.ln_pre, nn.LayerNorm):
+        return "only class-token pooling with a first layer norm"
+    if visual.patch_size[0] != visual.patch_size[1] or visual.grid_size[0] != visual.grid_size[1]:
+        return "only square images and patches"
+    if getattr(text, "text_pool_type", getattr(text, "pool_type", None)) != "argmax" or text.attn_mask is None:
+        return "only causal text towers pooled at the end token"
+    if not packable(text.transformer) or getattr(text, "cls_emb", None) is not None:
+        return "no text tower of this kind"
+    if not isinstance(text.text_projection, nn.Parameter):
+        return "only a text projection without bias"
+    for tower in (visual.transformer, text.transformer):
+        if not isinstance(tower.resblocks[0].ls_1, nn.Identity):
+            return "no layer scale"
+    if model.logit_bias is not None:
+        return "no logit bias"
+    if model.vocab_size != clip_tokenizer().vocab_size:
+        return f"no tokenizer for this model's vocabulary of {model.vocab_size}"
+    if model.config["model_cfg"]["text_cfg"].get("act_kwargs") or model.config["model_cfg"]["vision_cfg"].get(
+        "act_kwargs"
+    ):
+        return "only plain GELU or QuickGELU"
+    return None
+
+
+def from_huggingface(
+    config: dict[str, Any], state: dict[str, torch.Tensor], folder: Path
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """(config in open_clip's form, state dict with open_clip's names) of a Hugging Face CLIP folder."""
+    if config.get("model_type") != "clip":
+        raise UserError(f"{folder}: a Hugging Face model of type {config.get('model_type')!r}; only 'clip' is read")
+    text = _TEXT_DEFAULTS | config.get("text_config", {})
+    vision = _VISION_DEFAULTS | config.get("vision_config", {})
+    acts = {text["hidden_act"], vision["hidden_act"]}
+    if len(acts) > 1 or not acts <= {"gelu", "quick_gelu"}:
+        raise UserError(
+            f"{folder}: activation {', '.join(sorted(acts))}; only gelu or quick_gelu, alike in both towers"
+        )
+    result = {}
+    try:
+        for theirs, ours in _names(vision["num_hidden_layers"], text["num_hidden_layers"]).items():
+            result[ours] = state[theirs].T.contiguous() if theirs in _TRANSPOSED else state[theirs]
+        for theirs, ours, layers in _towers(vision["num_hidden_layers"], text["num_hidden_layers"]):
+            for i in range(layers):
+                for kind in ("weight", "bias"):
+                    parts = [state[f"{theirs}.{i}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
+                    result[f"{ours}.{i}.attn.in_proj_{kind}"] = torch.cat(parts)
+    except KeyError as error:
+        raise UserError(f"{folder}: tensor {error} is missing in the weights; not a whole CLIPModel") from error
+    model_cfg: dict[str, Any] = {
+        "embed_dim": config.get("projection_dim", 512),
+        "quick_gelu": acts == {"quick_gelu"},
+        "vision_cfg": _tower_config(vision) | {"image_size": vision["image_size"], "patch_size": vision["patch_size"]},
+        "text_cfg": _tower_config(text)
+        | {"context_length": text["max_position_embeddings"], "vocab_size": text["vocab_size"]},
+    }
+    model_cfg["vision_cfg"]["head_width"] = vision["hidden_size"] // vision["num_attention_heads"]
+    model_cfg["text_cfg"]["heads"] = text["num_attention_heads"]
+    return {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_config(folder)}, result
+
+
+def _tower_config(sizes: dict[str, Any]) -> dict[str, Any]:
+    config = {
+        "width": sizes["hidden_size"],
+        "layers": sizes["num_hidden_layers"],
+        "mlp_ratio": sizes["intermediate_size"] / sizes["hidden_size"],
+    }
+    if sizes["layer_norm_eps"] != LAYER_NORM_EPS:
+        config["norm_kwargs"] = {"eps": sizes["layer_norm_eps"]}
+    return config
+
+
+def _preprocess_config(folder: Path) -> dict[str, Any]:
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            found = read_json(folder / name)
+            found = found.get("image_processor", found)
+            names = {"image_mean": "mean", "image_std": "std"}
+            return {ours: found[theirs] for theirs, ours in names.items() if theirs in found}
+    return {}
+
+
+def build_processor(model: nn.Module):
+    """Hugging Face's processor (tokenizer and image transform) for this model, from open_clip's own vocabulary."""
+    from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
+
+    ours = clip_tokenizer()
+    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {renamed.get(token, token): number for token, number in ours.encoder.items()}
+    merges = sorted(ours.bpe_ranks, key=ours.bpe_ranks.get)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=model.context_length)
+    preprocess = model.config["preprocess_cfg"]
+    size = model.image_size
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=list(preprocess["mean"]),
+        image_std=list(preprocess["std"]),
+        resample=2 if preprocess["interpolation"] == "bilinear" else 3,
+    )
+    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)

@@ -1,0 +1,83 @@
+"""open_clip's transformer blocks over packed rows: what works on rows alone runs once over all of them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock, Transformer
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from alip.model.attention import pooled_attention, self_attention, take_rows
+from alip.model.packing import Packing
+
+
+def packable(transformer: nn.Module) -> bool:
+    """True if `run_blocks` computes what this open_clip transformer computes: standard pre-norm blocks only."""
+    return (
+        type(transformer) is Transformer
+        and transformer.batch_first
+        and all(
+            type(block) is ResidualAttentionBlock
+            and type(block.attn) is nn.MultiheadAttention
+            and block.attn.in_proj_weight is not None
+            and block.attn.dropout == 0
+            for block in transformer.resblocks
+        )
+    )
+
+
+def run_blocks(
+    transformer: nn.Module, x: torch.Tensor, plan: Packing, causal: bool, compiled: bool = False
+) -> torch.Tensor:
+    """Runs all blocks over packed rows x (T, width); returns (T, width), or (N, width) if the plan keeps one row each.
+
+    What is not kept is never read, so the last block computes queries, projection and MLP for the kept rows only.
+    With `causal` the kept row must be each sequence's last. compiled: torch.compile what works on rows alone.
+    """
+    blocks = list(transformer.resblocks)
+    for block in blocks:
+        pooled = block is blocks[-1] and plan.keep is not None
+        if transformer.grad_checkpointing and torch.is_grad_enabled():
+            x = checkpoint(_block, block, x, plan, causal, pooled, compiled, use_reentrant=False)
+        else:
+            x = _block(block, x, plan, causal, pooled, compiled)
+    return x
+
+
+def _block(block: nn.Module, x: torch.Tensor, plan: Packing, causal: bool, pooled: bool, compiled: bool):
+    """One pre-norm residual block, made of open_clip's own modules: (T, width) → (T, width), pooled → (N, width)."""
+    normed = block.ln_1(x)
+    if pooled:
+        x = take_rows(x, plan.keep) + block.ls_1(_pooled_attention(block.attn, normed, plan))
+    else:
+        x = x + block.ls_1(_attention(block.attn, normed, plan, causal))
+    return (_compiled_feed_forward() if compiled else _feed_forward)(block, x)
+
+
+def _feed_forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+@lru_cache(maxsize=1)
+def _compiled_feed_forward():
+    # The number of rows differs from batch to batch; the groups, which differ more, are left out of the graph.
+    return torch.compile(_feed_forward, dynamic=True)
+
+
+def _attention(attn: nn.MultiheadAttention, x: torch.Tensor, plan: Packing, causal: bool) -> torch.Tensor:
+    """Self-attention within each sequence: (T, width) → (T, width)."""
+    qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+    mixed = self_attention(qkv, attn.num_heads, plan, causal)
+    return F.linear(mixed, attn.out_proj.weight, attn.out_proj.bias)
+
+
+def _pooled_attention(attn: nn.MultiheadAttention, x: torch.Tensor, plan: Packing) -> torch.Tensor:
+    """Attention of the kept row of each sequence over its whole sequence: (T, width) → (N, width)."""
+    width = attn.embed_dim
+    queries = F.linear(take_rows(x, plan.keep), attn.in_proj_weight[:width], attn.in_proj_bias[:width])
+    kv = F.linear(x, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
+    mixed = pooled_attention(queries, kv, attn.num_heads, plan)
+    return F.linear(mixed, attn.out_proj.weight, attn.out_proj.bias)

@@ -1,0 +1,91 @@
+"""data2rec.py as a user types it: exit status, one line for a mistake, flat memory."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.helpers.shards import ROOT, encoded, make_tars, picture
+
+SCRIPT = str(ROOT / "data2rec.py")
+
+
+def run(*arguments, cwd=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "ignore", SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "give --output"),
+        (["--output", "x/y"], "give --input"),
+        (["--input", "nowhere/{00..02}.tar", "--output", "x/y"], "no such file or folder: nowhere/00.tar"),
+        (["--input", ".", "--output", "x/y", "--captions", "none.jsonl"], "no captions file none.jsonl"),
+        (["--input", ".", "--output", "x/y", "--part", "0/2"], "--part is K/N"),
+        (["--input", ".", "--output", "x/y", "--quality", "0"], "--quality"),
+        (["--input", ".", "--output", "x/y"], "no usable sample in the input"),
+        (["--verify", "x/none"], "no shards at x/none"),
+        (["--merge", "--output", "x/none"], "no parts of x/none"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, message):
+    done = run(*arguments, "--workers", 0, "--quiet", cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_the_whole_way(tmp_path):
+    make_tars(tmp_path / "tars", 40, per_tar=20, broken=(4,))
+    done = run("--input", "tars/{00000..00001}.tar", "--output", "out/set", "--workers", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "39 samples in 1 shards" in done.stdout and "rejected: 1 truncated" in done.stdout
+    assert "images" in done.stderr and "rejects" in done.stderr, "the bar"
+    again = run("--input", "tars/{00000..00001}.tar", "--output", "out/set", "--workers", 1, cwd=tmp_path)
+    assert again.returncode == 0 and "already complete" in again.stdout
+    assert run("--verify", "out/set", "--decode", "--workers", 1, cwd=tmp_path).returncode == 0
+    with open(tmp_path / "out" / "set-00000.rec", "rb+") as file:
+        file.truncate(9000)
+    damaged = run("--verify", "out/set", "--workers", 1, cwd=tmp_path)
+    assert damaged.returncode == 1 and "cut short" in damaged.stdout
+
+
+MEASURE = """
+import sys, tracemalloc
+from alip.build import prepare
+from alip.build import shuffle as scatter
+from alip.build import writer
+from alip.build.open_source import open_source
+from alip.tokens import tokenize
+tokenize(["loaded before anything is measured"])
+prepare.WORDS = 400
+scatter.BUCKETS = 8  # each has a buffer of its own; so all are in use in every turn
+for turn, path in enumerate(sys.argv[2:]):
+    tracemalloc.start()
+    writer.build(open_source(path), f"{path}-out/set", policy=prepare.Policy(), workers=0, quiet=True, captions=path,
+                 samples_per_shard=125, shuffle_seed=int(sys.argv[1]) or None)
+    print(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+"""
+
+
+@pytest.mark.parametrize("shuffle_seed", ["0", "1"], ids=["in order", "shuffled"])
+def test_memory_is_flat(tmp_path, shuffle_seed):
+    """Four times the input, with new words in every line, and the same peak of all that Python holds."""
+    (tmp_path / "one.jpg").write_bytes(encoded(picture(0, 16, 16)))
+    rng = np.random.default_rng(0)
+    paths = []
+    for turn, count in enumerate((250, 250, 1000)):  # the first loads what is loaded once
+        paths.append(tmp_path / f"{turn}.jsonl")
+        with open(paths[-1], "w") as file:
+            for i in range(count):
+                text = " ".join("".join(rng.choice(list("abcdefgh"), 9)) for _ in range(4))
+                row = {"key": f"k{i}", "image": "one.jpg", "text": text, "caption": f"said {i}"}
+                file.write(json.dumps(row) + "\n")
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE, shuffle_seed, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert done.returncode == 0, done.stderr
+    _, small, large = map(int, done.stdout.split())
+    assert large < small + 300_000, f"{small} and {large} bytes: 750 more samples are 1.6 MB"

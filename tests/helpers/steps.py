@@ -1,0 +1,49 @@
+"""A tiny batch, model and step for tests of the training step."""
+
+from dataclasses import dataclass
+
+import torch
+
+from alip.distributed import World
+from alip.loss import AdaptiveContrastiveLoss
+from alip.model import create_model
+from alip.train.optimizer import create_optimizer
+from alip.train.parallel import parallelise
+from alip.train.step import TrainStep
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Batch:
+    image: torch.Tensor
+    text_tokens: torch.Tensor
+    caption_tokens: torch.Tensor
+
+
+def make_batch(count: int, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.zeros(2 * count, 77, dtype=torch.long)
+    for row in tokens:
+        length = int(torch.randint(1, 12, (1,), generator=generator))
+        row[0], row[length + 1] = 49406, 49407
+        row[1 : length + 1] = torch.randint(1, 49000, (length,), generator=generator)
+    return Batch(torch.randn(count, 3, 32, 32, generator=generator), tokens[:count], tokens[count:])
+
+
+def parts(batch: Batch, count: int) -> list[Batch]:
+    pieces = zip(batch.image.chunk(count), batch.text_tokens.chunk(count), batch.caption_tokens.chunk(count))
+    return [Batch(*piece) for piece in pieces]
+
+
+def make_step(model, world=None, **options) -> TrainStep:
+    world = world or World()
+    loss = AdaptiveContrastiveLoss(initial_similarity=0.3, check_finite=False, even_batches=True)
+    # A large eps: otherwise AdamW makes whole steps of gradients that are rounding noise around 0 (keys' biases).
+    optimizer = create_optimizer(model, lr=1e-3, eps=1e-2)
+    return TrainStep(model, loss, optimizer, CPU, parallel_model=parallelise(model, world), grad_clip=0.0, **options)
+
+
+def make_model(model_file, **options):
+    torch.manual_seed(5)
+    return create_model(model_file, **options)

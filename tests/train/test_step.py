@@ -1,0 +1,148 @@
+"""One update: clipping, clamping, and what happens to updates that are not finite."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from alip.distributed import World
+from alip.loss import AdaptiveContrastiveLoss
+from alip.train.meter import NAMES, Meter
+from alip.train.nonfinite import NonFiniteWatch
+from alip.train.optimizer import MovingAverage, create_optimizer
+from alip.train.step import TrainStep
+from tests.helpers.ranks import on_ranks
+from tests.helpers.steps import CPU, make_batch, make_model
+
+
+def make(model_file, **options):
+    model = make_model(model_file)
+    loss = AdaptiveContrastiveLoss(initial_similarity=0.3, check_finite=False, even_batches=True)
+    return TrainStep(model, loss, create_optimizer(model, lr=1e-3), CPU, **options)
+
+
+def spoil(batch, value):
+    batch.image[0, 0, 0, 0] = value
+    return batch
+
+
+def state_of(step):
+    moments = [step.optimizer.state[p] for p in step.parameters]
+    return [value.clone() for s in moments for value in s.values()] + [p.detach().clone() for p in step.parameters]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_batch_with_nan_changes_nothing(model_file, scaled):
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
+    step = make(model_file, scaler=scaler)
+    assert not step([make_batch(6)], 1e-3).skipped
+    weights, history = state_of(step), step.loss.history.clone()
+
+    result = step([spoil(make_batch(6), math.nan)], 1e-3)
+    assert result.skipped and not result.loss_finite
+    assert all(torch.equal(a, b) for a, b in zip(state_of(step), weights))
+    assert torch.equal(step.loss.history, history)
+
+    good = step([make_batch(6)], 1e-3)
+    assert not good.skipped
+    assert torch.isfinite(torch.cat([p.flatten() for p in step.parameters])).all()
+    assert not torch.equal(step.parameters[0], weights[-len(step.parameters)])
+
+
+def test_gradient_is_clipped_to_its_true_norm(model_file):
+    free, clipped = make(model_file, grad_clip=0.0), make(model_file, grad_clip=0.05)
+    norm = free([make_batch(6)], 0.0).grad_norm
+    gradients = torch.cat([p.grad.flatten() for p in free.parameters])
+    torch.testing.assert_close(norm, gradients.norm())
+    assert clipped([make_batch(6)], 0.0).grad_norm == norm  # as it was before
+    after = torch.cat([p.grad.flatten() for p in clipped.parameters])
+    torch.testing.assert_close(after, gradients * (0.05 / norm), rtol=1e-4, atol=1e-8)
+
+
+def test_logit_scale_stays_in_its_range(model_file):
+    step = make(model_file, logit_scale_max=20.0)
+    for value, expected in ((7.0, math.log(20.0)), (-3.0, 0.0)):
+        step.model.logit_scale.data.fill_(value)
+        step([make_batch(6)], 0.0)
+        assert step.model.logit_scale.item() == pytest.approx(expected)
+
+
+def test_learning_rate_and_beta1_reach_the_optimiser(model_file):
+    step = make(model_file)
+    before = [p.detach().clone() for p in step.parameters]
+    step([make_batch(6)], 0.0, 0.5)
+    assert all(torch.equal(p, b) for p, b in zip(step.parameters, before))
+    assert {group["betas"] for group in step.optimizer.param_groups} == {(0.5, 0.98)}
+
+
+def test_moving_average_follows(model_file):
+    step = make(model_file)
+    step.moving_average = MovingAverage(step.model, 0.5)
+    start = step.model.state_dict()["text_projection"].clone()
+    step([make_batch(6)], 1e-2)
+    now, averaged = step.model.state_dict()["text_projection"], step.moving_average.weights["text_projection"]
+    torch.testing.assert_close(averaged, start + 0.9 * (now - start))  # the first share: 1 - 1/10
+
+
+def fake_result(value: float, skipped: bool = False):
+    outcome = SimpleNamespace(**{name: torch.full((4,), value) for name in NAMES[3:-1]})
+    for name in NAMES[:3]:
+        setattr(outcome, name, torch.tensor(value))
+    return SimpleNamespace(
+        outcome=outcome,
+        grad_norm=torch.tensor(value),
+        skipped=torch.tensor(skipped),
+        loss_finite=torch.tensor(math.isfinite(value)),
+    )
+
+
+def test_meter_means_without_skipped_updates():
+    meter = Meter(CPU)
+    for value, skipped in ((1.0, False), (math.inf, True), (4.0, False)):
+        meter.add(fake_result(value, skipped))
+    saved = meter.state()
+    assert meter.read(World()) == dict.fromkeys(NAMES, 2.5)
+    assert all(math.isnan(v) for v in meter.read(World()).values())  # it began anew, and nothing was added
+    meter.load([saved, saved])
+    assert meter.read(World()) == dict.fromkeys(NAMES, 2.5)
+
+
+def _meter_on_rank(world):
+    meter = Meter(CPU)
+    meter.add(fake_result(float(world.rank)))
+    return meter.read(world)
+
+
+def test_meter_means_over_ranks():
+    assert on_ranks(2, _meter_on_rank) == [dict.fromkeys(NAMES, 0.5)] * 2
+
+
+def watch_after(values, limit, only_loss=False):
+    watch = NonFiniteWatch(limit, only_loss)
+    answers = []
+    for step, value in enumerate(values, start=1):
+        if value == "read":
+            answers.append(watch.read())
+        else:
+            watch.add(step, torch.tensor([10 * step, 10 * step + 1]), fake_result(value, not math.isfinite(value)))
+    return watch, answers
+
+
+def test_watch_counts_across_readings(tmp_path):
+    nan = math.nan
+    watch, answers = watch_after([nan, nan, "read", nan, 1.0, "read"], 3)
+    assert answers == [([1, 2], False), ([4], True)]  # the third in a row came after the first reading
+    path = watch.write(tmp_path, World())
+    assert '"step": 4' in path.read_text() and "41" in path.read_text()
+
+    _, answers = watch_after([nan, nan, 1.0, nan, nan, "read"], 3)
+    assert answers == [([1, 2, 4, 5], False)]
+
+
+def test_watch_leaves_fp16s_overflows_to_the_scaler():
+    watch = NonFiniteWatch(2, only_loss=True)
+    for step in range(4):
+        result = fake_result(1.0, skipped=True)
+        watch.add(step, torch.tensor([0]), result)
+    assert watch.read() == ([], False)
