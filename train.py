@@ -58,7 +58,7 @@ def train(args: argparse.Namespace, world: World) -> int:
     schedule = create_schedule(args.schedule, args.lr, plan.total, args.warmup, args.cooldown, args.cycle_beta1)
     evaluations = create_evaluations(world=world, **arguments.of_evaluations(args))
 
-    state = create_state(model, loss, optimizer, manifest, world, args.precision, args.ema, args.gate_truth)
+    state = create_state(model, loss, optimizer, manifest, world, args.precision, args.ema, args.mismatch_column)
     identity = create_identity(manifest, model, world, **arguments.of_identity(args))
     run = open_run(
         state, identity, plan, world, folder=Path(args.output), settings=vars(args), **arguments.of_resume(args)

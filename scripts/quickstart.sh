@@ -41,16 +41,16 @@ torchrun --standalone --nproc_per_node "$PROCESSES" train.py \
     --schedule one-cycle --lr 2e-3 --weight-decay 0.1 \
     --initial-similarity first-batch --momentum 0.9 \
     --crop-area 0.6 1.0 --shift 0.1 --rotation 15 --brightness 0.3 --contrast 0.3 \
-    --gate-truth text_is_wrong --log-every 5 --save-every 50
+    --mismatch-column text_is_wrong --log-every 5 --save-every 50
 
 say "5/7 evaluation"
 CHECKPOINT=$RUN DATA_ROOT=$(dirname "$DATA") OUTPUT=$RUN/results bash run_retrieval.sh
 CHECKPOINT=$RUN DATA_ROOT=$(dirname "$DATA") OUTPUT=$RUN/results bash run_zeroshot.sh
 
 say "6/7 what the gates saw, and pictures"
-python -m alip.eval.gates --checkpoint "$RUN" --data "$DATA/train" --truth text_is_wrong --output "$RUN/results/gates.parquet"
+python -m alip.eval.gates --checkpoint "$RUN" --data "$DATA/train" --mismatch-column text_is_wrong --output "$RUN/results/gates.parquet"
 python scripts/demo/baseline.py --data-root "$(dirname "$DATA")" --output "$RUN/results/pixels.json"
-python -m alip.eval.run_plots --run "$RUN" --data "$DATA/train" --truth text_is_wrong \
+python -m alip.eval.run_plots --run "$RUN" --data "$DATA/train" --mismatch-column text_is_wrong \
     --scores "$RUN/results/gates.parquet" --output "$RUN/pictures"
 
 say "7/7 summary (everything after the installation took $((SECONDS - started)) s)"

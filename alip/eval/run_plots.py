@@ -1,6 +1,6 @@
-"""Pictures of a finished run: loss curves, and the weights of right against wrong raw texts.
+"""Pictures of a finished run: loss curves, and the weights of matched against mismatched raw texts.
 
-python -m alip.eval.run_plots --run RUN [--scores scores.parquet --data DIR/NAME --truth COLUMN] --output DIR
+python -m alip.eval.run_plots --run RUN [--scores scores.parquet --data DIR/NAME --mismatch-column COLUMN] --output DIR
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from matplotlib import pyplot as plt
 
 from alip.data.shards import load_manifest
 from alip.errors import UserError, run_command
-from alip.eval.gates import read_truth, separation_auc
+from alip.eval.gates.labels import matched_auc, read_mismatch_labels
 
-RIGHT, WRONG = "tab:blue", "tab:red"
+MATCHED, MISMATCHED = "tab:blue", "tab:red"
 
 
 def read_metrics(run: Path, kind: str) -> dict[str, np.ndarray]:
@@ -78,8 +78,8 @@ def draw_curves(run: Path, output: Path) -> None:
     plt.close(figure)
 
 
-def draw_gates(scores: dict[str, np.ndarray], is_wrong: np.ndarray, output: Path) -> None:
-    """Histograms of S_tc and W^s·W^t, right against wrong raw texts, with the AUC that each separates them with."""
+def draw_gates(scores: dict[str, np.ndarray], is_mismatched: np.ndarray, output: Path) -> None:
+    """Histograms of S_tc and W^s·W^t, matched against mismatched raw texts, with their AUC."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     panels = (
         ("text_caption_similarity", "S$_{tc}$, raw text against caption"),
@@ -88,11 +88,14 @@ def draw_gates(scores: dict[str, np.ndarray], is_wrong: np.ndarray, output: Path
     for panel, (name, title) in zip(axes, panels, strict=True):
         values = scores[name]
         bins = np.linspace(values.min(), values.max() + 1e-6, 41)
-        for part, colour, label in ((~is_wrong, RIGHT, "right raw text"), (is_wrong, WRONG, "wrong raw text")):
+        for part, colour, label in (
+            (~is_mismatched, MATCHED, "matched raw text"),
+            (is_mismatched, MISMATCHED, "mismatched raw text"),
+        ):
             share = np.full(part.sum(), 1 / max(1, part.sum()))
             label = f"{label}: mean {values[part].mean():.2f}"
             panel.hist(values[part], bins, weights=share, color=colour, alpha=0.55, label=label)
-        panel.set_title(f"{title}: AUC {separation_auc(values, is_wrong):.2f}")
+        panel.set_title(f"{title}: AUC {matched_auc(values, is_mismatched):.2f}")
         panel.set_ylabel("share of the samples")
         panel.legend(fontsize=8)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of a run of train.py")
     parser.add_argument("--scores", type=Path, help="table of `python -m alip.eval.gates`")
     parser.add_argument("--data", help="the shards that the scores are of, DIR/NAME")
-    parser.add_argument("--truth", metavar="COLUMN", help="JSON field of the sources, true where the raw text is wrong")
+    parser.add_argument("--mismatch-column", metavar="COLUMN", help="JSON field of the sources, true where mismatched")
     parser.add_argument("--output", type=Path, help="folder of the pictures (default: RUN/pictures)")
     arguments = parser.parse_args()
     folder = arguments.output or arguments.run / "pictures"
@@ -114,11 +117,15 @@ def main() -> None:
     draw_curves(arguments.run, folder / "curves.png")
     print(folder / "curves.png")
     if arguments.scores:
-        if not (arguments.data and arguments.truth):
-            raise UserError("--scores needs --data and --truth too, to tell right from wrong raw texts")
+        if not (arguments.data and arguments.mismatch_column):
+            raise UserError(
+                "--scores needs --data and --mismatch-column too, to tell matched from mismatched raw texts"
+            )
         table = pq.read_table(arguments.scores)
         scores = {name: table[name].to_numpy() for name in ("text_caption_similarity", "sample_text_weight")}
-        draw_gates(scores, read_truth(load_manifest(arguments.data), arguments.truth), folder / "gates.png")
+        draw_gates(
+            scores, read_mismatch_labels(load_manifest(arguments.data), arguments.mismatch_column), folder / "gates.png"
+        )
         print(folder / "gates.png")
 
 

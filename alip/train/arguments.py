@@ -245,9 +245,9 @@ def _gate_flags(group) -> None:
     add("--no-caption-weight", action="store_true", help="W^c = 1")
     add("--loss-block", type=_positive, help="rows of logits at a time; default: chosen by the device")
     add(
-        "--gate-truth",
+        "--mismatch-column",
         metavar="COLUMN",
-        help="metadata column, true where the raw text is wrong: prints the gates' AUC",
+        help="metadata column, true where the raw text does not match the image: reports the gates' AUC per epoch",
     )
 
 

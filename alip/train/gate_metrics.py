@@ -1,4 +1,4 @@
-"""Do the gates see the noise? Where it is known which raw texts are wrong, the weights are compared with it."""
+"""Do the gates see the noise? Where mismatched raw texts are labelled, the weights are compared with the labels."""
 
 from __future__ import annotations
 
@@ -6,37 +6,36 @@ import numpy as np
 import torch
 
 from alip.distributed import World, gather_objects
-from alip.eval.gates import summarize
+from alip.eval.gates.labels import summarize
 from alip.train.step import StepResult
 
 
-class GateTruth:
-    """Collects the gates' values of an epoch's updates, as they were when they weighted the loss.
+class MismatchMetrics:
+    """Collects the gates' values of an epoch's optimizer steps, as they were when they weighted the loss.
 
-    wrong: (samples,) booleans: true where the raw text is wrong (alip.eval.gates.read_truth).
+    is_mismatched: (samples,) booleans: true where the raw text is mismatched (labels.read_mismatch_labels).
     """
 
-    def __init__(self, wrong: np.ndarray):
-        self.wrong = wrong
+    def __init__(self, is_mismatched: np.ndarray):
+        self.is_mismatched = is_mismatched
         self.index: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
     def add(self, index: torch.Tensor, result: StepResult) -> None:
-        """index: (B,) sample numbers of this rank's part of the update. Never waits for the device."""
+        """index: (B,) sample numbers of this rank's part of the step. Never waits for the device."""
         outcome = result.outcome
         weight = outcome.sample_weight * outcome.text_weight
         self.index.append(index.cpu())
         self.values.append(torch.stack([outcome.text_caption_similarity, weight]).detach())
 
     def report(self, world: World) -> dict[str, float]:
-        """The epoch's numbers, as `alip.eval.gates.summarize` gives them, and begins anew. All ranks call it."""
+        """The epoch's numbers, as `labels.summarize` gives them, then starts empty again. All ranks call it."""
         parts = gather_objects(self.state(), world)
         self.index, self.values = [], []
         index = torch.cat([part["index"] for part in parts]).numpy()
         similarity, weight = torch.cat([part["values"] for part in parts], dim=1).double().numpy()
-        finite = np.isfinite(similarity) & np.isfinite(weight)  # an update that was left out says nothing
-        wrong, similarity, weight = self.wrong[index][finite], similarity[finite], weight[finite]
-        return summarize(similarity, weight, wrong)
+        finite = np.isfinite(similarity) & np.isfinite(weight)  # a step that was left out carries no information
+        return summarize(similarity[finite], weight[finite], self.is_mismatched[index][finite])
 
     def state(self) -> dict[str, torch.Tensor]:
         """For a checkpoint."""
@@ -46,6 +45,6 @@ class GateTruth:
         return {"index": self.index[0], "values": self.values[0].cpu()}
 
     def load(self, states: list[dict[str, torch.Tensor]], device: torch.device) -> None:
-        """Takes up what was collected before."""
+        """Restores what was collected before."""
         self.index = [saved["index"] for saved in states]
         self.values = [saved["values"].to(device) for saved in states]

@@ -88,7 +88,7 @@ class RunLog:
         self.say(f"step {place['step']} {task} {set_name}: " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()))
 
     def gates(self, place: dict[str, Any], values: dict[str, float]) -> None:
-        """Numbers of an epoch's gates against the truth."""
+        """Numbers of an epoch's gates against the mismatch labels."""
         if not self.enabled:
             return
         self._write({"kind": "gates", **place, **values})

@@ -12,8 +12,8 @@ from torch import nn
 
 from alip.data.shards import Manifest
 from alip.distributed import World, gather_objects
-from alip.eval.gates import read_truth
-from alip.train.gate_metrics import GateTruth
+from alip.eval.gates.labels import read_mismatch_labels
+from alip.train.gate_metrics import MismatchMetrics
 from alip.train.meter import Meter
 from alip.train.optimizer import MovingAverage
 from alip.train.precision import create_scaler, seed_rank
@@ -27,7 +27,7 @@ class TrainState:
 
     step: updates made, never decreasing; epoch, position: the next update takes the triplets from `position` on of
     epoch `epoch` (both from 0, over all ranks); samples: triplets seen; best: {set name: best headline number so far}.
-    meter: sums since the last log line; gate_truth: the epoch's gates, if the truth of the raw texts is known.
+    meter: sums since the last log line; mismatch_metrics: the epoch's gates, if mismatched texts are labelled.
     """
 
     model: nn.Module
@@ -36,7 +36,7 @@ class TrainState:
     meter: Meter
     scaler: torch.amp.GradScaler | None = None
     moving_average: MovingAverage | None = None
-    gate_truth: GateTruth | None = None
+    mismatch_metrics: MismatchMetrics | None = None
     step: int = 0
     epoch: int = 0
     position: int = 0
@@ -101,14 +101,14 @@ class TrainState:
             mine = ranks[world.rank :: world.world_size]
             seed_rank(seed + self.step, world.rank)
         self.meter.load([part["meter"] for part in mine])
-        if self.gate_truth:
-            self.gate_truth.load([part["gates"] for part in mine if part["gates"] is not None], world.device)
+        if self.mismatch_metrics:
+            self.mismatch_metrics.load([part["gates"] for part in mine if part["gates"] is not None], world.device)
 
     def _of_this_rank(self, world: World) -> dict[str, Any]:
         return {
             "rng": get_randomness(world.device),
             "meter": self.meter.state(),
-            "gates": self.gate_truth.state() if self.gate_truth else None,
+            "gates": self.mismatch_metrics.state() if self.mismatch_metrics else None,
         }
 
 
@@ -120,12 +120,12 @@ def create_state(
     world: World,
     precision: str,
     ema: float = 0.0,
-    gate_truth: str | None = None,
+    mismatch_column: str | None = None,
 ) -> TrainState:
     """The state of a run that begins.
 
     precision: resolved; "fp16" brings a gradient scaler. ema: decay of the averaged weights, 0 for none.
-    gate_truth: the metadata column that says which raw texts are wrong.
+    mismatch_column: the metadata column that is true where the raw text is mismatched.
     """
     return TrainState(
         model,
@@ -134,7 +134,7 @@ def create_state(
         Meter(world.device),
         scaler=create_scaler(precision, world.device),
         moving_average=MovingAverage(model, ema) if ema else None,
-        gate_truth=GateTruth(read_truth(manifest, gate_truth)) if gate_truth else None,
+        mismatch_metrics=MismatchMetrics(read_mismatch_labels(manifest, mismatch_column)) if mismatch_column else None,
     )
 
 

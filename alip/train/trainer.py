@@ -96,16 +96,16 @@ class Fit:
         index = torch.cat([batch.index for batch in micro_batches])
         state.meter.add(result)
         self._watch.add(state.step, index, result)
-        if state.gate_truth:
-            state.gate_truth.add(index, result)
+        if state.mismatch_metrics:
+            state.mismatch_metrics.add(index, result)
         self.files.log.advance()
         self._window_steps += 1
 
         epoch_ended, finished = state.position == 0, plan.position(state) >= plan.total
         if state.step % plan.log_every == 0 or finished:
             self._log(result, lr)
-        if epoch_ended and state.gate_truth:
-            self.files.log.gates(self._place(), state.gate_truth.report(self.world))
+        if epoch_ended and state.mismatch_metrics:
+            self.files.log.gates(self._place(), state.mismatch_metrics.report(self.world))
         due = (state.step, state.epoch, epoch_ended)
         saving = epoch_ended or plan.save_every.due(*due)
         # Before saving, so that a run killed in between evaluates again.

@@ -65,9 +65,9 @@ def main() -> None:
     for split in SPLITS:
         print("\n".join(rows_of(split, run)))
     print(
-        f"\ngates, over all training samples: mean W^s*W^t {gates['mean_weight_right']:.2f} for right raw texts, "
-        f"{gates['mean_weight_wrong']:.2f} for wrong ones;\nAUC {gates['auc_text_caption_similarity']:.2f} with S_tc, "
-        f"{gates['auc_weight']:.2f} with W^s*W^t"
+        f"\ngates, over all training samples: mean W^s*W^t {gates['mean_weight_matched']:.2f} for matched raw texts, "
+        f"{gates['mean_weight_mismatched']:.2f} for mismatched ones;\n"
+        f"AUC {gates['auc_text_caption_similarity']:.2f} with S_tc, {gates['auc_weight']:.2f} with W^s*W^t"
     )
     print(
         f"\nmodel      {run}/checkpoints\nnumbers    {run}/results, {run}/metrics.jsonl"

@@ -23,7 +23,7 @@ MODEL = {
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """DIR/NAME of shards with SAMPLES triplets in three files; every third raw text is "wrong"."""
+    """DIR/NAME of shards with SAMPLES triplets in three files; every third raw text is labelled mismatched."""
     folder = tmp_path_factory.mktemp("train-data")
     draw = random.Random(0)
     lines = []
@@ -33,7 +33,7 @@ def data(tmp_path_factory) -> Path:
         picture.putpixel((i % 48, i % 40), (255 - colour[0], 0, 0))
         picture.save(folder / f"{i}.png")
         row = {"key": f"k{i:03d}", "image": f"{i}.png", "text": f"number {i}", "caption": f"a colour of {sum(colour)}"}
-        lines.append(json.dumps({**row, "wrong": i % 3 == 0}))
+        lines.append(json.dumps({**row, "is_mismatched": i % 3 == 0}))
     (folder / "table.jsonl").write_text("\n".join(lines) + "\n")
     build(open_source([str(folder / "table.jsonl")]), folder / "tiny", policy=Policy(), workers=0, samples_per_shard=20)
     return folder / "tiny"

@@ -14,7 +14,18 @@ from tests.helpers.ranks import on_ranks
 from tests.helpers.train_runs import SAMPLES, events, train_here, train_lines, train_on_rank, weights_of
 
 ALL_OPTIONS = (
-    *("--ema", "0.9", "--gate-truth", "wrong", "--patch-dropout", "0.5", "--log-every", "2", "--save-every", "3"),
+    *(
+        "--ema",
+        "0.9",
+        "--mismatch-column",
+        "is_mismatched",
+        "--patch-dropout",
+        "0.5",
+        "--log-every",
+        "2",
+        "--save-every",
+        "3",
+    ),
     *("--schedule", "cosine", "--initial-similarity", "first-batch", "--rotation", "10", "--keep", "20"),
 )
 

@@ -210,7 +210,7 @@ def test_presets_and_overrides():
         (["--train-data", "no/such/data"], "no/such/data"),
         (["--save-every", "often"], "500steps"),
         (["--warmup", "-1"], "--warmup"),
-        (["--gate-truth", "no_such_column"], "no_such_column"),
+        (["--mismatch-column", "no_such_column"], "no_such_column"),
         (["--eval-retrieval", "no-such-set"], "no-such-set"),
         (["--crop-area", "1", "0.5"], "--crop-area"),
         (["--resume", "no/such/checkpoint"], "no/such/checkpoint"),

@@ -1,9 +1,10 @@
 """What the gates make of a dataset: similarities and weights of every sample, and how well they find mismatched texts.
 
-    python -m alip.eval.gates --checkpoint RUN --data DIR/NAME --output scores.parquet [--truth COLUMN]
+    python -m alip.eval.gates --checkpoint RUN --data DIR/NAME --output scores.parquet [--mismatch-column COLUMN]
 
-Sorted by `sample_text_weight` (W^s·W^t), the table tells which raw texts to look at or to leave out. With --truth, a
-field of the sources' JSON that is true where a raw text is wrong, it also prints how well the gates find those.
+Sorted by `sample_text_weight` (W^s·W^t), the table tells which raw texts to look at or to leave out. With
+--mismatch-column, a field of the sources' JSON that is true where a raw text does not match its image, it also prints
+how well the gates find those.
 
 The images are taken without augmentation and the history as the run left it, so the scores are those of one finished
 model for all samples.
@@ -27,6 +28,7 @@ from alip.checkpoint.load import load_model
 from alip.data.loader import create_loader
 from alip.data.shards import Manifest, load_manifest, read_texts
 from alip.errors import UserError, run_command
+from alip.eval.gates.labels import read_mismatch_labels, summarize
 from alip.files import atomic_path
 from alip.loss import gate_weights
 from alip.model.weights import find_checkpoint, read_file
@@ -39,57 +41,6 @@ SCORES = (
     "text_weight",
     "caption_weight",
 )
-
-
-def separation_auc(scores: np.ndarray, is_wrong: np.ndarray) -> float:
-    """The chance that a right sample scores higher than a wrong one, ties counted half (the area under the ROC curve).
-
-    scores: (n,) numbers; is_wrong: (n,) booleans. NaN when there are only right or only wrong samples.
-    """
-    is_wrong = np.asarray(is_wrong, dtype=bool)
-    _, place, counts = np.unique(np.asarray(scores), return_inverse=True, return_counts=True)
-    last_rank = np.cumsum(counts)
-    ranks = (last_rank - (counts - 1) / 2)[place]  # equal scores share their mean rank
-    right, wrong = int((~is_wrong).sum()), int(is_wrong.sum())
-    if right == 0 or wrong == 0:
-        return float("nan")
-    return float((ranks[~is_wrong].sum() - right * (right + 1) / 2) / (right * wrong))
-
-
-def read_truth(manifest: Manifest, column: str) -> np.ndarray:
-    """(samples,) booleans from a field of the sources' own JSON that says whether a raw text is wrong.
-
-    Raises UserError when a sample lacks the field or holds something other than true, false, 0 or 1.
-    """
-    truth = np.zeros(manifest.samples, dtype=bool)
-    for place, row in enumerate(read_texts(manifest)):
-        value = json.loads(row["metadata"] or "{}").get(column)
-        if value not in (True, False):
-            raise UserError(
-                f"{manifest.name}: sample {row['key']} has no true or false in {column!r} (found {value!r}); "
-                "name a field of the source's JSON that every sample has"
-            )
-        truth[place] = value
-    return truth
-
-
-def summarize(similarity: np.ndarray, weight: np.ndarray, is_wrong: np.ndarray) -> dict[str, float]:
-    """How right and wrong raw texts differ.
-
-    similarity, weight, is_wrong: (n,) S_tc, W^s·W^t and the truth. Gives both AUCs (see `separation_auc`) as
-    auc_text_caption_similarity and auc_weight, and the mean weight of each kind, NaN for a kind that is absent.
-    """
-    return {
-        "auc_text_caption_similarity": separation_auc(similarity, is_wrong),
-        "auc_weight": separation_auc(weight, is_wrong),
-        "mean_weight_right": _mean(weight[~is_wrong]),
-        "mean_weight_wrong": _mean(weight[is_wrong]),
-        "samples": len(is_wrong),
-    }
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")
 
 
 @torch.inference_mode()
@@ -157,12 +108,12 @@ def read_history(checkpoint: str | Path) -> torch.Tensor:
 
 
 def main() -> None:
-    """Scores, writes the table, and compares with the truth if it is known."""
+    """Scores, writes the table, and compares with the labels if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="run folder or checkpoint file of train.py")
     parser.add_argument("--data", required=True, help="shards, DIR/NAME")
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
-    parser.add_argument("--truth", metavar="COLUMN", help="JSON field of the sources, true where the raw text is wrong")
+    parser.add_argument("--mismatch-column", metavar="COLUMN", help="JSON field of the sources, true where mismatched")
     parser.add_argument("--gamma-sample", type=float, default=2.0)
     parser.add_argument("--gamma-pair", type=float, default=2.0)
     parser.add_argument("--batch-size", type=int, default=256)
@@ -171,7 +122,8 @@ def main() -> None:
 
     world = distributed.start(arguments.device)
     manifest = load_manifest(arguments.data)
-    truth = read_truth(manifest, arguments.truth) if arguments.truth else None
+    column = arguments.mismatch_column
+    is_mismatched = read_mismatch_labels(manifest, column) if column else None
     scores = score_samples(
         load_model(arguments.checkpoint),
         read_history(arguments.checkpoint),
@@ -183,13 +135,13 @@ def main() -> None:
     )
     write_scores(arguments.output, manifest, scores)
     print(f"{manifest.samples} samples scored: {arguments.output}")
-    if truth is not None:
+    if is_mismatched is not None:
         weight = scores["sample_weight"] * scores["text_weight"]
-        summary = summarize(scores["text_caption_similarity"], weight, truth)
+        summary = summarize(scores["text_caption_similarity"], weight, is_mismatched)
         arguments.output.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
         print(
-            f"mean W_s*W_t: right texts {summary['mean_weight_right']:.3f}, wrong texts "
-            f"{summary['mean_weight_wrong']:.3f}; AUC of S_tc {summary['auc_text_caption_similarity']:.3f}, "
+            f"mean W_s*W_t: matched texts {summary['mean_weight_matched']:.3f}, mismatched texts "
+            f"{summary['mean_weight_mismatched']:.3f}; AUC of S_tc {summary['auc_text_caption_similarity']:.3f}, "
             f"of W_s*W_t {summary['auc_weight']:.3f}"
         )
 

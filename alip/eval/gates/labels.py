@@ -1,0 +1,64 @@
+"""Labels of mismatched raw texts, where they are known: reading them, and how well scores separate them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from alip.data.shards import Manifest, read_texts
+from alip.errors import UserError
+
+
+def read_mismatch_labels(manifest: Manifest, column: str) -> np.ndarray:
+    """(samples,) booleans from a field of the sources' own JSON that is true where the raw text is mismatched.
+
+    Raises UserError when a sample lacks the field or holds something other than true, false, 0 or 1.
+    """
+    labels = np.zeros(manifest.samples, dtype=bool)
+    for index, row in enumerate(read_texts(manifest)):
+        labels[index] = mismatch_label(row, column, manifest.name)
+    return labels
+
+
+def mismatch_label(row: dict, column: str, name: str) -> bool:
+    """The label in one sidecar row of dataset `name`; UserError as above."""
+    value = json.loads(row["metadata"] or "{}").get(column)
+    if value not in (True, False):
+        raise UserError(
+            f"{name}: sample {row['key']} has no true or false in {column!r} (found {value!r}); "
+            "name a field of the source's JSON that every sample has"
+        )
+    return bool(value)
+
+
+def matched_auc(scores: np.ndarray, is_mismatched: np.ndarray) -> float:
+    """Area under the ROC curve of "a higher score means matched"; NaN when all samples have the same label.
+
+    scores: (n,) numbers; is_mismatched: (n,) booleans.
+    """
+    from sklearn.metrics import roc_auc_score  # takes a second to import: not for every user of this module
+
+    is_mismatched = np.asarray(is_mismatched, dtype=bool)
+    if is_mismatched.all() or not is_mismatched.any():
+        return float("nan")
+    return float(roc_auc_score(~is_mismatched, scores))
+
+
+def summarize(similarity: np.ndarray, weight: np.ndarray, is_mismatched: np.ndarray) -> dict[str, float]:
+    """How matched and mismatched raw texts differ.
+
+    similarity, weight: (n,) S_tc and W^s·W^t; is_mismatched: (n,) booleans. Gives both AUCs (see `matched_auc`) as
+    auc_text_caption_similarity and auc_weight, and the mean weight for each label, NaN for a label that is absent.
+    """
+    return {
+        "auc_text_caption_similarity": matched_auc(similarity, is_mismatched),
+        "auc_weight": matched_auc(weight, is_mismatched),
+        "mean_weight_matched": _mean(weight[~is_mismatched]),
+        "mean_weight_mismatched": _mean(weight[is_mismatched]),
+        "samples": len(is_mismatched),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
