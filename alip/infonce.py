@@ -1,16 +1,16 @@
-"""The weighted two-direction InfoNCE of both paths, walked in blocks, exact on any number of ranks.
+"""The weighted symmetric InfoNCE of both paths, computed in chunks, exact on any number of ranks.
 
-Nothing here knows of gates or histories: it takes features, a scale and one weight per sample. Notation, per path, with
-the global batch's N images x and texts (or captions) t, and this rank's n of them:
+The inputs are features, a scale and one weight per sample; gates and histories are elsewhere (alip.loss). Notation,
+per path, with the global batch's N images x and texts (or captions) t, and this rank's n of them:
 
-    L_ij = logit_scale · x_i·t_j                                     logits; a block at a time, never all of them
+    L_ij = logit_scale · x_i·t_j                                     logits; one chunk at a time, never all of them
     r_i  = log Σ_j exp L_ij,   c_j = log Σ_i exp L_ij                 over a row (image → text), over a column
     loss = 1/(2N) · Σ_i w_i (r_i + c_i − 2 L_ii)
     ∂loss/∂L_ij = 1/(2N) · (w_i exp(L_ij − r_i) + w_j exp(L_ij − c_j) − 2 w_i [i = j])
 
-A rank holds the n rows of its own images and all N columns. Its r_i are complete; c_j, w_j and the loss's sum are
-completed by one all-reduce of 2N + 1 numbers per path. The backward pass computes the blocks anew, but for a fixed
-amount that is kept.
+A rank computes the n rows of its own images against all N columns. Its r_i are complete; c_j, w_j and the loss's sum
+are completed by one all-reduce of 2N + 1 numbers per path. The backward pass recomputes the chunks, except for a fixed
+amount that is cached.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# New names since torch 2.14, which warns of the old ones. (None at all in a torch built without distributed.)
+# New names since torch 2.14, which warns about the old ones. (None at all in a torch built without distributed.)
 _all_gather = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 
 
 class Collectives:
-    """The collectives that the loss needs; in a single process each is free.
+    """The collectives of the loss; in a single process they cost nothing.
 
     group: a torch.distributed process group, None for the default one. Without an initialised torch.distributed
         there is one rank.
@@ -56,9 +56,9 @@ class Collectives:
         return values
 
     def start_gather(self, rows: Tensor, sizes: Sequence[int]) -> Callable[[], Tensor]:
-        """Starts to gather every rank's (sizes[rank], D) rows; call the result to wait and get all (N, D), by rank.
+        """Starts to gather every rank's (sizes[rank], D) rows; calling the result returns all of them (N, D), by rank.
 
-        The collective wants equal shares, so ranks with fewer rows pad theirs and the padding is cut out again.
+        The collective needs equal counts, so ranks with fewer rows pad theirs and the padding is removed afterwards.
         """
         if self.size == 1:
             return lambda: rows
@@ -76,7 +76,7 @@ class Collectives:
         return finish
 
     def start_scatter(self, rows: Tensor, sizes: Sequence[int]) -> Callable[[], Tensor]:
-        """The gather's transpose: starts to sum every rank's (N, D) rows; the result waits and gives this rank's."""
+        """The gather's transpose: starts to sum all ranks' (N, D) rows; calling the result returns this rank's part."""
         if self.size == 1:
             return lambda: rows
         most = max(sizes)
@@ -93,57 +93,57 @@ class Collectives:
         return finish
 
 
-def default_block(device: torch.device) -> int:
-    """Side of a block: on a CPU its buffers stay in the cache; on a GPU larger, to launch fewer kernels."""
+def default_chunk(device: torch.device) -> int:
+    """Side of a chunk: on a CPU its buffers stay in the cache; on a GPU larger, to launch fewer kernels."""
     return 1024 if device.type == "cpu" else 4096
 
 
-def _tiling(height: int, width: int, block: int) -> Iterator[tuple[slice, slice]]:
-    """The blocks of a height × width matrix, row by row; those at the edges may be smaller."""
-    for top in range(0, height, block):
-        for left in range(0, width, block):
-            yield slice(top, min(top + block, height)), slice(left, min(left + block, width))
+def _tiling(height: int, width: int, chunk: int) -> Iterator[tuple[slice, slice]]:
+    """The chunks of a height × width matrix, row by row; those at the edges may be smaller."""
+    for top in range(0, height, chunk):
+        for left in range(0, width, chunk):
+            yield slice(top, min(top + chunk, height)), slice(left, min(left + chunk, width))
 
 
 class _Buffers:
-    """A few blocks' worth of memory, used again by every block."""
+    """Memory for a few chunks, reused by every chunk."""
 
-    def __init__(self, like: Tensor, height: int, width: int, block: int, count: int):
-        self.flat = like.new_empty(count, min(block, height) * min(block, width))
+    def __init__(self, like: Tensor, height: int, width: int, chunk: int, count: int):
+        self.flat = like.new_empty(count, min(chunk, height) * min(chunk, width))
 
     def shaped(self, i: slice, j: slice) -> list[Tensor]:
-        """One contiguous tensor per buffer, of the block's shape."""
+        """One contiguous tensor per buffer, of the chunk's shape."""
         shape = (i.stop - i.start, j.stop - j.start)
         return [flat[: shape[0] * shape[1]].view(shape) for flat in self.flat]
 
 
-def _diagonal(block: Tensor, i: slice, j: slice, first: int) -> tuple[slice, Tensor]:
-    """The rows of this block whose own column, first + row, lies in it too; and a view of the logits there."""
+def _diagonal(chunk: Tensor, i: slice, j: slice, first: int) -> tuple[slice, Tensor]:
+    """The rows of this chunk whose own column, first + row, is in it too; and a view of the logits there."""
     rows = slice(max(i.start, j.start - first), max(i.start, j.start - first, min(i.stop, j.stop - first)))
-    return rows, block.diagonal(first + i.start - j.start)[: rows.stop - rows.start]
+    return rows, chunk.diagonal(first + i.start - j.start)[: rows.stop - rows.start]
 
 
 def log_sum_exps(
-    rows: Tensor, columns: Tensor, first: int, block: int, keep: int = 0
+    rows: Tensor, columns: Tensor, first: int, chunk: int, cache_bytes: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Of the logits rows (n, D) · columnsᵀ (N, D): r (n,), c (N,), the positives L_ii (n,), and some of its blocks.
+    """Of the logits rows (n, D) · columnsᵀ (N, D): r (n,), c (N,), the positives L_ii (n,), and some of the chunks.
 
-    One product serves both directions. All three are float64: near 100 fp32 has five decimals, so the roundings would
-    add up from block to block, and r_i − L_ii would drown in them where the model is right.
-    first: the column of the first row's own text. keep: at most so many bytes of logits, the first whole blocks, are
-    handed back for `gradient_products`.
+    One product serves both directions. All three are float64: near 100 fp32 has five decimals, so rounding errors would
+    add up from chunk to chunk, and exceed r_i − L_ii where the model is right.
+    first: the column of the first row's own text. cache_bytes: at most this many bytes of logits, the first whole
+    chunks, are returned for `gradient_products`.
     """
     r = rows.new_full((len(rows),), -torch.inf, dtype=torch.float64)
     c = rows.new_full((len(columns),), -torch.inf, dtype=torch.float64)
     positive = torch.zeros_like(r)
-    buffers = _Buffers(rows, len(rows), len(columns), block, count=2)
-    kept: list[Tensor] = []
-    for i, j in _tiling(len(rows), len(columns), block):
+    buffers = _Buffers(rows, len(rows), len(columns), chunk, count=2)
+    cached: list[Tensor] = []
+    for i, j in _tiling(len(rows), len(columns), chunk):
         logits, scratch = buffers.shaped(i, j)
-        keep -= logits.nbytes
-        if keep >= 0:
+        cache_bytes -= logits.nbytes
+        if cache_bytes >= 0:
             logits = torch.empty_like(logits)
-            kept.append(logits)
+            cached.append(logits)
         torch.mm(rows[i], columns[j].T, out=logits)
         highest = logits.amax(dim=1, keepdim=True)
         total = torch.sub(logits, highest, out=scratch).exp_().sum(dim=1)
@@ -153,7 +153,7 @@ def log_sum_exps(
         c[j] = torch.logaddexp(c[j], highest + total.double().log())
         own, there = _diagonal(logits, i, j, first)
         positive[own] = there.double()
-    return r, c, positive, kept
+    return r, c, positive, cached
 
 
 def gradient_products(
@@ -163,22 +163,22 @@ def gradient_products(
     by_row: tuple[Tensor, Tensor],
     by_column: tuple[Tensor, Tensor],
     first: int,
-    block: int,
-    kept: Sequence[Tensor] = (),
+    chunk: int,
+    cached: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """G · columns (n, D) and Gᵀ · rows (N, D), where G = 2N · ∂loss/∂L.
 
     weight: w of the rows (n,). by_row: (r, w) of the rows, by_column: (c, w) of the columns, as `_split` gives them.
-    kept: the first blocks of the logits L, if they are still there; the others are computed anew.
+    cached: the first chunks of the logits L, as far as they were cached; the others are recomputed.
     """
     (r, row_weight), (c, column_weight) = by_row, by_column
     r, row_weight = r[:, None], row_weight[:, None]
     to_rows, to_columns = torch.zeros_like(rows), torch.zeros_like(columns)
-    buffers = _Buffers(rows, len(rows), len(columns), block, count=3)
-    for number, (i, j) in enumerate(_tiling(len(rows), len(columns), block)):
+    buffers = _Buffers(rows, len(rows), len(columns), chunk, count=3)
+    for number, (i, j) in enumerate(_tiling(len(rows), len(columns), chunk)):
         logits, G, scratch = buffers.shaped(i, j)
-        if number < len(kept):
-            logits = kept[number]
+        if number < len(cached):
+            logits = cached[number]
         else:
             torch.mm(rows[i], columns[j].T, out=logits)
         torch.sub(logits, r[i], out=G).exp_().mul_(row_weight[i])
@@ -194,7 +194,7 @@ def gradient_products(
 def _split(log_sum: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """float64 (r, w) → (r', w') of `dtype` with w · exp(L − r) = w' · exp(L − r').
 
-    What r loses by rounding goes into the weight: so no digit is lost where L is nearly r, at a logit scale of 100 too.
+    What r loses by rounding goes into the weight, so no digit is lost where L is nearly r, even at a scale of 100.
     """
     rounded = log_sum.to(dtype)
     return rounded, (weight * (rounded.double() - log_sum).exp()).to(dtype)
@@ -206,16 +206,16 @@ def _path_loss(
     weight: Tensor,
     own: slice,
     logit_scale: Tensor,
-    ranks: Collectives,
-    block: int,
-    keep: int,
+    collectives: Collectives,
+    chunk: int,
+    cache_bytes: int,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The global loss of one path, and what `gradient_products` needs of it.
+    """The global loss of one path, and the tensors that `gradient_products` needs.
 
-    rows: (n, D) logit_scale · x, this rank's. columns: (N, D). weight: (n,). own: the columns that belong to the rows.
+    rows: (n, D) logit_scale · x, this rank's. columns: (N, D). weight: (n,). own: the columns of this rank's samples.
     """
     total = len(columns)
-    r, c, positive, kept = log_sum_exps(rows, columns, own.start, block, keep)
+    r, c, positive, cached = log_sum_exps(rows, columns, own.start, chunk, cache_bytes)
     own_weight = weight.double()
 
     # exp c_j is summed over the ranks. Normalised features have L <= logit_scale, so with that shift float64 cannot
@@ -224,13 +224,13 @@ def _path_loss(
     shared[:total] = (c - logit_scale).exp()
     shared[total:-1][own] = own_weight
     shared[-1] = (own_weight * ((r - positive) - positive)).sum()
-    if ranks.size > 1:
-        ranks.sum(shared)
+    if collectives.size > 1:
+        collectives.sum(shared)
         c = shared[:total].log() + logit_scale
     all_weights = shared[total:-1]
 
     loss = (shared[-1] + (all_weights * c).sum()) / (2 * total)
-    saved = [columns, weight, *_split(r, own_weight, rows.dtype), *_split(c, all_weights, rows.dtype), *kept]
+    saved = [columns, weight, *_split(r, own_weight, rows.dtype), *_split(c, all_weights, rows.dtype), *cached]
     return loss.to(rows.dtype), saved
 
 
@@ -238,21 +238,23 @@ class _BiPathContrast(torch.autograd.Function):
     """See `bi_path_contrast`. Autocast is switched off here in both directions: the products stay in fp32."""
 
     @staticmethod
-    def forward(ctx, image, text, caption, logit_scale, text_path, caption_path, ranks, sizes, block, keep):
-        own = slice(sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1]))
-        keep = keep // 2 if any(ctx.needs_input_grad) else 0  # for each path
+    def forward(
+        ctx, image, text, caption, logit_scale, text_path, caption_path, collectives, sizes, chunk, cache_bytes
+    ):
+        own = slice(sum(sizes[: collectives.rank]), sum(sizes[: collectives.rank + 1]))
+        cache_bytes = cache_bytes // 2 if any(ctx.needs_input_grad) else 0  # for each path
         losses, saved = [], []
         with torch.autocast(image.device.type, enabled=False):
-            arriving = [ranks.start_gather(text, sizes), ranks.start_gather(caption, sizes)]
+            arriving = [collectives.start_gather(text, sizes), collectives.start_gather(caption, sizes)]
             rows = logit_scale * image
             for finish, weight in zip(arriving, (text_path, caption_path)):
-                columns = finish()  # the captions travel while the texts' path is computed
-                loss, needed = _path_loss(rows, columns, weight, own, logit_scale, ranks, block, keep)
+                columns = finish()  # the captions are sent while the texts' path is computed
+                loss, needed = _path_loss(rows, columns, weight, own, logit_scale, collectives, chunk, cache_bytes)
                 losses.append(loss)
                 saved.append(needed)
         ctx.save_for_backward(image, logit_scale, *saved[0], *saved[1])
         ctx.counts = [len(path) for path in saved]
-        ctx.ranks, ctx.sizes, ctx.block, ctx.first = ranks, sizes, block, own.start
+        ctx.collectives, ctx.sizes, ctx.chunk, ctx.first = collectives, sizes, chunk, own.start
         ctx.set_materialize_grads(False)
         return tuple(losses)
 
@@ -260,7 +262,7 @@ class _BiPathContrast(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *loss_gradients):
         image, logit_scale, *saved = ctx.saved_tensors
-        ranks, sizes = ctx.ranks, ctx.sizes
+        collectives, sizes = ctx.collectives, ctx.sizes
         image_gradient, scale_gradient = None, torch.zeros_like(logit_scale)
         column_gradients: list[Callable[[], Tensor] | None] = []
         with torch.autocast(image.device.type, enabled=False):
@@ -269,12 +271,13 @@ class _BiPathContrast(torch.autograd.Function):
                 if loss_gradient is None:  # not part of what is differentiated, on any rank
                     column_gradients.append(None)
                     continue
-                columns, weight, r, w_r, c, w_c, *kept = path
+                columns, weight, r, w_r, c, w_c, *cached = path
                 to_rows, to_columns = gradient_products(
-                    rows, columns, weight, (r, w_r), (c, w_c), ctx.first, ctx.block, kept
+                    rows, columns, weight, (r, w_r), (c, w_c), ctx.first, ctx.chunk, cached
                 )
-                factor = loss_gradient * (ranks.size / (2 * len(columns)))  # times the ranks, for DDP divides by them
-                column_gradients.append(ranks.start_scatter(to_columns.mul_(factor), sizes))
+                # Times the number of ranks, because DDP divides by it.
+                factor = loss_gradient * (collectives.size / (2 * len(columns)))
+                column_gradients.append(collectives.start_scatter(to_columns.mul_(factor), sizes))
                 scale_gradient += torch.einsum("nd,nd->n", image, to_rows.mul_(factor)).sum()
                 to_rows *= logit_scale
                 image_gradient = to_rows if image_gradient is None else image_gradient.add_(to_rows)
@@ -290,23 +293,32 @@ def bi_path_contrast(
     logit_scale: Tensor,
     text_path_weight: Tensor,
     caption_path_weight: Tensor,
-    ranks: Collectives,
+    collectives: Collectives,
     sizes: Sequence[int],
-    block: int | None = None,
-    keep: int = 0,
+    chunk: int | None = None,
+    cache_bytes: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The global batch's loss of the two paths, mean_i w_i·(CE_image_i + CE_text_i)/2 each; the same on every rank.
 
     image, text, caption: (n, D) fp32 or fp64, this rank's rows, L2-normalised; n may be 0 on some ranks.
     logit_scale: scalar of the same type. text_path_weight, caption_path_weight: (n,) >= 0, constants for the gradient.
-    sizes: n of every rank, in rank order. block: side of a block (None: by device). keep: at most so many bytes of
-    logits stay in memory for the backward pass, which computes the others anew.
+    sizes: n of every rank, in rank order. chunk: side of a chunk (None: by device). cache_bytes: at most this many
+    bytes of logits stay in memory for the backward pass, which recomputes the others.
 
-    Gradients come out multiplied by the number of ranks, so that their mean over the ranks, as DDP takes it, is the
+    Gradients are multiplied by the number of ranks, so that their mean over the ranks, as DDP computes it, is the
     gradient of one process with the whole batch. A row of image, text or caption gets its complete gradient (other
-    ranks' parts included); logit_scale gets the part of this rank's images, and the mean of these is complete too.
+    ranks' parts included); logit_scale gets the contribution of this rank's images, and the mean of these is complete.
     """
-    block = block or default_block(image.device)
+    chunk = chunk or default_chunk(image.device)
     return _BiPathContrast.apply(
-        image, text, caption, logit_scale, text_path_weight, caption_path_weight, ranks, tuple(sizes), block, keep
+        image,
+        text,
+        caption,
+        logit_scale,
+        text_path_weight,
+        caption_path_weight,
+        collectives,
+        tuple(sizes),
+        chunk,
+        cache_bytes,
     )

@@ -127,7 +127,7 @@ def free_bytes(device: torch.device) -> int:
 
 def our_settings(arguments: argparse.Namespace) -> dict:
     """Those knobs of ours that were asked for."""
-    settings = {"block_size": arguments.block, "keep_bytes": arguments.keep and arguments.keep << 20}
+    settings = {"chunk_size": arguments.chunk, "logits_cache_bytes": arguments.cache and arguments.cache << 20}
     return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -158,8 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384, 32768])
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--block", type=int, help="our block size (default: by device)")
-    parser.add_argument("--keep", type=int, help="MiB of logits that ours keeps for the backward pass (default: 64)")
+    parser.add_argument("--chunk", type=int, help="our chunk size (default: by device)")
+    parser.add_argument("--cache", type=int, help="MiB of logits that ours keeps for the backward pass (default: 64)")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps per process")
     parser.add_argument("--rounds", type=int, default=2, help="processes per contestant and size, taking turns")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -43,7 +43,7 @@ def test_equals_reference(kind, scale, shape):
     n, dim, block, keep = shape
     for seed, dtype in enumerate((torch.float32, torch.bfloat16)):
         features = make_features(n, dim, seed, kind, dtype)
-        loss_fn = AdaptiveContrastiveLoss(block_size=block, keep_bytes=keep)
+        loss_fn = AdaptiveContrastiveLoss(chunk_size=block, logits_cache_bytes=keep)
         expected = reference_step(*features, scale, [1.0] * 3)
         check_against(expected, step(loss_fn, features, scale), ALL, f"{kind} {scale} {n} {dtype}")
 
@@ -51,7 +51,7 @@ def test_equals_reference(kind, scale, shape):
 @pytest.mark.parametrize("scale", [20.0, 100.0])
 def test_equals_reference_on_a_large_batch(scale):
     features = make_features(1900, 48, 3, "noisy")
-    loss_fn = AdaptiveContrastiveLoss(block_size=500, keep_bytes=6 << 20)
+    loss_fn = AdaptiveContrastiveLoss(chunk_size=500, logits_cache_bytes=6 << 20)
     check_against(reference_step(*features, scale, [1.0] * 3), step(loss_fn, features, scale), ALL, "large")
 
 
@@ -67,16 +67,16 @@ def test_random_settings():
         features = make_features(n, dim, trial, draw(*KINDS))
         use = (draw(True, False), draw(True, False), draw(True, False))
         gammas = {"gamma_sample": draw(0.5, 2.0, 5.0), "gamma_pair": draw(0.5, 2.0, 5.0)}
-        knobs = {**gammas, "momentum": draw(0.0, 0.5, 0.99)}
+        knobs = {**gammas, "history_momentum": draw(0.0, 0.5, 0.99)}
         start = draw(None, 1.0, 0.2)
         loss_fn = AdaptiveContrastiveLoss(
             **knobs,
-            initial_similarity=start,
+            history_init=start,
             use_sample_weight=use[0],
             use_text_weight=use[1],
             use_caption_weight=use[2],
-            block_size=draw(1, 7, 16, 64, 1000, None) if n < 64 else draw(16, 37, 64, 1000, None),
-            keep_bytes=draw(0, 2000, 1 << 20),
+            chunk_size=draw(1, 7, 16, 64, 1000, None) if n < 64 else draw(16, 37, 64, 1000, None),
+            logits_cache_bytes=draw(0, 2000, 1 << 20),
         )
         expected = reference_step(*features, scale, start and [start] * 3, **knobs, use=use)
         check_against(expected, step(loss_fn, features, scale), ALL, f"trial {trial}: {loss_fn}")
@@ -84,21 +84,21 @@ def test_random_settings():
 
 @pytest.mark.parametrize("start", [1.0, None, 0.3])
 def test_history_over_several_steps(start):
-    loss_fn = AdaptiveContrastiveLoss(initial_similarity=start, momentum=0.9)
+    loss_fn = AdaptiveContrastiveLoss(history_init=start, history_momentum=0.9)
     history = None if start is None else [start] * 3
     for k in range(6):
         features = make_features(20 + 7 * k, 16, k)
-        expected = reference_step(*features, 30.0, history, momentum=0.9)
+        expected = reference_step(*features, 30.0, history, history_momentum=0.9)
         check_against(expected, step(loss_fn, features, 30.0), ALL, f"step {k}")
         history = expected.history.tolist()
 
 
 def test_history_is_saved_and_rests_in_eval_mode():
     features = make_features(30, 8, 0)
-    first = AdaptiveContrastiveLoss(initial_similarity=None)
+    first = AdaptiveContrastiveLoss(history_init=None)
     assert first.history.isnan().all()
     step(first, features, 10.0)
-    second = AdaptiveContrastiveLoss(initial_similarity=1.0)
+    second = AdaptiveContrastiveLoss(history_init=1.0)
     assert list(first.state_dict()) == ["history"]
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.history, second.history)
@@ -111,7 +111,7 @@ def test_history_is_saved_and_rests_in_eval_mode():
     second.eval()
     quiet = step(second, features, 10.0)
     assert torch.equal(quiet.history, b.history)
-    new = AdaptiveContrastiveLoss(initial_similarity=None).eval()
+    new = AdaptiveContrastiveLoss(history_init=None).eval()
     assert step(new, features, 10.0).loss.isfinite() and new.history.isnan().all()
 
 
@@ -149,7 +149,7 @@ def test_gradcheck(block, keep):
     assert torch.autograd.gradcheck(paths, (*leaves, scale))
     assert torch.autograd.gradcheck(lambda *inputs: 3 * paths(*inputs)[1], (*leaves, scale))
 
-    off = AdaptiveContrastiveLoss(False, False, use_sample_weight=False, block_size=block, keep_bytes=keep)
+    off = AdaptiveContrastiveLoss(False, False, use_sample_weight=False, chunk_size=block, logits_cache_bytes=keep)
     assert torch.autograd.gradcheck(lambda *inputs: off(*inputs).loss, (*leaves, scale))
 
 
@@ -169,7 +169,7 @@ def test_weight_of_zero_takes_a_sample_out_as_an_anchor():
 def test_each_path_can_be_differentiated_alone_and_twice():
     features = make_features(40, 8, 0)
     leaves = [f.clone().requires_grad_() for f in features]
-    output = AdaptiveContrastiveLoss(block_size=16)(*leaves, torch.tensor(10.0))
+    output = AdaptiveContrastiveLoss(chunk_size=16)(*leaves, torch.tensor(10.0))
     text = torch.autograd.grad(output.text_loss, leaves[:2], retain_graph=True)
     caption = torch.autograd.grad(output.caption_loss, [leaves[0], leaves[2]], retain_graph=True)
     both = torch.autograd.grad(output.loss, leaves, retain_graph=True)
@@ -192,9 +192,9 @@ def test_outputs_are_detached_and_of_this_batch():
 
 def test_autocast_changes_nothing():
     features = make_features(60, 16, 0)
-    plain = step(AdaptiveContrastiveLoss(block_size=32), features, 90.0)
+    plain = step(AdaptiveContrastiveLoss(chunk_size=32), features, 90.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # forward and backward
-        cast = step(AdaptiveContrastiveLoss(block_size=32), features, 90.0)
+        cast = step(AdaptiveContrastiveLoss(chunk_size=32), features, 90.0)
     assert torch.equal(plain.loss, cast.loss)
     assert all(torch.equal(plain.gradients[name], cast.gradients[name]) for name in NAMES)
 
@@ -204,7 +204,7 @@ def test_products_and_memory(keep, backward_products):
     """One product per path serves both directions; nothing as large as N × N is ever made."""
     n, dim, block = 600, 16, 64
     leaves = [f.requires_grad_() for f in make_features(n, dim, 0)]
-    loss_fn = AdaptiveContrastiveLoss(block_size=block, keep_bytes=keep)
+    loss_fn = AdaptiveContrastiveLoss(chunk_size=block, logits_cache_bytes=keep)
     with Watch() as forward:
         output = loss_fn(*leaves, torch.tensor(10.0))
     with Watch() as backward:
@@ -245,6 +245,20 @@ def test_wrong_shapes_and_settings():
     with pytest.raises(ValueError, match="empty"):
         loss_fn(x[:0], t[:0], c[:0], scale)
     assert (loss_fn.history == 1).all()
-    for wrong in ({"momentum": 1.5}, {"block_size": 0}, {"keep_bytes": -1}):
+    for wrong in ({"history_momentum": 1.5}, {"chunk_size": 0}, {"logits_cache_bytes": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             AdaptiveContrastiveLoss(**wrong)
+
+
+def test_names_from_before_still_work_with_a_warning():
+    for old, new, value in (
+        ("momentum", "history_momentum", 0.5),
+        ("block_size", "chunk_size", 7),
+        ("keep_bytes", "logits_cache_bytes", 100),
+    ):
+        with pytest.warns(DeprecationWarning, match=new):
+            assert getattr(AdaptiveContrastiveLoss(**{old: value}), new) == value
+    with pytest.warns(DeprecationWarning, match="history_init"):
+        assert AdaptiveContrastiveLoss(initial_similarity=None).history.isnan().all()
+    with pytest.raises(TypeError, match="no setting 'gamma'"):
+        AdaptiveContrastiveLoss(gamma=2.0)

@@ -56,9 +56,9 @@ def case_equals_reference(rank: int, world: int) -> None:
             trial += 1
             history = [1.0] * 3 if trial % 2 else None
             loss_fn = AdaptiveContrastiveLoss(
-                block_size=(5, 16, 64, None)[trial % 4],
-                keep_bytes=(0, 3000, 1 << 20)[trial % 3],
-                initial_similarity=history and 1.0,
+                chunk_size=(5, 16, 64, None)[trial % 4],
+                logits_cache_bytes=(0, 3000, 1 << 20)[trial % 3],
+                history_init=history and 1.0,
                 check_finite=trial % 5 > 0,
                 even_batches=len(set(sizes)) == 1 and trial % 2 == 0,
             )
@@ -109,7 +109,7 @@ def case_parameters_under_ddp(rank: int, world: int) -> None:
     mine = [value[rows] for value in inputs]
     for parts in (1, 3):
         model = DistributedDataParallel(Towers())
-        loss_fn = AdaptiveContrastiveLoss(block_size=8)
+        loss_fn = AdaptiveContrastiveLoss(chunk_size=8)
         if parts == 1:
             loss_fn(*model(*mine)).loss.backward()
         else:
@@ -165,7 +165,7 @@ def case_own_rows_only(rank: int, world: int) -> None:
     n, total, dim = sizes[rank], sum(sizes), 8
     leaves = [f.requires_grad_() for f in make_features(n, dim, rank)]
     with Watch() as forward:
-        output = AdaptiveContrastiveLoss(block_size=16, keep_bytes=0)(*leaves, torch.tensor(10.0))
+        output = AdaptiveContrastiveLoss(chunk_size=16, logits_cache_bytes=0)(*leaves, torch.tensor(10.0))
     with Watch() as backward:
         output.loss.backward()
     assert forward.products == 2 * n * total * dim

@@ -14,7 +14,7 @@ def test_reference_by_hand():
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     texts = torch.tensor([[0.0, 1.0], [0.0, 1.0]])  # the first text belongs to the second image
     captions = torch.tensor([[0.6, 0.8], [0.0, 1.0]])
-    step = reference_step(images, texts, captions, 10.0, [0.9, 0.5, 0.7], momentum=0.9)
+    step = reference_step(images, texts, captions, 10.0, [0.9, 0.5, 0.7], history_momentum=0.9)
 
     # S_tc = .8, 1; S_xt = 0, 1; S_xc = .6, 1; means .9, .5, .8
     H_tc, H_xt, H_xc = 0.9, 0.5, 0.9 * 0.7 + 0.1 * 0.8

@@ -87,12 +87,12 @@ def of_loss(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "gamma_sample": args.gamma_sample,
         "gamma_pair": args.gamma_pair,
-        "momentum": args.momentum,
-        "initial_similarity": args.initial_similarity,
+        "history_momentum": args.momentum,
+        "history_init": args.initial_similarity,
         "use_sample_weight": not args.no_sample_weight,
         "use_text_weight": not args.no_text_weight,
         "use_caption_weight": not args.no_caption_weight,
-        "block_size": args.loss_block,
+        "chunk_size": args.loss_block,
         "check_finite": False,
         "even_batches": True,
     }

@@ -26,7 +26,7 @@ def reference_step(
     history: list[float] | None,
     gamma_sample: float = 2.0,
     gamma_pair: float = 2.0,
-    momentum: float = 0.99,
+    history_momentum: float = 0.99,
     use: tuple[bool, bool, bool] = (True, True, True),
     weights: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> SimpleNamespace:
@@ -47,7 +47,9 @@ def reference_step(
         if history is None:
             new_history = means
         else:
-            new_history = [momentum * h + (1 - momentum) * mean for h, mean in zip(history, means)]  # equations 1 and 3
+            new_history = [
+                history_momentum * h + (1 - history_momentum) * mean for h, mean in zip(history, means)
+            ]  # equations 1 and 3
         H_tc, H_xt, H_xc = new_history
 
         W_s, W_t, W_c = torch.ones(3, n, dtype=torch.float64)

@@ -38,7 +38,7 @@ def parts(batch: Batch, count: int) -> list[Batch]:
 
 def make_step(model, world=None, **options) -> TrainStep:
     world = world or World()
-    loss = AdaptiveContrastiveLoss(initial_similarity=0.3, check_finite=False, even_batches=True)
+    loss = AdaptiveContrastiveLoss(history_init=0.3, check_finite=False, even_batches=True)
     # A large eps: otherwise AdamW makes whole steps of gradients that are rounding noise around 0 (keys' biases).
     optimizer = create_optimizer(model, lr=1e-3, eps=1e-2)
     return TrainStep(model, loss, optimizer, CPU, parallel_model=parallelise(model, world), grad_clip=0.0, **options)

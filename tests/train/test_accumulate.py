@@ -58,7 +58,7 @@ def test_dropout_is_replayed(model_file):
     torch.manual_seed(11)
     features = [model(b.image, b.text_tokens, b.caption_tokens) for b in micro_batches]
     joined = [torch.cat(column) for column in list(zip(*features))[:3]]
-    loss = AdaptiveContrastiveLoss(initial_similarity=0.3)
+    loss = AdaptiveContrastiveLoss(history_init=0.3)
     outcome = loss(*joined, features[0][3])
     outcome.loss.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}

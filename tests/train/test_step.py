@@ -18,7 +18,7 @@ from tests.helpers.steps import CPU, make_batch, make_model
 
 def make(model_file, **options):
     model = make_model(model_file)
-    loss = AdaptiveContrastiveLoss(initial_similarity=0.3, check_finite=False, even_batches=True)
+    loss = AdaptiveContrastiveLoss(history_init=0.3, check_finite=False, even_batches=True)
     return TrainStep(model, loss, create_optimizer(model, lr=1e-3), CPU, **options)
 
 
