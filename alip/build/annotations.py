@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from alip.build.sources import Fields, Place, Sample, Source, clean
+from alip.build.sources import ByteRange, Fields, Sample, Source, clean
 from alip.errors import UserError
 
 
@@ -18,9 +18,11 @@ class AnnotationSource(Source):
     size (COCO: 0.5 GB of memory for 600,000 sentences) is the memory that this takes.
     """
 
-    def __init__(self, paths: list[str], fields: Fields, image_root: str | None, kind: str, splits: tuple[str, ...]):
+    def __init__(
+        self, paths: list[str], fields: Fields, image_root: str | None, source_type: str, splits: tuple[str, ...]
+    ):
         super().__init__(paths, fields)
-        self.kind = kind
+        self.source_type = source_type
         self.image_root = image_root
         self.splits = splits
 
@@ -28,15 +30,15 @@ class AnnotationSource(Source):
         path = self.units[unit]
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = list(_karpathy(content, self.splits) if self.kind == "karpathy" else _coco(content))
+            rows = list(_karpathy(content, self.splits) if self.source_type == "karpathy" else _coco(content))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not {self.kind} JSON: {type(error).__name__} {error}") from None
+            raise UserError(f"{path} is not {self.source_type} JSON: {type(error).__name__} {error}") from None
         root = self.image_root if self.image_root is not None else os.path.dirname(path)
         for number, (key, file_name, text, metadata) in enumerate(rows):
             yield Sample(
                 key=key,
                 where=f"{path}, {key}",
-                place=Place(os.path.join(root, file_name)) if file_name else None,
+                image_data=ByteRange(os.path.join(root, file_name)) if file_name else None,
                 image_name=os.path.basename(file_name or ""),
                 text=clean(text),
                 metadata=metadata,

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from alip.build.images import EXTENSIONS
-from alip.build.sources import Place, Sample, Source, take_texts
+from alip.build.sources import ByteRange, Sample, Source, take_texts
 
 
 class TarSource(Source):
     """WebDataset tars: neighbouring members that share a name up to its first dot are one sample."""
 
-    kind = "webdataset"
+    source_type = "webdataset"
 
     def read_unit(self, unit: int) -> Iterator[Sample]:
         path = self.units[unit]
@@ -34,9 +34,13 @@ class TarSource(Source):
         text_file = None
         for member in members:
             if member.extension in EXTENSIONS:
-                if sample.place is not None:
+                if sample.image_data is not None:
                     sample.error = f"ambiguous: two images, {sample.image_name} and {member.name}"
-                sample.place, sample.image_name, sample.where = member.place, member.name, f"{path}:{member.name}"
+                sample.image_data, sample.image_name, sample.where = (
+                    member.image_data,
+                    member.name,
+                    f"{path}:{member.name}",
+                )
             elif member.extension in ("json", "txt"):
                 try:
                     content = member.read().decode("utf-8")
@@ -58,11 +62,11 @@ class _Member:
     name: str
     key: str
     extension: str
-    place: Place | bytes
+    image_data: ByteRange | bytes
     end: int
 
     def read(self) -> bytes:
-        return self.place.read() if isinstance(self.place, Place) else self.place
+        return self.image_data.read() if isinstance(self.image_data, ByteRange) else self.image_data
 
 
 def _check_end(tar: tarfile.TarFile, path: str, plain: bool) -> None:
@@ -86,10 +90,10 @@ def _grouped(tar: tarfile.TarFile, path: str, plain: bool) -> Iterator[list[_Mem
         stem, _, suffixes = file_name.partition(".")
         key = f"{folder}/{stem}" if folder else stem
         if plain and not info.issparse():
-            place: Place | bytes = Place(path, info.offset_data, info.size)
+            image_data: ByteRange | bytes = ByteRange(path, info.offset_data, info.size)
         else:  # compressed: the bytes can only be had now, in order
-            place = tar.extractfile(info).read()
-        member = _Member(info.name, key, suffixes.rpartition(".")[2].lower(), place, info.offset_data + info.size)
+            image_data = tar.extractfile(info).read()
+        member = _Member(info.name, key, suffixes.rpartition(".")[2].lower(), image_data, info.offset_data + info.size)
         if group and group[0].key != key:
             yield group
             group = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alip.build.images import EXTENSIONS
-from alip.build.sources import Fields, Place, Sample, Source, take_texts
+from alip.build.sources import ByteRange, Fields, Sample, Source, take_texts
 
 
 class FolderSource(Source):
@@ -17,7 +17,7 @@ class FolderSource(Source):
     A .json beside it gives further fields (`caption`, …). The key is the path without its extension.
     """
 
-    kind = "folder"
+    source_type = "folder"
 
     def __init__(self, folder: str, fields: Fields):
         self.folder = folder
@@ -35,7 +35,7 @@ class FolderSource(Source):
     def _sample(self, folder: str, name: str, stem: str, present: set[str]) -> Sample:
         path = os.path.join(folder, name)
         key = os.path.relpath(os.path.join(folder, stem), self.folder)
-        sample = Sample(key, path, Place(path), name)
+        sample = Sample(key, path, ByteRange(path), name)
         text_file = None
         try:
             if f"{stem}.json" in present:

@@ -16,7 +16,7 @@ from alip.errors import UserError
 
 def open_source(
     spec: str | list[str],
-    kind: str | None = None,
+    source_type: str | None = None,
     *,
     fields: Fields | None = None,
     image_root: str | None = None,
@@ -25,34 +25,34 @@ def open_source(
     """The source that `spec` names. UserError if there is none, or it cannot be recognised.
 
     spec: a file, a folder, a pattern with {000..099} braces, {a,b} braces and globs, or several of these.
-    kind: webdataset, table, coco, karpathy or folder; None: recognised by itself.
+    source_type: webdataset, table, coco, karpathy or folder; None: recognised from the names and contents.
     fields: names of columns or JSON fields. image_root: where relative image paths of tables and JSON start
     (None: beside the file). splits: of Karpathy's JSON, the ones to read.
     """
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     paths = expand([str(one) for one in specs])
     fields = fields or Fields()
-    kind = kind or _recognise(paths)
-    if kind == "webdataset":
+    source_type = source_type or _recognise(paths)
+    if source_type == "webdataset":
         if any(os.path.isdir(path) for path in paths):
             paths = [tar for path in paths for tar in (_tars_in(path) if os.path.isdir(path) else [path])]
         return TarSource(paths, fields)
-    if kind == "folder":
+    if source_type == "folder":
         if len(paths) != 1 or not os.path.isdir(paths[0]):
             raise UserError(f"a folder source is one folder, not {', '.join(paths[:3])}")
         return FolderSource(paths[0], fields)
-    if kind == "table":
+    if source_type == "table":
         return TableSource(paths, fields, image_root)
-    if kind in ("coco", "karpathy"):
-        return AnnotationSource(paths, fields, image_root, kind, splits)
-    raise UserError(f"unknown kind of source {kind!r}: webdataset, table, coco, karpathy or folder")
+    if source_type in ("coco", "karpathy"):
+        return AnnotationSource(paths, fields, image_root, source_type, splits)
+    raise UserError(f"unknown source type {source_type!r}: use webdataset, table, coco, karpathy or folder")
 
 
 def _recognise(paths: list[str]) -> str:
-    kinds = {_recognise_one(path) for path in paths}
-    if len(kinds) != 1:
-        raise UserError(f"the input mixes several kinds of source ({', '.join(sorted(kinds))}): give one at a time")
-    return kinds.pop()
+    types = {_recognise_one(path) for path in paths}
+    if len(types) != 1:
+        raise UserError(f"the input mixes several types of source ({', '.join(sorted(types))}): give one at a time")
+    return types.pop()
 
 
 def _recognise_one(path: str) -> str:
@@ -71,7 +71,7 @@ def _recognise_one(path: str) -> str:
         if '"annotations"' in head or '"images"' in head:
             return "coco"
     raise UserError(
-        f"cannot tell what kind of source {path} is: name it with --source-type webdataset|table|coco|karpathy|folder"
+        f"cannot tell the source type of {path}: name it with --source-type webdataset|table|coco|karpathy|folder"
     )
 
 

@@ -120,7 +120,7 @@ def _image_and_texts(sample: Sample, policy: Policy):
         if policy.missing_caption != "use-text":
             return reject("missing-caption", "no caption", policy.missing_caption == "error")
         caption = text
-    if sample.place is None:
+    if sample.image_data is None:
         return reject("missing-image", "no image")
     try:
         stored = to_jpeg(sample.image, policy.image, sample.image_name)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Place:
-    """Bytes that are still in a file: read by whoever needs them, in whatever process. length -1: to the end."""
+class ByteRange:
+    """Bytes that are still in a file, to be read where they are needed, in any process. length -1: to the end."""
 
     path: str
     offset: int = 0
@@ -33,18 +33,19 @@ class Place:
 
 @dataclass
 class Sample:
-    """One picture with its texts, as the source has them.
+    """One image with its texts, as the source has them.
 
-    key: the source's name for it. place: where the image's bytes are (`image` reads them), None without an image.
+    key: the source's name for it. image_data: the image's bytes, or where they are
+    (`image` reads them); None without an image.
     image_name: the file name with its extension. text: raw web text; caption: synthetic caption.
-    metadata: all else that the source says (JSON values). where: file and place in it, for people.
+    metadata: everything else in the source (JSON values). where: file and position in it, for people.
     error: what is wrong with it, None if nothing; a reason to reject it. unit: number of its file; number: in the file.
     progress: how far into the whole source this is, 0 to 1, None where nobody knows.
     """
 
     key: str
     where: str
-    place: Place | bytes | None = None
+    image_data: ByteRange | bytes | None = None
     image_name: str = ""
     text: str | None = None
     caption: str | None = None
@@ -57,7 +58,7 @@ class Sample:
     @property
     def image(self) -> bytes | None:
         """The encoded image, read now; None if there is none."""
-        return self.place.read() if isinstance(self.place, Place) else self.place
+        return self.image_data.read() if isinstance(self.image_data, ByteRange) else self.image_data
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ class Fields:
 
 
 class Source:
-    """A stream of samples. units: the files it reads, in order; kind: its name on the command line."""
+    """A stream of samples. units: the files it reads, in order; source_type: its name on the command line."""
 
-    kind = ""
+    source_type = ""
 
     def __init__(self, units: list[str], fields: Fields):
         self.units = units

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 
-from alip.build.sources import Fields, Place, Sample, Source, clean
+from alip.build.sources import ByteRange, Fields, Sample, Source, clean
 from alip.errors import UserError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -23,7 +23,7 @@ _LONGEST_FIELD = 1 << 24  # characters of one CSV field
 class TableSource(Source):
     """A table with columns for image path, raw text and, perhaps, caption and key (else the path is the key)."""
 
-    kind = "table"
+    source_type = "table"
 
     def __init__(self, paths: list[str], fields: Fields, image_root: str | None):
         super().__init__(paths, fields)
@@ -63,7 +63,7 @@ class TableSource(Source):
         return Sample(
             key=value["key"] or image or where,
             where=where,
-            place=Place(os.path.join(root, image)) if image else None,
+            image_data=ByteRange(os.path.join(root, image)) if image else None,
             image_name=os.path.basename(image or ""),
             text=value["text"],
             caption=value["caption"],

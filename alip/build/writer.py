@@ -105,7 +105,7 @@ def build(
     folder, name = Path(output).parent, part.name(Path(output).name)
     options = {
         "input": source.describe(),
-        "source": source.kind,
+        "source": source.source_type,
         "fields": asdict(source.fields),
         "image_root": getattr(source, "image_root", None),
         "splits": list(getattr(source, "splits", [])),

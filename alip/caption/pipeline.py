@@ -19,7 +19,7 @@ from tqdm import tqdm
 from alip import distributed
 from alip.build.images import EXTENSIONS, ImageError, decode_image
 from alip.build.open_source import open_source
-from alip.build.sources import Fields, Place, Source
+from alip.build.sources import ByteRange, Fields, Source
 from alip.caption.captioners import Decoding
 from alip.caption.choice import CaptionerChoice, open_captioner
 from alip.caption.command_line import parse
@@ -166,11 +166,11 @@ def report(store: CaptionStore, record: dict[str, Any], allowed: float) -> None:
 def read_pairs(total: Tally, captions_of: dict[str, str], most: int = 10) -> list[tuple[Image.Image, str, str]]:
     """The drawn images, read again, with their captions; (image, key, caption) each."""
     pairs: list[tuple[Image.Image, str, str]] = []
-    for _, key, place in sorted(total.drawn, key=lambda entry: entry[:2], reverse=True):
+    for _, key, image_data in sorted(total.drawn, key=lambda entry: entry[:2], reverse=True):
         if key not in captions_of or len(pairs) == most:
             continue
         try:
-            data = place.read() if isinstance(place, Place) else place
+            data = image_data.read() if isinstance(image_data, ByteRange) else image_data
             image = shrink(decode_image(data, short_side=300))
         except (OSError, ValueError, ImageError):  # its failure has its line; the picture takes the next one
             continue
@@ -235,14 +235,18 @@ def describe_run(captioner: Any, source: Source, world: World) -> dict[str, Any]
         "captioner": json.loads(json.dumps(getattr(captioner, "facts", {}), default=str)),
         "versions": versions,
         "ranks": world.world_size,
-        "source": {"kind": source.kind, "files": len(source.units), "first": str(Path(source.units[0]).absolute())},
+        "source": {
+            "type": source.source_type,
+            "files": len(source.units),
+            "first": str(Path(source.units[0]).absolute()),
+        },
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
 def count_folder(source: Source) -> int | None:
     """How many images a folder source has; None for other sources, which know how far they are."""
-    if source.kind != "folder":
+    if source.source_type != "folder":
         return None
     names = (name for _, _, names in os.walk(source.units[0]) for name in names)
     return sum(name.rpartition(".")[2].lower() in EXTENSIONS for name in names)

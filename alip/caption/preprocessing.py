@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from alip.build.images import MAX_PIXELS, ImageError, decode_image
-from alip.build.sources import Place, Sample
+from alip.build.sources import ByteRange, Sample
 from alip.caption.store import digest
 
 SHRUNK_SIDE = 1024  # longest side of images that travel between processes as they are
@@ -59,21 +59,21 @@ class Preprocessing:
         side = int(getattr(captioner, "short_side", 0 if prepare else SHRUNK_SIDE))
         return cls(pickle.dumps(prepare) if prepare else None, module_file, side, max_pixels)
 
-    def open(self) -> Callable[[Place | bytes, str | None], PreparedImage]:
+    def open(self) -> Callable[[ByteRange | bytes, str | None], PreparedImage]:
         """The function that does the work, in whatever process it is called."""
         if self.module_file:
             from alip.caption.user_file import load_captioner_file
 
             load_captioner_file(self.module_file)
         prepare = pickle.loads(self.prepare) if self.prepare else shrink
-        return lambda place, known: _prepare(place, known, prepare, self)
+        return lambda image_data, known: _prepare(image_data, known, prepare, self)
 
 
 def _prepare(
-    place: Place | bytes, known: str | None, prepare: Callable[[Any], Any], recipe: Preprocessing
+    image_data: ByteRange | bytes, known: str | None, prepare: Callable[[Any], Any], recipe: Preprocessing
 ) -> PreparedImage:
     try:
-        data = place.read() if isinstance(place, Place) else place
+        data = image_data.read() if isinstance(image_data, ByteRange) else image_data
     except (OSError, ValueError) as error:
         return PreparedImage(reason="unreadable", detail=str(error))
     image = digest(data)
@@ -97,7 +97,7 @@ def shrink(image: Image.Image) -> Image.Image:
     return image
 
 
-_work: Callable[[Place | bytes, str | None], PreparedImage] | None = None
+_work: Callable[[ByteRange | bytes, str | None], PreparedImage] | None = None
 
 
 def _start_worker(recipe: Preprocessing) -> None:
@@ -116,8 +116,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run(place: Place | bytes, known: str | None) -> PreparedImage:
-    return _work(place, known)
+def _run(image_data: ByteRange | bytes, known: str | None) -> PreparedImage:
+    return _work(image_data, known)
 
 
 class _Pool:
@@ -135,21 +135,21 @@ class _Pool:
     def _new(self, workers: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (self._recipe,))
 
-    def submit(self, place: Place | bytes, known: str | None) -> Future:
+    def submit(self, image_data: ByteRange | bytes, known: str | None) -> Future:
         try:
-            return self._executor.submit(_run, place, known)
+            return self._executor.submit(_run, image_data, known)
         except BrokenProcessPool:
             self._executor.shutdown(wait=False)
             self._executor = self._new(self._workers)
-            return self._executor.submit(_run, place, known)
+            return self._executor.submit(_run, image_data, known)
 
-    def result(self, future: Future, place: Place | bytes, known: str | None) -> PreparedImage:
+    def result(self, future: Future, image_data: ByteRange | bytes, known: str | None) -> PreparedImage:
         try:
             return future.result()
         except BrokenProcessPool:
-            return self._try_alone(place, known)
+            return self._try_alone(image_data, known)
 
-    def _try_alone(self, place: Place | bytes, known: str | None) -> PreparedImage:
+    def _try_alone(self, image_data: ByteRange | bytes, known: str | None) -> PreparedImage:
         if self._alone is None:
             self._alone = self._new(1)
             try:
@@ -157,7 +157,7 @@ class _Pool:
             except BrokenProcessPool as error:
                 raise RuntimeError("worker processes die at their start: run with --workers 0 to see why") from error
         try:
-            return self._alone.submit(_run, place, known).result()
+            return self._alone.submit(_run, image_data, known).result()
         except BrokenProcessPool:
             self._alone.shutdown(wait=False)
             self._alone = None
@@ -176,18 +176,18 @@ def feed(
 
     samples: pairs of sample and known digest: an image with that digest comes back as unchanged, without decoding.
     workers: processes; 0 prepares in this one. ahead: how many images may be under way or waiting (memory's bound).
-    A sample without a place comes back as failed, with its own error as the reason.
+    A sample without image data comes back as failed, with its own error as the reason.
     """
     if workers == 0:
         work = recipe.open()
         for sample, known in samples:
-            yield sample, without_image(sample) or work(sample.place, known)
+            yield sample, without_image(sample) or work(sample.image_data, known)
         return
     pool = _Pool(recipe, workers)
     try:
         waiting: deque[tuple[Sample, str | None, Future | PreparedImage]] = deque()
         for sample, known in samples:
-            waiting.append((sample, known, without_image(sample) or pool.submit(sample.place, known)))
+            waiting.append((sample, known, without_image(sample) or pool.submit(sample.image_data, known)))
             if len(waiting) >= ahead:
                 yield _collect(pool, *waiting.popleft())
         while waiting:
@@ -199,7 +199,7 @@ def feed(
 def _collect(
     pool: _Pool, sample: Sample, known: str | None, job: Future | PreparedImage
 ) -> tuple[Sample, PreparedImage]:
-    return sample, job if isinstance(job, PreparedImage) else pool.result(job, sample.place, known)
+    return sample, job if isinstance(job, PreparedImage) else pool.result(job, sample.image_data, known)
 
 
 def without_image(sample: Sample) -> PreparedImage | None:
@@ -211,7 +211,9 @@ def without_image(sample: Sample) -> PreparedImage | None:
         reason, _, detail = sample.error.partition(": ")
         return PreparedImage(reason=reason, detail=detail)
     return (
-        None if sample.place is not None else PreparedImage(reason="no-image", detail="the source has no image for it")
+        None
+        if sample.image_data is not None
+        else PreparedImage(reason="no-image", detail="the source has no image for it")
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alip.build.sources import Place, Sample, Source
+from alip.build.sources import ByteRange, Sample, Source
 from alip.caption.captioners import Captioner
 from alip.caption.clean import clean
 from alip.caption.preprocessing import PreparedImage, Preprocessing, feed, in_background, without_image
@@ -47,7 +47,7 @@ class Share:
 
 def _by_image(source: Source, samples: Iterable[Sample]) -> Iterator[Sample]:
     for sample in samples:
-        if source.kind in ("coco", "karpathy") and not sample.error:
+        if source.source_type in ("coco", "karpathy") and not sample.error:
             sample.key = sample.metadata["image_id"]
         yield sample
 
@@ -58,7 +58,7 @@ class Tally:
 
     images: all of its share, = done + captioned + failed. done: had a caption before. failed: by reason.
     unread: files whose rest could not be read (nobody knows how many images are lost).
-    drawn: images drawn for the picture, (number, key, place), those with the largest numbers.
+    drawn: images drawn for the picture, (number, key, image data), those with the largest numbers.
     """
 
     images: int = 0
@@ -66,7 +66,7 @@ class Tally:
     captioned: int = 0
     failed: Counter = field(default_factory=Counter)
     unread: int = 0
-    drawn: list[tuple[int, str, Place | bytes]] = field(default_factory=list)
+    drawn: list[tuple[int, str, ByteRange | bytes]] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         """Adds another rank's tally."""
@@ -149,12 +149,12 @@ class Pass:
 
     def _new(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, str | None]]:
         """Each image once, with the digest of the image that was captioned under its key, if any."""
-        keys, places = NumberSet(), NumberSet()
+        keys, ranges = NumberSet(), NumberSet()
         for sample in samples:
-            place = sample.place if isinstance(sample.place, Place) else sample.where
-            new_place = places.add(number(f"{sample.key}\n{place}"))
+            image_data = sample.image_data if isinstance(sample.image_data, ByteRange) else sample.where
+            is_new = ranges.add(number(f"{sample.key}\n{image_data}"))
             if not keys.add(number(sample.key)) and sample.key:
-                if not new_place:
+                if not is_new:
                     continue  # a further text of the same image, as tables and COCO's JSON have them
                 sample.error = "duplicate-key: another image of the source has this key and its caption"
             self.tally.images += 1
@@ -170,9 +170,9 @@ class Pass:
                 yield sample, known
 
     def _draw(self, sample: Sample) -> None:
-        if sample.place is None:
+        if sample.image_data is None:
             return
-        entry = (number(f"{self.draw_seed}\n{sample.key}"), sample.key, sample.place)
+        entry = (number(f"{self.draw_seed}\n{sample.key}"), sample.key, sample.image_data)
         drawn = self.tally.drawn  # a heap of those with the largest numbers: the smallest of them stands first
         if len(drawn) < DRAW:
             heapq.heappush(drawn, entry)

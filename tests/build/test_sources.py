@@ -41,7 +41,7 @@ def test_webdataset_with_both_texts(tmp_path):
     make_tars(tmp_path / "tars", 7, per_tar=3)
     source = open_source(str(tmp_path / "tars"))
     samples = list(source)
-    assert source.kind == "webdataset" and len(source.units) == 3
+    assert source.source_type == "webdataset" and len(source.units) == 3
     assert simple(samples[4]) == ("0000004", "raw text number 4", "a caption number 4", None)
     assert samples[4].metadata == {"odd": False} and samples[4].where.endswith("00001.tar:0000004.jpg")
     assert samples[4].image == encoded(picture(4), quality=90)
@@ -138,7 +138,7 @@ def test_tables(tmp_path, suffix):
     write_table(path, ROWS)
     source = open_source(str(path))
     got = list(source)
-    assert source.kind == "table"
+    assert source.source_type == "table"
     assert simple(got[0]) == ("a.jpg", 'a "quoted, text', "one", None)
     assert simple(got[1]) == ("sub/b.jpg", "two lines", None, None)
     assert got[0].image == JPEG and got[1].image == JPEG and got[2].image is None
@@ -196,15 +196,15 @@ def test_karpathy_and_coco(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(COCO))
     source = open_source(str(tmp_path / "k.json"))
     got = list(source)
-    assert source.kind == "karpathy"
+    assert source.source_type == "karpathy"
     assert [simple(s)[:2] for s in got] == [("11#0", "a"), ("11#1", "b"), ("3#0", "d")]
-    assert got[0].place.path == str(tmp_path / "v" / "1.jpg")
+    assert got[0].image_data.path == str(tmp_path / "v" / "1.jpg")
     assert [s.key for s in open_source(str(tmp_path / "k.json"), splits=("test",))] == ["2#0"]
     source = open_source(str(tmp_path / "c.json"), image_root="imgs")
     got = list(source)
-    assert source.kind == "coco"
+    assert source.source_type == "coco"
     assert [simple(s)[:2] for s in got] == [("5#0", "x"), ("5#1", "y"), ("9#0", "z"), ("6#0", None)]
-    assert got[0].place.path == "imgs/5.jpg" and got[2].place is None
+    assert got[0].image_data.path == "imgs/5.jpg" and got[2].image_data is None
 
 
 def test_folder(tmp_path):
@@ -217,7 +217,7 @@ def test_folder(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"\xff")
     source = open_source(str(tmp_path))
     got = list(source)
-    assert source.kind == "folder"
+    assert source.source_type == "folder"
     assert [s.key for s in got] == ["a", "b", "deep/c"]
     assert simple(got[0])[1:] == ("better", "said of a", None)
     assert got[1].error.startswith("bad-text") and got[2].text == "text of deep/c" and got[2].image == JPEG

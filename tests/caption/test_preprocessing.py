@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from alip.build.sources import Place, Sample
+from alip.build.sources import ByteRange, Sample
 from alip.caption.preprocessing import Preprocessing, feed, in_background
 from alip.caption.store import digest
 from tests.helpers.captioning import png, write_captioner
@@ -35,9 +35,9 @@ def samples(tmp_path):
     (tmp_path / "good.png").write_bytes(png(1))
     return [
         Sample("a", "here", png(1)),
-        Sample("b", "here", Place(str(tmp_path / "gone.png"))),
+        Sample("b", "here", ByteRange(str(tmp_path / "gone.png"))),
         Sample("c", "here", png(2)[:60]),
-        Sample("d", "here", Place(str(tmp_path / "good.png"))),
+        Sample("d", "here", ByteRange(str(tmp_path / "good.png"))),
         Sample("e", "here"),
         Sample("f", "here", png(3), error="bad-text: no JSON"),
         Sample("g", "here", png(3), error="broken-input: the rest cannot be read"),
