@@ -55,7 +55,7 @@ def train(args: argparse.Namespace, world: World) -> int:
         manifest, args.batch_size, **arguments.of_loader(args, model), world=world, augmentation=augmentation
     )
     plan = create_plan(manifest.samples, world, **arguments.of_plan(args))
-    schedule = create_schedule(args.schedule, args.lr, plan.total, args.warmup, args.cooldown, args.cycle_beta1)
+    schedule = create_schedule(args.lr_scheduler, args.lr, plan.total, args.warmup, args.cooldown, args.cycle_beta1)
     evaluations = create_evaluations(world=world, **arguments.of_evaluations(args))
 
     state = create_state(model, loss, optimizer, manifest, world, args.precision, args.ema, args.mismatch_column)
@@ -72,7 +72,7 @@ def train(args: argparse.Namespace, world: World) -> int:
         precision=args.precision,
         scaler=state.scaler,
         moving_average=state.moving_average,
-        grad_clip=args.grad_clip,
+        grad_clip=args.grad_clip_norm,
         logit_scale_max=args.logit_scale_max,
     )
     return Fit(state, step, loader, schedule, plan, world, run, evaluations).run()

@@ -37,9 +37,9 @@ say "4/7 training"
 # with momentum 0.99, which would lag behind the similarities to its end; and 1,400 concepts need more augmentation.
 torchrun --standalone --nproc_per_node "$PROCESSES" train.py \
     --train-data "$DATA/train" --model scripts/demo/model.json --output "$RUN" --resume auto \
-    --epochs "$EPOCHS" --batch-size "$((BATCH_SIZE / PROCESSES))" --threads 1 \
-    --schedule one-cycle --lr 2e-3 --weight-decay 0.1 \
-    --initial-similarity first-batch --momentum 0.9 \
+    --epochs "$EPOCHS" --batch-size "$((BATCH_SIZE / PROCESSES))" --workers 1 \
+    --lr-scheduler one-cycle --lr 2e-3 --wd 0.1 \
+    --history-init first-batch --history-momentum 0.9 \
     --crop-area 0.6 1.0 --shift 0.1 --rotation 15 --brightness 0.3 --contrast 0.3 \
     --mismatch-column text_is_wrong --log-every 5 --save-every 50
 

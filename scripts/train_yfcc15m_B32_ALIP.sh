@@ -70,4 +70,4 @@ fi
 exec "$PYTHON" -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$PROCESSES" --max-restarts "$MAX_RESTARTS" \
     train.py --train-data "$DATA" --model "$MODEL" --output "$OUTPUT" --resume auto \
     --preset "$PRESET" --epochs "$EPOCHS" --batch-size $((per_rank / accumulate)) --accum-freq "$accumulate" \
-    --threads "$THREADS" "$@"
+    --workers "$THREADS" "$@"

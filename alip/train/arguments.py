@@ -17,16 +17,16 @@ _PAPER = {
     "lr": 1e-3,
     "beta1": 0.9,
     "beta2": 0.98,
-    "weight_decay": 0.2,
+    "wd": 0.2,
     "decay_all": False,
-    "grad_clip": 1.0,
-    "schedule": "one-cycle",
+    "grad_clip_norm": 1.0,
+    "lr_scheduler": "one-cycle",
     "warmup": "0.1",
     "cycle_beta1": False,
     "gamma_sample": 2.0,
     "gamma_pair": 2.0,
-    "momentum": 0.99,
-    "initial_similarity": 1.0,
+    "history_momentum": 0.99,
+    "history_init": 1.0,
     "crop_area": [0.7, 1.0],
     "crop_aspect": [0.8, 1.25],
     "flip": 0.5,
@@ -36,29 +36,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     # What the released code did beside the paper: everything decayed; OneCycleLR put its own beta1 (0.95 to 0.85)
     # in force; and the gradient that was clipped at 1 was 1/16 of the true one (16 ranks, gathered features without
     # gradient), which is clipping the true one at 16. AdamW itself does not see the factor.
-    "alip-released": {**_PAPER, "decay_all": True, "cycle_beta1": True, "grad_clip": 16.0},
+    "alip-released": {**_PAPER, "decay_all": True, "cycle_beta1": True, "grad_clip_norm": 16.0},
 }
 
 # Flags that decide what is learned: a resume with another value of one is another run.
 RECIPE = (
-    *("epochs", "steps", "lr", "beta1", "beta2", "eps", "weight_decay", "decay_all", "schedule", "warmup", "cooldown"),
-    *("cycle_beta1", "grad_clip", "logit_scale_max", "ema", "seed", "gamma_sample", "gamma_pair", "momentum"),
-    *("initial_similarity", "no_sample_weight", "no_text_weight", "no_caption_weight", "crop_area", "crop_aspect"),
-    *(
-        "flip",
-        "rotation",
-        "shift",
-        "zoom",
-        "brightness",
-        "contrast",
-        "patch_dropout",
-        "lock_image",
-        "lock_text",
-        "quick_gelu",
-    ),
+    *("epochs", "steps", "lr", "beta1", "beta2", "eps", "wd", "decay_all", "lr_scheduler", "warmup", "cooldown"),
+    *("cycle_beta1", "grad_clip_norm", "logit_scale_max", "ema", "seed", "gamma_sample", "gamma_pair"),
+    *("history_momentum", "history_init", "no_sample_weight", "no_text_weight", "no_caption_weight", "crop_area"),
+    *("crop_aspect", "flip", "rotation", "shift", "zoom", "brightness", "contrast", "force_patch_dropout"),
+    *("lock_image", "lock_text", "force_quick_gelu"),
 )
 # Flags that change rounding only.
-NUMERICS = ("precision", "reader", "deterministic", "grad_checkpointing", "compile", "loss_block")
+NUMERICS = ("precision", "reader", "deterministic", "grad_checkpointing", "torchcompile", "loss_chunk_size")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -78,8 +68,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def of_model(args: argparse.Namespace) -> dict[str, Any]:
     """For alip.model.create_model."""
-    names = ("pretrained", "grad_checkpointing", "patch_dropout", "lock_image", "lock_text", "quick_gelu", "compile")
-    return {name: getattr(args, name) for name in names}
+    names = ("pretrained", "grad_checkpointing", "lock_image", "lock_text")
+    return {name: getattr(args, name) for name in names} | {
+        "patch_dropout": args.force_patch_dropout,
+        "quick_gelu": args.force_quick_gelu,
+        "compile": args.torchcompile,
+    }
 
 
 def of_loss(args: argparse.Namespace) -> dict[str, Any]:
@@ -87,12 +81,12 @@ def of_loss(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "gamma_sample": args.gamma_sample,
         "gamma_pair": args.gamma_pair,
-        "history_momentum": args.momentum,
-        "history_init": args.initial_similarity,
+        "history_momentum": args.history_momentum,
+        "history_init": args.history_init,
         "use_sample_weight": not args.no_sample_weight,
         "use_text_weight": not args.no_text_weight,
         "use_caption_weight": not args.no_caption_weight,
-        "chunk_size": args.loss_block,
+        "chunk_size": args.loss_chunk_size,
         "check_finite": False,
         "even_batches": True,
     }
@@ -104,7 +98,7 @@ def of_optimizer(args: argparse.Namespace) -> dict[str, Any]:
         "lr": args.lr,
         "betas": (args.beta1, args.beta2),
         "eps": args.eps,
-        "weight_decay": args.weight_decay,
+        "weight_decay": args.wd,
         "decay_all": args.decay_all,
     }
 
@@ -131,7 +125,7 @@ def of_loader(args: argparse.Namespace, model) -> dict[str, Any]:
         "mean": pictures["mean"],
         "std": pictures["std"],
         "seed": args.seed,
-        "threads": args.threads,
+        "threads": args.workers,
         "reader": args.reader,
         "context_length": model.context_length,
         "vocab_size": model.vocab_size,
@@ -151,7 +145,7 @@ def of_evaluations(args: argparse.Namespace) -> dict[str, Any]:
         "zeroshot": args.eval_zeroshot,
         "data_root": args.data_root,
         "batch_size": args.eval_batch_size,
-        "workers": args.threads,
+        "workers": args.workers,
         "precision": args.precision,
     }
 
@@ -209,11 +203,11 @@ def _model_flags(group) -> None:
     add("--model", default="ViT-B-32", help="open_clip name or JSON file (default ViT-B-32)")
     add("--pretrained", metavar="PATH|TAG", help="start from these weights")
     add("--grad-checkpointing", action="store_true", help="less memory, a third more work")
-    add("--patch-dropout", type=float, help="share of image patches left out in training")
+    add("--force-patch-dropout", "--patch-dropout", type=float, help="share of image patches left out in training")
     add("--lock-image", action="store_true", help="keep the image tower as it is")
     add("--lock-text", action="store_true", help="keep the text tower as it is")
-    add("--quick-gelu", action="store_true", help="OpenAI's approximate GELU")
-    add("--compile", action="store_true", help="torch.compile the towers")
+    add("--force-quick-gelu", "--quick-gelu", action="store_true", help="OpenAI's approximate GELU")
+    add("--torchcompile", "--compile", action="store_true", help="torch.compile the towers")
 
 
 def _recipe_flags(group) -> None:
@@ -222,13 +216,19 @@ def _recipe_flags(group) -> None:
     add("--beta1", type=float, default=_PAPER["beta1"])
     add("--beta2", type=float, default=_PAPER["beta2"])
     add("--eps", type=float, default=1e-6)
-    add("--weight-decay", type=float, default=_PAPER["weight_decay"])
+    add("--wd", "--weight-decay", type=float, default=_PAPER["wd"])
     add("--decay-all", action=argparse.BooleanOptionalAction, default=False, help="decay biases, norms, … too")
-    add("--schedule", choices=schedule.NAMES, default=_PAPER["schedule"])
+    add("--lr-scheduler", "--schedule", choices=schedule.NAMES, default=_PAPER["lr_scheduler"])
     add("--warmup", default=_PAPER["warmup"], help="share of all updates (0.1) or their number (500); default 0.1")
     add("--cooldown", type=float, default=0.2, help="share of all updates, for constant-cooldown (default 0.2)")
     add("--cycle-beta1", action=argparse.BooleanOptionalAction, default=False, help="one-cycle moves beta1 too")
-    add("--grad-clip", type=float, default=_PAPER["grad_clip"], help="largest gradient norm, 0: none (default 1)")
+    add(
+        "--grad-clip-norm",
+        "--grad-clip",
+        type=float,
+        default=_PAPER["grad_clip_norm"],
+        help="largest gradient norm, 0: none (default 1)",
+    )
     add("--logit-scale-max", type=float, default=100.0, help="upper end of the logit scale (default 100)")
     add("--ema", type=float, default=0.0, metavar="DECAY", help="keep averaged weights too, e.g. 0.9999; 0: none")
     add("--nonfinite-limit", type=_positive, default=10, help="give up after so many bad updates in a row (10)")
@@ -238,12 +238,17 @@ def _gate_flags(group) -> None:
     add = group.add_argument
     add("--gamma-sample", type=float, default=_PAPER["gamma_sample"])
     add("--gamma-pair", type=float, default=_PAPER["gamma_pair"])
-    add("--momentum", type=float, default=_PAPER["momentum"], help="of the history (default 0.99)")
-    add("--initial-similarity", type=_similarity, default=1.0, metavar="X|first-batch", help="history's start (1)")
+    add(
+        "--history-momentum",
+        type=float,
+        default=_PAPER["history_momentum"],
+        help="of the gates' history (default 0.99)",
+    )
+    add("--history-init", type=_similarity, default=1.0, metavar="X|first-batch", help="history's start (default 1)")
     add("--no-sample-weight", action="store_true", help="W^s = 1")
     add("--no-text-weight", action="store_true", help="W^t = 1")
     add("--no-caption-weight", action="store_true", help="W^c = 1")
-    add("--loss-block", type=_positive, help="rows of logits at a time; default: chosen by the device")
+    add("--loss-chunk-size", type=_positive, help="rows of logits at a time; default: chosen by the device")
     add(
         "--mismatch-column",
         metavar="COLUMN",
@@ -262,7 +267,7 @@ def _data_flags(group) -> None:
     add("--brightness", type=float, default=0.0, help="largest change, as a share")
     add("--contrast", type=float, default=0.0, help="largest change, as a share")
     add("--reader", choices=("dali", "torch"), default="dali")
-    add("--threads", type=_positive, default=2, help="decoding threads per rank (default 2)")
+    add("--workers", "--threads", type=_positive, default=2, help="preprocessing workers per rank (default 2)")
 
 
 def _machine_flags(group) -> None:
@@ -305,15 +310,21 @@ def parse_interval(text: str, unit: str) -> Interval:
 def _check(args: argparse.Namespace) -> None:
     args.save_every = parse_interval(args.save_every, "steps")
     args.eval_every = parse_interval(args.eval_every, "epochs")
-    for name, low, high in (("flip", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1), ("ema", 0, 1), ("momentum", 0, 1)):
+    for name, low, high in (
+        ("flip", 0, 1),
+        ("beta1", 0, 1),
+        ("beta2", 0, 1),
+        ("ema", 0, 1),
+        ("history_momentum", 0, 1),
+    ):
         if not low <= getattr(args, name) <= high:
-            raise UserError(f"--{name} must lie between {low} and {high}, not {getattr(args, name)}")
+            raise UserError(f"--{name.replace('_', '-')} must lie between {low} and {high}, not {getattr(args, name)}")
     for name in ("crop_area", "crop_aspect"):
         low, high = getattr(args, name)
         if not 0 < low <= high:
             raise UserError(f"--{name.replace('_', '-')} {low} {high}: give two positive numbers, the smaller first")
     try:
-        schedule.create_schedule(args.schedule, args.lr, 1000, args.warmup, args.cooldown)
+        schedule.create_schedule(args.lr_scheduler, args.lr, 1000, args.warmup, args.cooldown)
     except ValueError as error:
         raise UserError(f"--warmup {args.warmup}: {error}") from error
 

@@ -88,7 +88,7 @@ def train(folder, run, *, processes=1):
         *("torchrun", "--standalone", "--nproc_per_node", processes, "train.py"),
         *("--train-data", folder / "shards/few", "--model", folder / "model.json", "--output", folder / run),
         *("--epochs", 3, "--batch-size", 16 // processes, "--log-every", 1, "--precision", "fp32"),
-        *("--threads", 1, "--seed", 7, "--initial-similarity", "first-batch", "--device", "cpu"),
+        *("--workers", 1, "--seed", 7, "--history-init", "first-batch", "--device", "cpu"),
     ]
 
 

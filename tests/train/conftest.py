@@ -52,5 +52,5 @@ def flags(data, model_file):
     """The flags that all runs here share; each test adds its own, and --output."""
     return [
         *("--train-data", str(data), "--model", str(model_file), "--device", "cpu", "--precision", "fp32"),
-        *("--reader", "torch", "--threads", "1", "--batch-size", "8", "--epochs", "2", "--log-every", "1"),
+        *("--reader", "torch", "--workers", "1", "--batch-size", "8", "--epochs", "2", "--log-every", "1"),
     ]

@@ -9,24 +9,15 @@ from alip.distributed import World
 from alip.errors import UserError
 from alip.train import step
 from alip.train import trainer as fit
+from alip.train.older_runs import RENAMED
 from alip.train.resume import differences
 from tests.helpers.ranks import on_ranks
 from tests.helpers.train_runs import SAMPLES, events, train_here, train_lines, train_on_rank, weights_of
 
 ALL_OPTIONS = (
-    *(
-        "--ema",
-        "0.9",
-        "--mismatch-column",
-        "is_mismatched",
-        "--patch-dropout",
-        "0.5",
-        "--log-every",
-        "2",
-        "--save-every",
-        "3",
-    ),
-    *("--schedule", "cosine", "--initial-similarity", "first-batch", "--rotation", "10", "--keep", "20"),
+    *("--ema", "0.9", "--mismatch-column", "is_mismatched", "--force-patch-dropout", "0.5"),
+    *("--log-every", "2", "--save-every", "3", "--lr-scheduler", "cosine", "--history-init", "first-batch"),
+    *("--rotation", "10", "--keep", "20"),
 )
 
 
@@ -131,6 +122,23 @@ def test_other_data_and_model_are_named():
         "recipe crop: was None, now [1, 2]",
     ]
     assert differences({"recipe": {"crop": (1, 2)}}, {"recipe": {"crop": [1, 2]}}, ("recipe",)) == []
+
+
+def test_settings_of_an_earlier_version_are_known_by_their_old_names(flags, tmp_path, capsys):
+    """A checkpoint that was written before the flags took open_clip's names."""
+    options = [*flags, "--steps", "2", "--output", tmp_path / "run"]
+    train_here(*options)
+    path = max((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
+    saved = torch.load(path, weights_only=True)
+    new_to_old = {new: old for old, new in RENAMED.items()}
+    for part in ("recipe", "numerics"):
+        saved["identity"][part] = {new_to_old.get(k, k): v for k, v in saved["identity"][part].items()}
+    assert {"momentum", "initial_similarity", "weight_decay"} <= saved["identity"]["recipe"].keys()
+    torch.save(saved, path)
+    assert train_here(*options, "--resume", "auto") == 0
+    assert events(tmp_path / "run", "resumed")[0]["notes"] == []
+    with pytest.raises(UserError, match=r"recipe history_momentum: was 0\.99, now 0\.5"):
+        train_here(*options, "--resume", "auto", "--history-momentum", "0.5")
 
 
 def test_another_batch_size_goes_on_at_the_same_triplet(flags, tmp_path, cut_at, capsys):

@@ -81,7 +81,7 @@ def captions(tmp_path):
 
 
 def test_evaluation_leaves_training_as_it_was(flags, captions, tmp_path):
-    options = [*flags, "--patch-dropout", "0.5", "--ema", "0.5", "--threads", "1"]
+    options = [*flags, "--force-patch-dropout", "0.5", "--ema", "0.5", "--workers", "1"]
     train_here(*options, "--output", tmp_path / "without")
     train_here(*options, "--output", tmp_path / "with", "--eval-retrieval", captions, "--eval-every", "4steps")
     assert train_lines(tmp_path / "with") == train_lines(tmp_path / "without")
@@ -197,7 +197,7 @@ def test_presets_and_overrides():
     plain, released = parse_arguments(needed), parse_arguments([*needed, "--preset", "alip-released"])
     assert {name: getattr(plain, name) for name in PRESETS["alip-paper"]} == PRESETS["alip-paper"]
     differing = {n for n in vars(plain) if getattr(plain, n) != getattr(released, n)} - {"preset"}
-    assert differing == {"decay_all", "cycle_beta1", "grad_clip"}
+    assert differing == {"decay_all", "cycle_beta1", "grad_clip_norm"}
     changed = parse_arguments([*needed, "--preset", "alip-released", "--lr", "0.5", "--no-decay-all"])
     assert (changed.lr, changed.decay_all, changed.cycle_beta1) == (0.5, False, True)
 
