@@ -19,7 +19,7 @@ def _arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("export", help="write a folder that open_clip or transformers loads")
     out.add_argument("--to", required=True, choices=("open_clip", "hf"), help="whose form")
-    out.add_argument("--weights", choices=("model", "ema"), default="model", help="plain or averaged (default: model)")
+    out.add_argument("--weights", choices=("model", "ema"), default="model", help="default: model")
     out.add_argument("--license", default="other", help="for the model card, e.g. mit (default: not stated)")
     out.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
     into = commands.add_parser("import", help="make a run folder of released weights")
@@ -43,7 +43,7 @@ def main() -> None:
         arguments.to,
         arguments.output,
         run=run_folder_of(arguments.checkpoint),
-        facts=model.facts,
+        metadata=model.metadata,
         license_name=arguments.license,
         overwrite=arguments.overwrite,
     )

@@ -21,7 +21,7 @@ from alip.model.huggingface import build_processor, to_huggingface
 
 TOLERANCE = 1e-4  # largest difference of a coordinate of normalised fp32 features
 FORMS = ("open_clip", "hf")
-# Plain texts: open_clip also mends broken encodings and HTML entities, which transformers' tokenizer does not.
+# Plain texts: open_clip also fixes broken encodings and HTML entities, which transformers' tokenizer does not.
 _PROBE_TEXTS = ["", "A photo of a red apple.", "it's 2 o'clock & raining!", "word " * 100, "naïve café 東京 🙂"]
 
 Encoders = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
@@ -33,14 +33,14 @@ def export(
     output: str | Path,
     *,
     run: Path | None = None,
-    facts: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
     license_name: str = "other",
     overwrite: bool = False,
 ) -> float:
     """Writes the model (evaluation mode) as a folder that others load; returns the largest feature difference found.
 
     form: "open_clip" or "hf". run: the run folder that the card takes data, recipe and results from.
-    facts: what `load_weights` told, for the card. The folder appears under its name only once the exported model's
+    metadata: what `load_weights` returned, for the card. The folder gets its name only once the exported model's
     features equal ours on random input; otherwise UserError, and nothing is left behind.
     """
     if form not in FORMS:
@@ -55,12 +55,12 @@ def export(
         difference = compare(model, encoders)
         if not difference <= TOLERANCE:
             raise UserError(f"{output}: exported features differ from the model's by {difference:.1e}; nothing written")
-        write_card(draft, model, form, output.name, run, facts or {}, license_name, difference)
+        write_card(draft, model, form, output.name, run, metadata or {}, license_name, difference)
         if output.is_dir():
             shutil.rmtree(output)
         os.replace(draft, output)
     except OSError as error:
-        raise UserError(f"{output}: could not be written ({error.strerror or error}); choose another place") from error
+        raise UserError(f"{output}: could not be written ({error.strerror or error}); choose another folder") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return difference

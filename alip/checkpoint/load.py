@@ -17,13 +17,17 @@ from alip.model.weights import Weights, apply, find_checkpoint, read_weights, st
 
 
 def load_weights(model: nn.Module, path: str | Path, weights: str = "model") -> dict[str, Any]:
-    """Loads any weights that `--checkpoint` takes into the model; returns facts: source, fingerprint, step, samples.
+    """Loads any weights that `--checkpoint` takes into the model; returns metadata: source, fingerprint, step, samples.
 
-    weights: "model", or "ema" for the running average that a run with `--ema` keeps.
+    weights: "model", or "ema" for the averaged weights of a run with `--ema`.
     """
     found = read_weights(path)
     apply(model, _choose(found, weights), found.path)
-    return {"source": str(found.path), "fingerprint": fingerprint(found.path), "weights": weights, **found.facts}
+    return _metadata(found, weights)
+
+
+def _metadata(found: Weights, weights: str) -> dict[str, Any]:
+    return {"source": str(found.path), "fingerprint": fingerprint(found.path), "weights": weights, **found.metadata}
 
 
 def _choose(found: Weights, weights: str) -> dict[str, torch.Tensor]:
@@ -32,14 +36,14 @@ def _choose(found: Weights, weights: str) -> dict[str, torch.Tensor]:
     if weights != "ema":
         raise UserError(f"weights must be 'model' or 'ema', not {weights!r}")
     if found.ema is None:
-        raise UserError(f"{found.path}: holds no averaged (EMA) weights; use its plain ones, or train with --ema")
+        raise UserError(f"{found.path}: holds no EMA weights; use its plain ones, or train with --ema")
     return strip_prefix(found.ema)
 
 
 def load_model(
     path: str | Path, model_name: str | None = None, device: str | torch.device = "cpu", weights: str = "model"
 ) -> nn.Module:
-    """A model in evaluation mode with the weights at `path` (see `read_weights`), its `facts` as an attribute.
+    """A model in evaluation mode with the weights at `path` (see `read_weights`), its `metadata` as an attribute.
 
     path: also an open_clip name with a tag, as `ViT-B-32:openai` (downloads). model_name: needed only for a bare
     state dict that fits no open_clip model, or another one than the plainest that it fits: shapes do not tell
@@ -48,7 +52,7 @@ def load_model(
     name, _, tag = str(path).rpartition(":")
     if not Path(path).exists() and open_clip.is_pretrained_cfg(name.replace("/", "-"), tag):
         model = create_model(name, pretrained=tag)
-        model.facts = {"source": str(path), "weights": "model"}
+        model.metadata = {"source": str(path), "weights": "model"}
         return model.to(device).eval()
     found = read_weights(path)
     config = model_name or found.config
@@ -59,7 +63,12 @@ def load_model(
         config = likely[0]
     model = create_model(config)
     apply(model, _choose(found, weights), found.path)
-    model.facts = {"source": str(found.path), "fingerprint": fingerprint(found.path), "weights": weights, **found.facts}
+    model.metadata = {
+        "source": str(found.path),
+        "fingerprint": fingerprint(found.path),
+        "weights": weights,
+        **found.metadata,
+    }
     return model.to(device).eval()
 
 
@@ -69,7 +78,7 @@ def fingerprint(path: str | Path) -> str:
 
 
 def run_folder_of(path: str | Path) -> Path | None:
-    """The run folder that a checkpoint path belongs to, if it lies in one."""
+    """The run folder that a checkpoint path belongs to, if it is in one."""
     path = Path(path)
     for folder in (path, path.parent.parent):
         if (folder / "run.json").is_file():

@@ -22,8 +22,8 @@ _LOAD = {
         'processor = CLIPProcessor.from_pretrained("{name}")'
     ),
 }
-# Settings that say where things lay on somebody's machine, and nothing about the model.
-_PLACES = {"output", "train_data", "data_root", "resume", "wandb", "device", "pretrained"}
+# Paths and devices of one machine: no part of the recipe.
+_MACHINE = {"output", "train_data", "data_root", "resume", "wandb", "device", "pretrained"}
 
 
 def write_card(
@@ -32,7 +32,7 @@ def write_card(
     form: str,
     name: str,
     run: Path | None,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     license_name: str,
     difference: float,
 ) -> None:
@@ -46,7 +46,7 @@ def write_card(
         "An image and text encoder, trained with ALIP (adaptive language-image pre-training with synthetic captions, "
         "[arXiv 2308.08428](https://arxiv.org/abs/2308.08428)).",
         _section("Use", f"```python\n{_LOAD[form].format(name=name)}\n```"),
-        _section("Model", _model_lines(model, facts, difference)),
+        _section("Model", _model_lines(model, metadata, difference)),
         _section("Training data", _data_lines(about)),
         _section("Recipe", _recipe_lines(about)),
         _section("Results", _results_lines(run)),
@@ -59,21 +59,20 @@ def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}"
 
 
-def _model_lines(model: nn.Module, facts: dict[str, Any], difference: float) -> str:
+def _model_lines(model: nn.Module, metadata: dict[str, Any], difference: float) -> str:
     size = sum(parameter.numel() for parameter in model.parameters())
     lines = [
         f"- {size / 1e6:.1f} M parameters, images of {model.image_size} × {model.image_size} pixels, "
         f"texts of up to {model.context_length} tokens, {model.config['model_cfg']['embed_dim']} feature dimensions",
         f"- checked at export: features equal the training code's on random input to {difference:.1e}",
     ]
-    if "step" in facts:
-        lines.append(
-            f"- weights after {facts['step']} updates ({facts.get('samples', 'an unknown number of')} samples)"
-        )
-    if facts.get("weights") == "ema":
-        lines.append("- these are the running average of the weights (EMA)")
-    if "fingerprint" in facts:
-        lines.append(f"- exported from a checkpoint with SHA-256 `{facts['fingerprint']}…`")
+    if "step" in metadata:
+        samples = metadata.get("samples", "an unknown number of")
+        lines.append(f"- weights after {metadata['step']} optimizer steps ({samples} samples)")
+    if metadata.get("weights") == "ema":
+        lines.append("- these are the EMA of the weights")
+    if "fingerprint" in metadata:
+        lines.append(f"- exported from a checkpoint with SHA-256 `{metadata['fingerprint']}…`")
     return "\n".join(lines)
 
 
@@ -85,7 +84,7 @@ def _data_lines(about: dict[str, Any]) -> str:
 
 
 def _recipe_lines(about: dict[str, Any]) -> str:
-    settings = {key: value for key, value in about.get("arguments", {}).items() if key not in _PLACES}
+    settings = {key: value for key, value in about.get("arguments", {}).items() if key not in _MACHINE}
     if not settings:
         return "Not recorded with these weights."
     rows = [f"| {key.replace('_', '-')} | {_short(value)} |" for key, value in settings.items() if value is not None]
@@ -103,7 +102,7 @@ def _results_lines(run: Path | None) -> str:
         for key, value in entry["numbers"].items()
         if isinstance(value, float)
     ]
-    return "\n".join(["| set | task | measure | value |", "|---|---|---|---:|", *rows])
+    return "\n".join(["| dataset | task | metric | value |", "|---|---|---|---:|", *rows])
 
 
 def _licence_line(license_name: str) -> str:

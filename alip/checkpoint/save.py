@@ -52,7 +52,7 @@ def import_weights(path: str | Path, output: str | Path, model_name: str | None 
     atomic_save(content, checkpoint)
     about = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "imported_from": {"name": Path(path).name, "sha256": model.facts.get("fingerprint")},
+        "imported_from": {"name": Path(path).name, "sha256": model.metadata.get("fingerprint")},
         "arguments": {},
         "versions": {"alip": __version__, "torch": torch.__version__, "open_clip": open_clip.__version__},
         "starts": [],

@@ -1,7 +1,7 @@
-"""Attention over packed rows (see `alip.model.packing`): each row attends within its own sequence.
+"""Attention over unpadded tokens (see `alip.model.varlen`): each row attends within its own sequence.
 
-The sequences lie one after another in one matrix; those of similar length form a group, and only here, inside a group,
-are they padded to its longest. Rows travel to their padded places and back in one copy each.
+The sequences follow one another in one matrix. Those of similar length form a group, and only here, inside a group,
+are they padded to its longest. One copy moves the rows to their padded positions, another one back.
 """
 
 from __future__ import annotations
@@ -10,32 +10,32 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from alip.model.packing import Packing
+from alip.model.varlen import VarlenPlan
 
 # On a CPU, plain matrix products beat the fused kernel for short sequences (2× in fp32, 6× in bf16).
 PLAIN_ATTENTION_LENGTH = 256
 
 
-def self_attention(qkv: torch.Tensor, heads: int, plan: Packing, causal: bool) -> torch.Tensor:
-    """Queries, keys and values (T, 3·width) of packed rows → what each row gathers from its sequence (T, width)."""
+def self_attention(qkv: torch.Tensor, heads: int, plan: VarlenPlan, causal: bool) -> torch.Tensor:
+    """Queries, keys and values (T, 3·width) of unpadded tokens → attention output of each row (T, width)."""
     longest = max(length for _, length in plan.groups)
     if qkv.device.type == "cpu" and longest <= PLAIN_ATTENTION_LENGTH:
         return _PlainAttention.apply(qkv, heads, plan, causal)
     mixed = []
-    padded = spread(qkv, plan)
+    padded = pad(qkv, plan)
     for part, (count, length) in zip(padded.split([count * length for count, length in plan.groups]), plan.groups):
         q, k, v = _by_head(part, 3, count, length, heads).unbind(0)
         # Padding comes after the real tokens, so the causal mask hides it from them.
-        heads_of = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        mixed.append(heads_of.transpose(1, 2).reshape(count * length, -1))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        mixed.append(attended.transpose(1, 2).reshape(count * length, -1))
     mixed = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-    return mixed if plan.slots is None else take_rows(mixed, plan.slots)
+    return mixed if plan.padded_index is None else take_rows(mixed, plan.padded_index)
 
 
-def pooled_attention(queries: torch.Tensor, kv: torch.Tensor, heads: int, plan: Packing) -> torch.Tensor:
-    """One query (N, width) per sequence over the keys and values (T, 2·width) of its packed rows → (N, width)."""
+def pooled_attention(queries: torch.Tensor, kv: torch.Tensor, heads: int, plan: VarlenPlan) -> torch.Tensor:
+    """One query (N, width) per sequence over the keys and values (T, 2·width) of its unpadded tokens → (N, width)."""
     mixed = []
-    parts = spread(kv, plan).split([count * length for count, length in plan.groups])
+    parts = pad(kv, plan).split([count * length for count, length in plan.groups])
     masks = plan.masks or [None] * len(plan.groups)
     for q, part, mask, (count, length) in zip(queries.split([n for n, _ in plan.groups]), parts, masks, plan.groups):
         k, v = _by_head(part, 2, count, length, heads).unbind(0)
@@ -44,35 +44,35 @@ def pooled_attention(queries: torch.Tensor, kv: torch.Tensor, heads: int, plan: 
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
-            heads_of = scores.softmax(dim=-1) @ v
+            attended = scores.softmax(dim=-1) @ v
         else:
-            heads_of = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        mixed.append(heads_of.reshape(count, -1))
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed.append(attended.reshape(count, -1))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
-def spread(x: torch.Tensor, plan: Packing) -> torch.Tensor:
-    """Packed rows (T, width) at their places among the padded ones (S, width); zeros between."""
-    if plan.slots is None:
+def pad(x: torch.Tensor, plan: VarlenPlan) -> torch.Tensor:
+    """Unpadded tokens (T, width) at their positions among the padded ones (S, width); zeros between."""
+    if plan.padded_index is None:
         return x
-    return x.new_zeros(plan.padded_rows, x.shape[1]).index_copy_(0, plan.slots, x)
+    return x.new_zeros(plan.padded_rows, x.shape[1]).index_copy_(0, plan.padded_index, x)
 
 
 def take_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Rows `index` (n,), none twice, of x (T, width)."""
+    """Rows `index` (n,) of x (T, width) → (n, width); no row may be asked for twice."""
     return _TakeRows.apply(x, index)
 
 
-def _by_head(rows: torch.Tensor, kinds: int, count: int, length: int, heads: int) -> torch.Tensor:
-    """A view of a group's padded rows (count·length, kinds·heads·d) as (kinds, count, heads, length, d)."""
-    return rows.view(count, length, kinds, heads, -1).permute(2, 0, 3, 1, 4)
+def _by_head(rows: torch.Tensor, parts: int, count: int, length: int, heads: int) -> torch.Tensor:
+    """A view of a group's padded rows (count·length, parts·heads·d) as (parts, count, heads, length, d)."""
+    return rows.view(count, length, parts, heads, -1).permute(2, 0, 3, 1, 4)
 
 
 class _PlainAttention(torch.autograd.Function):
     """Self-attention by plain batched products, for short sequences on a CPU: `self_attention`'s arguments.
 
-    Written out with its gradient so that queries, keys and values are sorted by head in one copy and their gradients
-    come back in one: autograd's own way through views, splits and joins copies three times as much.
+    The gradient is written out: one copy sorts queries, keys and values by head, and one copy returns their gradients.
+    Autograd's own path through views, splits and joins copies three times as much.
     """
 
     @staticmethod
@@ -82,19 +82,19 @@ class _PlainAttention(torch.autograd.Function):
         mixed = qkv.new_empty(plan.padded_rows, width)
         saved = []
         with torch.autocast("cpu", enabled=False):
-            for rows, (count, length), out in _groups(plan, spread(qkv, plan), mixed):
+            for rows, (count, length), out in _groups(plan, pad(qkv, plan), mixed):
                 by_head = _by_head(rows, 3, count, length, heads).contiguous()
                 q, k, v = by_head.view(3, count * heads, length, -1)
                 scores = q.new_empty(count * heads, length, length)
                 torch.baddbmm(scores, q, k.mT, beta=0, alpha=scale, out=scores)
                 if causal:  # padding comes after the real tokens, so this hides it from them
                     scores.masked_fill_(torch.ones(length, length, dtype=torch.bool).triu_(1), -torch.inf)
-                share = scores.softmax(dim=-1)
-                _by_head(out, 1, count, length, heads).copy_((share @ v).view(1, count, heads, length, -1))
-                saved += [by_head, share]
+                weights = scores.softmax(dim=-1)
+                _by_head(out, 1, count, length, heads).copy_((weights @ v).view(1, count, heads, length, -1))
+                saved += [by_head, weights]
         ctx.save_for_backward(*saved)
         ctx.heads, ctx.plan, ctx.scale = heads, plan, scale
-        return mixed if plan.slots is None else mixed.index_select(0, plan.slots)
+        return mixed if plan.padded_index is None else mixed.index_select(0, plan.padded_index)
 
     @staticmethod
     @once_differentiable
@@ -102,22 +102,22 @@ class _PlainAttention(torch.autograd.Function):
         heads, plan, scale, saved = ctx.heads, ctx.plan, ctx.scale, ctx.saved_tensors
         qkv_grad = grad.new_empty(plan.padded_rows, 3 * grad.shape[1])
         with torch.autocast("cpu", enabled=False):
-            for number, (rows, (count, length), out) in enumerate(_groups(plan, spread(grad, plan), qkv_grad)):
-                by_head, share = saved[2 * number : 2 * number + 2]
+            for number, (rows, (count, length), out) in enumerate(_groups(plan, pad(grad, plan), qkv_grad)):
+                by_head, weights = saved[2 * number : 2 * number + 2]
                 q, k, v = by_head.view(3, count * heads, length, -1)
                 mixed_grad = _by_head(rows, 1, count, length, heads).reshape(count * heads, length, -1)
                 grads = torch.empty_like(by_head)
                 q_grad, k_grad, v_grad = grads.view(3, count * heads, length, -1)
-                torch.bmm(share.mT, mixed_grad, out=v_grad)
-                share_grad = mixed_grad @ v.mT
-                scores_grad = torch._softmax_backward_data(share_grad, share, -1, share.dtype)
+                torch.bmm(weights.mT, mixed_grad, out=v_grad)
+                weights_grad = mixed_grad @ v.mT
+                scores_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
                 torch.baddbmm(q_grad, scores_grad, k, beta=0, alpha=scale, out=q_grad)
                 torch.baddbmm(k_grad, scores_grad.mT, q, beta=0, alpha=scale, out=k_grad)
                 _by_head(out, 3, count, length, heads).copy_(grads)
-        return qkv_grad if plan.slots is None else qkv_grad.index_select(0, plan.slots), None, None, None
+        return qkv_grad if plan.padded_index is None else qkv_grad.index_select(0, plan.padded_index), None, None, None
 
 
-def _groups(plan: Packing, *matrices: torch.Tensor):
+def _groups(plan: VarlenPlan, *matrices: torch.Tensor):
     """For each group: its part of the first matrix of padded rows, (count, length), and its part of the second."""
     sizes = [count * length for count, length in plan.groups]
     first, second = (matrix.split(sizes) for matrix in matrices)

@@ -4,8 +4,8 @@
     image_features, text_features, caption_features, logit_scale = model(image, text_tokens, caption_tokens)
 
 The models are open_clip's own classes with open_clip's own tensor names, so weights go both ways. Ours are the
-bi-path `forward`, and `encode_image`/`encode_text` that skip what nobody reads: padding, and in the last block
-everything but the pooled token.
+bi-path `forward`, and `encode_image`/`encode_text`, which skip what has no effect on the features: padding, and in the
+last block everything but the pooled token.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from alip import tokens
 from alip.errors import UserError
-from alip.model import packing, weights
+from alip.model import varlen, weights
 from alip.model.attention import take_rows
 from alip.model.config import resolve_config
-from alip.model.transformer import packable, run_blocks
+from alip.model.transformer import run_blocks, runs_unpadded
 
 
 def create_model(
@@ -47,7 +47,7 @@ def create_model(
     pretrained: start from these weights: anything that `--checkpoint` takes, or one of open_clip's tags for this
         name, which is downloaded.
     grad_checkpointing: recompute the blocks in the backward pass: less memory, a third more work.
-    patch_dropout: share of image patches left out in training, in [0, 1).
+    patch_dropout: fraction of image patches left out in training, in [0, 1).
     lock_image, lock_text: freeze that tower (LiT freezes the image tower; its normalisation statistics too).
     quick_gelu: OpenAI's approximate GELU, for weights that were trained with it.
     compile: torch.compile the towers' MLPs, or a whole ResNet (costs a minute at the start).
@@ -171,32 +171,32 @@ class BiPath:
 
     def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
         """Features (B, embed_dim) of token ids (B, context_length); normalised ones are fp32."""
-        packed = len(text) > 0 and not self._pads()
-        features = self._packed_text(text) if packed else super().encode_text(text)
+        unpadded = len(text) > 0 and not self._needs_padding()
+        features = self._unpadded_text(text) if unpadded else super().encode_text(text)
         return F.normalize(features.float(), dim=-1) if normalize else features
 
     def _image_tower(self, image: torch.Tensor) -> torch.Tensor:
         tower = self.visual
-        if not self._packs_images():
+        if not self._image_runs_unpadded():
             return tower(image)
         x = _embed_patches(tower, image)
         batch, patches, width = x.shape
         # The class token, the first of each image, is all that the usual pooling reads.
         only_class_token = tower.pool_type == "tok" and tower.attn_pool is None
-        keep = torch.arange(0, batch * patches, patches, device=x.device) if only_class_token else None
-        plan = packing.Packing(groups=((batch, patches),), keep=keep)
+        pooled_index = torch.arange(0, batch * patches, patches, device=x.device) if only_class_token else None
+        plan = varlen.VarlenPlan(groups=((batch, patches),), pooled_index=pooled_index)
         x = run_blocks(tower.transformer, x.reshape(-1, width), plan, causal=False, compiled=self._compiled)
         x = tower._pool(x.view(batch, -1, width))[0]
         return x if tower.proj is None else x @ tower.proj
 
-    def _packs_images(self) -> bool:
-        return type(self.visual) is VisionTransformer and packable(self.visual.transformer)
+    def _image_runs_unpadded(self) -> bool:
+        return type(self.visual) is VisionTransformer and runs_unpadded(self.visual.transformer)
 
     def _text_tower(self) -> nn.Module:
         return self.text if isinstance(self, CustomTextCLIP) else self
 
-    def _pads(self) -> bool:
-        """True where the text tower must see the full length: it looks back from padding, or pools elsewhere."""
+    def _needs_padding(self) -> bool:
+        """True where the text tower must see the full length: it attends to padding, or pools elsewhere."""
         tower = self._text_tower()
         if self.pad_texts or (isinstance(self, CustomTextCLIP) and type(tower) is not TextTransformer):
             return True
@@ -205,22 +205,22 @@ class BiPath:
             tower.attn_mask is None
             or getattr(tower, "cls_emb", None) is not None
             or pool not in ("argmax", "eos")
-            or not packable(tower.transformer)
+            or not runs_unpadded(tower.transformer)
         )
 
-    def _packed_text(self, text: torch.Tensor) -> torch.Tensor:
+    def _unpadded_text(self, text: torch.Tensor) -> torch.Tensor:
         tower = self._text_tower()
         if tower is self:
             pool, end = self.text_pool_type, self.text_eos_id
         else:
             pool, end = tower.pool_type, tower.eos_id
         lengths = tokens.lengths(text) if pool == "argmax" else (text == end).int().argmax(dim=-1) + 1
-        plan = packing.pack(lengths, text.shape[1])
+        plan = varlen.plan_varlen(lengths, text.shape[1])
         dtype = tower.transformer.get_cast_dtype()
-        x = tower.token_embedding(text.reshape(-1)[plan.source]).to(dtype)
+        x = tower.token_embedding(text.reshape(-1)[plan.token_index]).to(dtype)
         x = x + F.embedding(plan.position, tower.positional_embedding).to(dtype)
         x = run_blocks(tower.transformer, x, plan, causal=True, compiled=self._compiled)
-        x = take_rows(tower.ln_final(x), plan.restore)
+        x = take_rows(tower.ln_final(x), plan.batch_order)
         projection = tower.text_projection
         if projection is None:
             return x
@@ -242,9 +242,9 @@ class BiPath:
         return self
 
     def compile_towers(self) -> None:
-        """torch.compile from the next forward pass on, in place and so without a change of tensor names."""
+        """torch.compile from the next forward pass on; in place, so that tensor names stay."""
         self._compiled = True
-        if not self._packs_images():
+        if not self._image_runs_unpadded():
             self.visual.compile()
 
     @property

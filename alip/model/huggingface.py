@@ -11,7 +11,7 @@ from torch import nn
 
 from alip.errors import UserError
 from alip.files import read_json
-from alip.model.transformer import packable
+from alip.model.transformer import runs_unpadded
 from alip.tokens import clip_tokenizer
 
 LAYER_NORM_EPS = 1e-5  # torch's default, and so every open_clip tower's
@@ -136,9 +136,9 @@ def _sizes(transformer: nn.Module, act: str) -> dict[str, Any]:
 
 
 def _obstacle(model: nn.Module) -> str | None:
-    """What of this model Hugging Face's CLIPModel has no place for, or None."""
+    """The part of this model that Hugging Face's CLIPModel cannot hold, or None."""
     visual, text = model.visual, getattr(model, "text", model)
-    if type(visual) is not VisionTransformer or not packable(visual.transformer):
+    if type(visual) is not VisionTransformer or not runs_unpadded(visual.transformer):
         return f"no image tower of this kind ({type(visual).__name__})"
     if visual.pool_type != "tok" or visual.attn_pool is not None or not isinstance(visual.ln_pre, nn.LayerNorm):
         return "only class-token pooling with a first layer norm"
@@ -146,7 +146,7 @@ def _obstacle(model: nn.Module) -> str | None:
         return "only square images and patches"
     if getattr(text, "text_pool_type", getattr(text, "pool_type", None)) != "argmax" or text.attn_mask is None:
         return "only causal text towers pooled at the end token"
-    if not packable(text.transformer) or getattr(text, "cls_emb", None) is not None:
+    if not runs_unpadded(text.transformer) or getattr(text, "cls_emb", None) is not None:
         return "no text tower of this kind"
     if not isinstance(text.text_projection, nn.Parameter):
         return "only a text projection without bias"

@@ -1,4 +1,4 @@
-"""open_clip's transformer blocks over packed rows: what works on rows alone runs once over all of them."""
+"""open_clip's transformer blocks over unpadded tokens: what works on rows alone runs once over all of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from alip.model.attention import pooled_attention, self_attention, take_rows
-from alip.model.packing import Packing
+from alip.model.varlen import VarlenPlan
 
 
-def packable(transformer: nn.Module) -> bool:
+def runs_unpadded(transformer: nn.Module) -> bool:
     """True if `run_blocks` computes what this open_clip transformer computes: standard pre-norm blocks only."""
     return (
         type(transformer) is Transformer
@@ -30,16 +30,17 @@ def packable(transformer: nn.Module) -> bool:
 
 
 def run_blocks(
-    transformer: nn.Module, x: torch.Tensor, plan: Packing, causal: bool, compiled: bool = False
+    transformer: nn.Module, x: torch.Tensor, plan: VarlenPlan, causal: bool, compiled: bool = False
 ) -> torch.Tensor:
-    """Runs all blocks over packed rows x (T, width); returns (T, width), or (N, width) if the plan keeps one row each.
+    """Runs all blocks over unpadded tokens x (T, width); returns (T, width), or (N, width) if the plan
+    pools one row of each sequence.
 
-    What is not kept is never read, so the last block computes queries, projection and MLP for the kept rows only.
-    With `causal` the kept row must be each sequence's last. compiled: torch.compile what works on rows alone.
+    Only pooled rows are read after the last block, so it computes queries, projection and MLP for these alone.
+    With `causal` the pooled row must be each sequence's last. compiled: torch.compile what works on rows alone.
     """
     blocks = list(transformer.resblocks)
     for block in blocks:
-        pooled = block is blocks[-1] and plan.keep is not None
+        pooled = block is blocks[-1] and plan.pooled_index is not None
         if transformer.grad_checkpointing and torch.is_grad_enabled():
             x = checkpoint(_block, block, x, plan, causal, pooled, compiled, use_reentrant=False)
         else:
@@ -47,11 +48,11 @@ def run_blocks(
     return x
 
 
-def _block(block: nn.Module, x: torch.Tensor, plan: Packing, causal: bool, pooled: bool, compiled: bool):
+def _block(block: nn.Module, x: torch.Tensor, plan: VarlenPlan, causal: bool, pooled: bool, compiled: bool):
     """One pre-norm residual block, made of open_clip's own modules: (T, width) → (T, width), pooled → (N, width)."""
     normed = block.ln_1(x)
     if pooled:
-        x = take_rows(x, plan.keep) + block.ls_1(_pooled_attention(block.attn, normed, plan))
+        x = take_rows(x, plan.pooled_index) + block.ls_1(_pooled_attention(block.attn, normed, plan))
     else:
         x = x + block.ls_1(_attention(block.attn, normed, plan, causal))
     return (_compiled_feed_forward() if compiled else _feed_forward)(block, x)
@@ -63,21 +64,21 @@ def _feed_forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def _compiled_feed_forward():
-    # The number of rows differs from batch to batch; the groups, which differ more, are left out of the graph.
+    # The number of rows differs from batch to batch; the groups, which differ more, stay outside the graph.
     return torch.compile(_feed_forward, dynamic=True)
 
 
-def _attention(attn: nn.MultiheadAttention, x: torch.Tensor, plan: Packing, causal: bool) -> torch.Tensor:
+def _attention(attn: nn.MultiheadAttention, x: torch.Tensor, plan: VarlenPlan, causal: bool) -> torch.Tensor:
     """Self-attention within each sequence: (T, width) → (T, width)."""
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
     mixed = self_attention(qkv, attn.num_heads, plan, causal)
     return F.linear(mixed, attn.out_proj.weight, attn.out_proj.bias)
 
 
-def _pooled_attention(attn: nn.MultiheadAttention, x: torch.Tensor, plan: Packing) -> torch.Tensor:
-    """Attention of the kept row of each sequence over its whole sequence: (T, width) → (N, width)."""
+def _pooled_attention(attn: nn.MultiheadAttention, x: torch.Tensor, plan: VarlenPlan) -> torch.Tensor:
+    """Attention of the pooled row of each sequence over its whole sequence: (T, width) → (N, width)."""
     width = attn.embed_dim
-    queries = F.linear(take_rows(x, plan.keep), attn.in_proj_weight[:width], attn.in_proj_bias[:width])
+    queries = F.linear(take_rows(x, plan.pooled_index), attn.in_proj_weight[:width], attn.in_proj_bias[:width])
     kv = F.linear(x, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
     mixed = pooled_attention(queries, kv, attn.num_heads, plan)
     return F.linear(mixed, attn.out_proj.weight, attn.out_proj.bias)

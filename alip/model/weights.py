@@ -32,14 +32,14 @@ class Weights:
     """What a weights file holds.
 
     state: the model's state dict, as stored. ema: the averaged weights, if any. config: the model's description in
-    open_clip's form, if the file or its folder tells it. facts: step, samples, … of one of our checkpoints.
+    open_clip's form, if the file or its folder has it. metadata: step, samples, … of one of our checkpoints.
     """
 
     path: Path
     state: dict[str, torch.Tensor]
     ema: dict[str, torch.Tensor] | None = None
     config: dict[str, Any] | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def read_file(path: str | Path) -> Any:
@@ -126,8 +126,8 @@ def read_weights(path: str | Path) -> Weights:
 def _read_checkpoint(path: Path, content: dict[str, Any]) -> Weights:
     if content.get("version") != 1:
         raise UserError(f"{path}: checkpoint version {content.get('version')}; this code reads version 1, update it")
-    facts = {key: content[key] for key in ("step", "samples") if key in content}
-    return Weights(path, strip_prefix(content["model"]), content.get("ema"), content.get("model_config"), facts)
+    metadata = {key: content[key] for key in ("step", "samples") if key in content}
+    return Weights(path, strip_prefix(content["model"]), content.get("ema"), content.get("model_config"), metadata)
 
 
 def _read_folder(folder: Path) -> Weights:
@@ -170,13 +170,13 @@ def apply(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) ->
     problem = _first_mismatch(own, state)
     if problem:
         likely = likely_models(state)
-        mend = f"these weights look like {' or '.join(likely)}" if likely else "name the model they belong to"
-        raise UserError(f"{path}: {problem}; {mend}")
+        fix = f"these weights look like {' or '.join(likely)}" if likely else "name the model they belong to"
+        raise UserError(f"{path}: {problem}; {fix}")
     model.load_state_dict(state)
 
 
 def _adapt(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
-    """Evens out, in place, what differs between versions of the same model's files."""
+    """Removes, in place, what differs between versions of the same model's files."""
     for name in ("input_resolution", "context_length", "vocab_size"):  # in OpenAI's archives
         state.pop(name, None)
     for name in ("attn_mask", "text.attn_mask", "text.transformer.embeddings.position_ids"):  # older files

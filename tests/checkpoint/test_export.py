@@ -44,7 +44,7 @@ def run(tmp_path):
     content |= {"model_config": model.config, "step": 7, "samples": 448}
     checkpoint.atomic_save(content, folder / "checkpoints" / "step-00000007.pt")
     about = {
-        "arguments": {"lr": 0.001, "output": "secret-place"},
+        "arguments": {"lr": 0.001, "output": "secret-folder"},
         "world_size": 2,
         "data": {"name": "pairs", "samples": 64},
     }
@@ -60,7 +60,7 @@ def command(*words, monkeypatch):
     commands.main()
 
 
-def picture():
+def image_of_noise():
     return Image.effect_noise((50, 40), 90).convert("RGB")
 
 
@@ -69,7 +69,7 @@ def test_open_clip_loads_it(run, tmp_path, monkeypatch, capsys):
     assert "features equal" in capsys.readouterr().out
     name = f"local-dir:{tmp_path / 'out'}"
     theirs, _, preprocess = open_clip.create_model_and_transforms(name)
-    model, rows, image = checkpoint.load_model(run), tokens.tokenize(TEXTS), picture()
+    model, rows, image = checkpoint.load_model(run), tokens.tokenize(TEXTS), image_of_noise()
     assert torch.equal(open_clip.get_tokenizer(name)(TEXTS), rows)
     assert torch.equal(preprocess(image), model.preprocess()(image))
     with torch.no_grad():
@@ -81,25 +81,25 @@ def test_transformers_loads_it(run, tmp_path, monkeypatch):
     command("export", "--checkpoint", run, "--to", "hf", "--output", tmp_path / "out", monkeypatch=monkeypatch)
     theirs = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
     processor = transformers.CLIPProcessor.from_pretrained(tmp_path / "out")
-    model, image = checkpoint.load_model(run), picture()
+    model, image = checkpoint.load_model(run), image_of_noise()
     inputs = processor(text=TEXTS, images=image, return_tensors="pt", padding=True, truncation=True)
     with torch.no_grad():
         out = theirs(**inputs)
         text = model.encode_text(tokens.tokenize(TEXTS), normalize=True)
         pixels = model.encode_image(model.preprocess()(image)[None], normalize=True)
     torch.testing.assert_close(out.text_embeds, text, rtol=0, atol=1e-5)
-    assert F.cosine_similarity(out.image_embeds, pixels).item() > 0.999  # two libraries' resizing of one picture
+    assert F.cosine_similarity(out.image_embeds, pixels).item() > 0.999  # two libraries' resizing of one image
     assert theirs.logit_scale.item() == 3.0
 
 
-def test_model_card_tells_data_recipe_results_and_licence(run, tmp_path):
+def test_model_card_has_data_recipe_results_and_licence(run, tmp_path):
     model = checkpoint.load_model(run)
-    export.export(model, "open_clip", tmp_path / "out", run=run, facts=model.facts, license_name="mit")
+    export.export(model, "open_clip", tmp_path / "out", run=run, metadata=model.metadata, license_name="mit")
     card = (tmp_path / "out" / "README.md").read_text()
     for words in ("license: mit", "pairs", "| lr | 0.001 |", "| tiny | retrieval (field) | image_to_text_R@1 | 12.50 |",
-                  "after 7 updates (448 samples)", model.facts["fingerprint"], "2 rank(s)"):  # fmt: skip
+                  "after 7 optimizer steps (448 samples)", model.metadata["fingerprint"], "2 rank(s)"):  # fmt: skip
         assert words in card
-    assert "secret-place" not in card
+    assert "secret-folder" not in card
 
 
 @pytest.mark.parametrize("form", ["open_clip", "hf"])
@@ -174,7 +174,7 @@ def test_a_wrong_export_is_noticed_and_removed(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_existing_folder_is_kept_unless_told(tmp_path):
+def test_existing_folder_stays_without_overwrite(tmp_path):
     model = random_model(CONFIG)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")

@@ -50,14 +50,14 @@ def test_run_folder_and_file(model, run):
     for path in (run, run / "checkpoints", run / "checkpoints" / "step-00000003.pt", str(run)):
         loaded = checkpoint.load_model(path)
         same(loaded, model)
-        assert not loaded.training and loaded.facts["step"] == 3 and loaded.facts["samples"] == 30
+        assert not loaded.training and loaded.metadata["step"] == 3 and loaded.metadata["samples"] == 30
 
 
-def test_averaged_weights(model, run):
+def test_ema_weights(model, run):
     loaded = checkpoint.load_model(run, weights="ema")
     torch.testing.assert_close(loaded.text_projection, model.text_projection * 2)
     checkpoint.atomic_save(content(model, step=4, ema=None), run / "checkpoints" / "step-00000004.pt")
-    with pytest.raises(UserError, match="no averaged"):
+    with pytest.raises(UserError, match="no EMA weights"):
         checkpoint.load_model(run, weights="ema")
 
 
@@ -76,8 +76,8 @@ def test_released_weights(model, tmp_path, prefix, dtype, form):
     else:
         torch.save(state, path)
     fresh = create_model(CONFIG)
-    facts = checkpoint.load_weights(fresh, path)
-    assert facts["source"] == str(path) and len(facts["fingerprint"]) == 12
+    metadata = checkpoint.load_weights(fresh, path)
+    assert metadata["source"] == str(path) and len(metadata["fingerprint"]) == 12
     for name, value in fresh.state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, model.state_dict()[name].to(dtype).float())
@@ -125,15 +125,15 @@ def test_missing_and_extra_tensors(model, tmp_path, change):
 
 
 @pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors", "old.pt"])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_truncated_file_says_so(model, tmp_path, name, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_file_is_reported(model, tmp_path, name, fraction):
     path = tmp_path / name
     if name.endswith("safetensors"):
         save_file(model.state_dict(), path)
     else:
         torch.save(model.state_dict(), path, _use_new_zipfile_serialization=name != "old.pt")
     whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * share)])
+    path.write_bytes(whole[: int(len(whole) * fraction)])
     with pytest.raises(UserError, match=r"truncated|empty|damaged"):
         checkpoint.load_weights(create_model(CONFIG), path)
 

@@ -10,7 +10,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 
 from alip import tokens
 from alip.errors import UserError
-from alip.model import attention, create_model, packing, transformer
+from alip.model import attention, create_model, transformer, varlen
 from alip.model.transformer import run_blocks
 
 VIT = {
@@ -111,7 +111,7 @@ def test_features_and_gradients_equal_open_clips(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_only_towers_that_allow_it_drop_padding(name):
-    assert create_model(CONFIGS[name])._pads() == (name in PADDED)
+    assert create_model(CONFIGS[name])._needs_padding() == (name in PADDED)
 
 
 def test_hugging_face_text_tower_falls_back_to_full_length(tmp_path):
@@ -124,7 +124,7 @@ def test_hugging_face_text_tower_falls_back_to_full_length(tmp_path):
     model = create_model(VIT | {"text_cfg": text}).eval()
     rows = tokens.tokenize(RAW)
     with torch.no_grad():
-        assert model._pads()
+        assert model._needs_padding()
         torch.testing.assert_close(model.encode_text(rows), model.text(rows), rtol=0, atol=0)
 
 
@@ -141,24 +141,24 @@ def test_group_step_changes_nothing():
     model = sharpened(VIT)
     rows = tokens.tokenize(RAW + CAPTIONS)
     lengths = tokens.lengths(rows)
-    whole = packing.pack(lengths, 77, group_step=77)
-    exact = packing.pack(lengths, 77, group_step=1)
-    assert len(whole.groups) == 1 and whole.slots is not None and exact.slots is None
+    whole = varlen.plan_varlen(lengths, 77, group_step=77)
+    exact = varlen.plan_varlen(lengths, 77, group_step=1)
+    assert len(whole.groups) == 1 and whole.padded_index is not None and exact.padded_index is None
     torch.manual_seed(0)
     x = torch.randn(int(lengths.sum()), 64)
     results = [run_blocks(model.transformer, x, plan, causal=True) for plan in (whole, exact)]
     torch.testing.assert_close(*results, rtol=0, atol=1e-5)
 
 
-def test_packing_has_no_row_of_padding():
+def test_the_plan_has_no_row_of_padding():
     rows = tokens.tokenize(RAW + CAPTIONS)
     lengths = tokens.lengths(rows)
-    plan = packing.pack(lengths, 77)
-    packed = rows.flatten()[plan.source]
-    assert len(packed) == lengths.sum() and (packed > 0).all()
-    assert packed[plan.keep][plan.restore].tolist() == [49407] * len(rows)
-    assert (rows.flatten()[plan.source - plan.position] == 49406).all()
-    assert sorted(set(plan.slots.tolist())) == sorted(plan.slots.tolist())
+    plan = varlen.plan_varlen(lengths, 77)
+    unpadded = rows.flatten()[plan.token_index]
+    assert len(unpadded) == lengths.sum() and (unpadded > 0).all()
+    assert unpadded[plan.pooled_index][plan.batch_order].tolist() == [49407] * len(rows)
+    assert (rows.flatten()[plan.token_index - plan.position] == 49406).all()
+    assert sorted(set(plan.padded_index.tolist())) == sorted(plan.padded_index.tolist())
 
 
 def test_fused_and_plain_attention_agree(monkeypatch):
@@ -282,11 +282,11 @@ def test_config_rebuilds_the_model_and_is_json(tmp_path):
     assert again.config == model.config
     assert create_model(tmp_path / "my.json").image_size == 64
     assert (again.context_length, again.vocab_size, again.image_size) == (77, 49408, 64)
-    assert again.preprocess()(_picture()).shape == (3, 64, 64)
+    assert again.preprocess()(_image()).shape == (3, 64, 64)
     assert torch.equal(again.tokenizer(["a dog"]), tokens.tokenize(["a dog"]))
 
 
-def _picture():
+def _image():
     from PIL import Image
 
     return Image.new("RGB", (90, 70), (200, 10, 10))
@@ -305,7 +305,7 @@ def test_paper_spelling_and_deep_copy():
 def test_preprocess_is_open_clips():
     model = create_model(VIT)
     theirs = open_clip.image_transform(32, is_train=False)
-    assert torch.equal(model.preprocess()(_picture()), theirs(_picture()))
+    assert torch.equal(model.preprocess()(_image()), theirs(_image()))
 
 
 @pytest.mark.parametrize(
