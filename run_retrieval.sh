@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 CHECKPOINT=${CHECKPOINT:-runs/quickstart}           # run folder, checkpoint file, released weights, open_clip or HF folder
-DATASETS=${DATASETS:-demo-design demo-concept}      # names of docs/evaluation.md, or caption files
+DATASETS=${DATASETS:-demo-style demo-concept}      # names of docs/evaluation.md, or caption files
 DATA_ROOT=${DATA_ROOT:-data}                        # the folder that holds them
 PROTOCOL=${PROTOCOL:-field}                         # field, or released
 OUTPUT=${OUTPUT:-}                                  # results and pictures; empty: in the run folder

@@ -3,12 +3,12 @@
 #
 #     bash scripts/quickstart.sh
 #
-# Makes .venv, builds rec shards, trains, evaluates, draws. Run again, it re-uses what is there; interrupted, it goes on.
+# Makes .venv, builds rec shards, trains, evaluates, plots. Run again, it re-uses what is there; interrupted, it resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-RUN=${RUN:-runs/quickstart}       # the run folder: checkpoints, metrics, results, pictures
-DATA=${DATA:-data/demo}           # where the demo's shards and test sets go
+RUN=${RUN:-runs/quickstart}       # the run folder: checkpoints, metrics, results, plots
+DATA=${DATA:-data/demo}           # where the demo's shards and benchmarks go
 EPOCHS=${EPOCHS:-40}
 BATCH_SIZE=${BATCH_SIZE:-256}
 PROCESSES=${PROCESSES:-1}         # training processes; one per GPU, or 1 on a CPU
@@ -21,11 +21,11 @@ make_environment .venv requirements.txt
 export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 started=$SECONDS
 
-say "2/7 rec shards of the demo's 2,814 training triplets"
+say "2/7 rec shards of the demo's 2,814 training samples"
 python data2rec.py --input 'scripts/demo/train-*.tar' --output "$DATA/train" \
     --samples-per-shard 1000 --workers 2
 
-say "3/7 test sets"
+say "3/7 benchmarks"
 if [ -d "$DATA/eval" ]; then
     echo "$DATA/eval is there already"
 else
@@ -41,17 +41,17 @@ torchrun --standalone --nproc_per_node "$PROCESSES" train.py \
     --lr-scheduler one-cycle --lr 2e-3 --wd 0.1 \
     --history-init first-batch --history-momentum 0.9 \
     --crop-area 0.6 1.0 --shift 0.1 --rotation 15 --brightness 0.3 --contrast 0.3 \
-    --mismatch-column text_is_wrong --log-every 5 --save-every 50
+    --mismatch-column is_mismatched --log-every 5 --save-every 50
 
 say "5/7 evaluation"
 CHECKPOINT=$RUN DATA_ROOT=$(dirname "$DATA") OUTPUT=$RUN/results bash run_retrieval.sh
 CHECKPOINT=$RUN DATA_ROOT=$(dirname "$DATA") OUTPUT=$RUN/results bash run_zeroshot.sh
 
-say "6/7 what the gates saw, and pictures"
-python -m alip.eval.gates --checkpoint "$RUN" --data "$DATA/train" --mismatch-column text_is_wrong --output "$RUN/results/gates.parquet"
+say "6/7 what the gates saw, and plots"
+python -m alip.eval.gates --checkpoint "$RUN" --data "$DATA/train" --mismatch-column is_mismatched --output "$RUN/results/gates.parquet"
 python scripts/demo/baseline.py --data-root "$(dirname "$DATA")" --output "$RUN/results/pixels.json"
-python -m alip.eval.run_plots --run "$RUN" --data "$DATA/train" --mismatch-column text_is_wrong \
-    --scores "$RUN/results/gates.parquet" --output "$RUN/pictures"
+python -m alip.eval.run_plots --run "$RUN" --data "$DATA/train" --mismatch-column is_mismatched \
+    --scores "$RUN/results/gates.parquet" --output "$RUN/plots"
 
 say "7/7 summary (everything after the installation took $((SECONDS - started)) s)"
 python scripts/demo/summary.py --run "$RUN"

@@ -57,8 +57,8 @@ RETRIEVAL: dict[str, RetrievalRecord] = {
         ("flickr30k/dataset_flickr30k.json", "flickr30k/flickr30k_test.json", "dataset_flickr30k.json"),
         ("flickr30k", "flickr30k/flickr30k-images", "flickr30k/images", "", "flickr30k-images"),
     ),
-    "demo-design": RetrievalRecord(("demo/eval/unseen-design/captions.jsonl",)),
-    "demo-concept": RetrievalRecord(("demo/eval/unseen-concept/captions.jsonl",)),
+    "demo-style": RetrievalRecord(("demo/eval/held-out-style/captions.jsonl",)),
+    "demo-concept": RetrievalRecord(("demo/eval/held-out-concept/captions.jsonl",)),
 }
 
 
@@ -245,5 +245,5 @@ CLASSIFICATION: dict[str, ClassificationRecord] = {
 }
 
 # The demo's zero-shot sets: folders under the data root with a classes.jsonl; lists beside them.
-DEMO_CLASSIFICATION = {"demo-design": "demo/eval/unseen-design", "demo-concept": "demo/eval/unseen-concept"}
+DEMO_CLASSIFICATION = {"demo-style": "demo/eval/held-out-style", "demo-concept": "demo/eval/held-out-concept"}
 PAPER_PROBE = tuple(name for name, record in CLASSIFICATION.items() if record.train is not None)

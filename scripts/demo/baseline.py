@@ -1,4 +1,4 @@
-"""What raw pixels can do on the demo's test sets: the nearest training picture, told every true name and class.
+"""What raw pixels can do on the demo's benchmarks: the nearest training image, told every true name and class.
 
 python scripts/demo/baseline.py --data-root data --output runs/quickstart/results/pixels.json
 """
@@ -10,7 +10,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from kinds import KINDS
+from classes import CLASSES
 from unpack import SPLITS, read_split
 
 from alip.errors import run_command
@@ -21,7 +21,7 @@ from alip.eval.datasets import open_classification, open_retrieval
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds demo/eval")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write: {set: {number: percent}}")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write: {dataset: {metric: percent}}")
     arguments = parser.parse_args()
 
     numbers = {}
@@ -29,11 +29,11 @@ def main() -> None:
         records = read_split("train", Path(folder) / "images")
         images = [Path(folder) / record["image"] for record in records]
         names = list(zip(images, (record["name"] for record in records), strict=True))
-        kinds = list(zip(images, (record["kind"] for record in records), strict=True))
+        labels = list(zip(images, (record["class"] for record in records), strict=True))
         for name in SPLITS.values():
             retrieval = pixel_retrieval(names, open_retrieval(name, arguments.data_root))
-            classes = pixel_classification(kinds, open_classification(name, arguments.data_root), list(KINDS))
-            numbers[name] = {**retrieval, **classes}
+            accuracy = pixel_classification(labels, open_classification(name, arguments.data_root), list(CLASSES))
+            numbers[name] = {**retrieval, **accuracy}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(numbers, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""Prints what the quickstart measured: the model beside raw pixels and chance, the gates, and where everything lies.
+"""Prints what the quickstart measured: the model beside raw pixels and chance, the gates, and where everything is.
 
 python scripts/demo/summary.py --run runs/quickstart
 """
@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from kinds import KINDS
+from classes import CLASSES
 from unpack import SPLITS
 
 from alip.errors import UserError, run_command
@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict:
 
 
 def rows_of(split: str, run: Path) -> list[str]:
-    """The lines of one test set: the model, raw pixels, chance."""
+    """The lines of one benchmark: the model, raw pixels, chance."""
     name = SPLITS[split]
     measured = {
         (entry["kind"], entry["dataset"]): entry["numbers"]
@@ -51,7 +51,7 @@ def rows_of(split: str, run: Path) -> list[str]:
         row("  this model", [retrieval[key] for key in recalls], zeroshot["top1"]),
         row("  nearest pixels, true names", [pixels[key] for key in recalls], pixels["top1"]),
     ]
-    return [*lines, ROW.format("  chance", *(f"{value:.2f}" for value in chance), f"{100 / len(KINDS):.1f}")]
+    return [*lines, ROW.format("  chance", *(f"{value:.2f}" for value in chance), f"{100 / len(CLASSES):.1f}")]
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
 
     gates = read_json(run / "results/gates.json")
     print(ROW.format("", "text → image", "", "image → text", "", ""))
-    print(ROW.format("in %", "R@1", "R@5", "R@1", "R@5", f"{len(KINDS)} kinds"))
+    print(ROW.format("in %", "R@1", "R@5", "R@1", "R@5", f"{len(CLASSES)} classes"))
     for split in SPLITS:
         print("\n".join(rows_of(split, run)))
     print(
@@ -71,7 +71,7 @@ def main() -> None:
     )
     print(
         f"\nmodel      {run}/checkpoints\nnumbers    {run}/results, {run}/metrics.jsonl"
-        f"\npictures   {run}/pictures, {run}/results\nTensorBoard: .venv/bin/tensorboard --logdir {run}/tensorboard"
+        f"\nplots      {run}/plots, {run}/results\nTensorBoard: .venv/bin/tensorboard --logdir {run}/tensorboard"
     )
 
 

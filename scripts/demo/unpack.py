@@ -3,7 +3,7 @@
     python scripts/demo/unpack.py --output data/demo/eval
 
 Writes, for each split, images/, captions.jsonl (retrieval: the query is the emoji's name) and classes.jsonl (zero-shot:
-the class is the kind of thing), and classnames.json and templates.json for both.
+the class of the emoji), and classnames.json and templates.json for both.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from build import draw, order
-from kinds import KINDS, TEMPLATES
+from build import order, sample
+from classes import CLASSES, TEMPLATES
 
-SPLITS = {"unseen-design": "demo-design", "unseen-concept": "demo-concept"}
+SPLITS = {"held-out-style": "demo-style", "held-out-concept": "demo-concept"}
 
 
 def read_split(split: str, images: Path) -> list[dict]:
-    """Writes the split's images into a folder and returns a record for each: image, name, kind, design, code."""
+    """Writes the split's images into a folder and returns a record for each: image, name, kind, style, code."""
     images.mkdir(parents=True)
     files: dict[str, str] = {}
     records: dict[str, dict] = {}
@@ -38,13 +38,13 @@ def read_split(split: str, images: Path) -> list[dict]:
     return [{"image": files[key], "code": key.split("-", 1)[1], **record} for key, record in records.items()]
 
 
-def one_design_each(records: list[dict]) -> list[dict]:
-    """One image of each concept: a query must have one right answer, and designs of a concept share its name."""
-    designs: dict[str, list[str]] = {}
+def one_style_each(records: list[dict]) -> list[dict]:
+    """One image of each concept: a query must have one right answer, and styles of a concept share its name."""
+    styles: dict[str, list[str]] = {}
     for record in records:
-        designs.setdefault(record["code"], []).append(record["design"])
-    chosen = {code: order(names, code, "retrieval design")[0] for code, names in designs.items()}
-    return [record for record in records if record["design"] == chosen[record["code"]]]
+        styles.setdefault(record["code"], []).append(record["style"])
+    chosen = {code: order(names, code, "retrieval design")[0] for code, names in styles.items()}
+    return [record for record in records if record["style"] == chosen[record["code"]]]
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
@@ -57,16 +57,16 @@ def unpack(output: Path) -> None:
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     for split in SPLITS:
-        records = sorted(read_split(split, unfinished / split / "images"), key=lambda record: draw(record["image"]))
-        pairs = [{"image": row["image"], "caption": [row["name"]]} for row in one_design_each(records)]
+        records = sorted(read_split(split, unfinished / split / "images"), key=lambda record: sample(record["image"]))
+        pairs = [{"image": row["image"], "caption": [row["name"]]} for row in one_style_each(records)]
         write_lines(unfinished / split / "captions.jsonl", pairs)
         write_lines(
-            unfinished / split / "classes.jsonl", [{"image": row["image"], "label": row["kind"]} for row in records]
+            unfinished / split / "classes.jsonl", [{"image": row["image"], "label": row["class"]} for row in records]
         )
         print(f"{split}: {len(records)} images, {len(pairs)} retrieval pairs")
-    sets = SPLITS.values()
-    (unfinished / "classnames.json").write_text(json.dumps({name: list(KINDS) for name in sets}, indent=1))
-    (unfinished / "templates.json").write_text(json.dumps(dict.fromkeys(sets, TEMPLATES), indent=1))
+    names = SPLITS.values()
+    (unfinished / "classnames.json").write_text(json.dumps({name: list(CLASSES) for name in names}, indent=1))
+    (unfinished / "templates.json").write_text(json.dumps(dict.fromkeys(names, TEMPLATES), indent=1))
     shutil.rmtree(output, ignore_errors=True)
     unfinished.rename(output)
 

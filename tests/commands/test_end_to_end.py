@@ -69,7 +69,7 @@ def house(tmp_path_factory):
             image = f"images/{picture.name}"
             (folder / "eval" / image).write_bytes(demo.extractfile(picture).read())
             pairs.append({"image": image, "caption": [record["name"]]})
-            classes.append({"image": image, "label": record["kind"]})
+            classes.append({"image": image, "label": record["class"]})
     kinds = sorted({row["label"] for row in classes})
     for name, rows in (("captions", pairs), ("classes", classes)):
         (folder / f"eval/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -78,7 +78,7 @@ def house(tmp_path_factory):
     (folder / "model.json").write_text(json.dumps(TINY_MODEL))
 
     must("python", "data2rec.py", "--input", folder / "few.tar", "--output", folder / "shards/few", "--quiet")
-    must(*train(folder, "run"), "--mismatch-column", "text_is_wrong")
+    must(*train(folder, "run"), "--mismatch-column", "is_mismatched")
     return folder
 
 
@@ -109,7 +109,7 @@ def test_training_leaves_the_promised_traces(house):
 
 def test_a_finished_run_is_left_alone(house):
     before = metrics(house, "run", "train")
-    must(*train(house, "run"), "--mismatch-column", "text_is_wrong", "--resume", "auto")
+    must(*train(house, "run"), "--mismatch-column", "is_mismatched", "--resume", "auto")
     assert metrics(house, "run", "train") == before
 
 
@@ -137,7 +137,7 @@ def test_evaluations_and_pictures(house):
     shards = house / "shards/few"
     done = must(
         *("python", "-m", "alip.eval.gates", "--checkpoint", house / "run", "--data", shards),
-        *("--mismatch-column", "text_is_wrong", "--output", scores, "--device", "cpu"),
+        *("--mismatch-column", "is_mismatched", "--output", scores, "--device", "cpu"),
     )
     assert f"{SAMPLES} samples scored" in done.stdout and "AUC" in done.stdout
     again = results / "again.parquet"
@@ -150,7 +150,7 @@ def test_evaluations_and_pictures(house):
     assert one["sample_text_weight"] == pytest.approx(two["sample_text_weight"], abs=1e-5)
     must(
         *("python", "-m", "alip.eval.run_plots", "--run", house / "run", "--scores", scores, "--data", shards),
-        *("--mismatch-column", "text_is_wrong", "--output", house / "pictures"),
+        *("--mismatch-column", "is_mismatched", "--output", house / "pictures"),
     )
     for name in ("curves.png", "gates.png"):
         with Image.open(house / "pictures" / name) as picture:

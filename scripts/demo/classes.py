@@ -1,8 +1,8 @@
-"""What kind of thing each emoji subcategory shows: the nouns of the demo's captions and its zero-shot classes."""
+"""The class of each emoji subcategory: the nouns of the demo's captions and its zero-shot classes."""
 
 # Unicode's subcategories are fine-grained ("hand-fingers-open") and some hold two or three emoji; a class needs
 # enough test images to mean something, so neighbours that look alike share a noun.
-KINDS = {
+CLASSES = {
     "smiling face": ["face-smiling", "face-affection", "face-tongue", "face-glasses", "face-hat"],
     "worried face": ["face-concerned", "face-unwell", "face-negative", "face-sleepy"],
     "face": ["face-hand", "face-neutral-skeptical", "face-costume"],
@@ -61,7 +61,7 @@ KINDS = {
     "small symbol": ["gender", "math", "punctuation", "currency", "other-symbol"],
 }
 
-KIND_OF = {subcategory: kind for kind, subcategories in KINDS.items() for subcategory in subcategories}
+CLASS_OF = {subcategory: name for name, subcategories in CLASSES.items() for subcategory in subcategories}
 
 # Sentences in which a class name stands, for the text classifier.
 TEMPLATES = [
