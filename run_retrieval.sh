@@ -11,7 +11,7 @@ PROTOCOL=${PROTOCOL:-field}                         # field, or released
 OUTPUT=${OUTPUT:-}                                  # results and pictures; empty: in the run folder
 BATCH_SIZE=${BATCH_SIZE:-256}                       # images per step and process
 WORKERS=${WORKERS:-2}                               # processes that read images, per process
-PRECISION=${PRECISION:-auto}                        # auto, fp32, bf16, fp16
+PRECISION=${PRECISION:-auto}                        # auto, amp_bf16, amp or fp32
 NPROC=${NPROC:-1}                                   # processes: one per GPU
 
 if [[ "$CHECKPOINT" == runs/quickstart && ! -e "$CHECKPOINT" ]]; then

@@ -18,6 +18,7 @@ from alip.distributed import World
 from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
+from alip.model.precision import resolve
 from alip.train import arguments, precision
 from alip.train.evaluation import create_evaluations
 from alip.train.optimizer import create_optimizer
@@ -42,7 +43,7 @@ def main() -> int:
 
 def train(args: argparse.Namespace, world: World) -> int:
     """One run, from its arguments to its exit status."""
-    args.precision = precision.resolve(args.precision, world.device)
+    args.precision = resolve(args.precision, world.device)
     precision.set_up(world.device, args.precision, args.seed, args.deterministic, args.cpu_threads)
 
     manifest = load_manifest(args.train_data)

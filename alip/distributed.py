@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from alip.errors import UserError
+
 _CPU = torch.device("cpu")
 
 
@@ -49,17 +51,34 @@ def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
     if "MASTER_ADDR" not in os.environ:  # an interactive SLURM shell, or no launcher: a process by itself
         rank, local_rank, world_size = 0, 0, 1
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device(device)
-    if place.type == "cuda":
-        if place.index is None:
-            place = torch.device("cuda", local_rank)
-        torch.cuda.set_device(place)
+    place = pick_device(device, local_rank)
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=timeout_minutes))
     return World(rank, local_rank, world_size, place)
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of "auto" (a GPU if there is one), "cpu", "cuda" (the local rank's GPU) or "cuda:K", made current.
+
+    Raises UserError for another name and for a GPU that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: choose auto, cpu, cuda or cuda:K")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {name}, but no GPU can be used here: choose --device cpu")
+        device = device if device.index is not None else torch.device("cuda", local_rank)
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"--device {name}: there is no GPU {device.index}, only {torch.cuda.device_count()} in all")
+        torch.cuda.set_device(device)
+    return device
 
 
 def stop() -> None:

@@ -13,6 +13,7 @@ import torch
 from alip.caption.captioners import Captioner, Decoding
 from alip.caption.user_file import load_captioner_file
 from alip.errors import UserError
+from alip.model.precision import dtype_of
 
 # Short names. The first four and florence2 are Hugging Face models, coca is open_clip's.
 NAMED_MODELS = {
@@ -29,7 +30,7 @@ class CaptionerChoice:
     """A captioner as the user asked for it: all that is needed to build it, here or in another process.
 
     name: a short name, `coca[:MODEL]`, `file:PATH`, `existing:FILE`, or a Hugging Face model name or local folder.
-    precision: "auto" (bf16 or fp16 on a GPU, fp32 on a CPU), "fp32", "bf16" or "fp16".
+    precision: a name of alip.model.precision.
     options: strings for a captioner file's `create_captioner`.
     """
 
@@ -79,7 +80,7 @@ def open_captioner(choice: CaptionerChoice, device: torch.device) -> Captioner:
         from alip.caption.existing import ExistingCaptions
 
         return ExistingCaptions(_existing_file(value))
-    precision = resolve_precision(choice.precision, device)
+    precision = weights_type(choice.precision, device)
     if kind == "coca":
         if choice.prompt:
             raise UserError("CoCa takes no --prompt: it was trained to caption without one")
@@ -91,16 +92,12 @@ def open_captioner(choice: CaptionerChoice, device: torch.device) -> Captioner:
     return TransformersCaptioner(value, choice.prompt, choice.decoding, device, precision)
 
 
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The weights' type: "auto" is bf16 on a GPU that has it, fp16 on an older GPU, fp32 on a CPU."""
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if name != "auto":
-        if name == "fp16" and device.type == "cpu":
-            raise UserError("--precision fp16 needs a GPU: take fp32 or bf16")
-        return types[name]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+def weights_type(name: str, device: torch.device) -> torch.dtype:
+    """The type of a captioner's weights: they are only read, so they are held in the type that they compute in."""
+    dtype = dtype_of(name, device)
+    if dtype == torch.float16 and device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU: choose fp32 or bf16")
+    return dtype
 
 
 def _from_file(path: Path, choice: CaptionerChoice, device: torch.device) -> Captioner:

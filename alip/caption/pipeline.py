@@ -74,7 +74,7 @@ def caption(
     part, parts = arguments.part
     share = Share(part * world.world_size + world.rank, parts * world.world_size)
     settings = choice.settings() | {"cleaning": cleaning, "part": [part + 1, parts]}
-    device = pick_device(arguments.device, world)
+    device = distributed.pick_device(arguments.device, world.local_rank)
     captioner = open_captioner(choice, device)
     module_file = choice.kind()[1] if choice.kind()[0] == "file" else None
     facts = describe_run(captioner, source, world)
@@ -207,20 +207,6 @@ def from_rank_0(action: Any, world: World) -> Any:
             raise UserError(value)
         sys.exit(2)
     return value
-
-
-def pick_device(name: str, world: World) -> torch.device:
-    """This rank's GPU if there is one, else the CPU; or what was asked for."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda, but no GPU can be used here: take --device cpu")
-        name = f"cuda:{world.local_rank}"
-    device = torch.device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
 
 
 def describe_run(captioner: Any, source: Source, world: World) -> dict[str, Any]:

@@ -23,8 +23,7 @@ from alip.distributed import World, broadcast_object, gather_objects, share
 from alip.errors import UserError
 from alip.eval import cache
 from alip.eval.image_readers import READ_ERRORS, Images
-
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from alip.model.precision import autocast, resolve
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Encoding:
     """How to compute features: what the two evaluations hand down.
 
     batch_size: images per step and rank; texts too. workers: processes per rank that read images.
-    precision: fp32, bf16, fp16, or auto (bf16 on a GPU that has it, else fp32). cache: a folder, or None for no cache.
+    precision: a name of alip.model.precision. cache: a folder, or None for no cache.
     """
 
     world: World = field(default_factory=World)
@@ -58,18 +57,12 @@ class Encoding:
 
     def resolved_precision(self) -> str:
         """`precision` with "auto" decided for this machine."""
-        if self.precision != "auto":
-            if self.precision not in _PRECISIONS:
-                raise UserError(f"unknown precision {self.precision!r}: take auto, fp32, bf16 or fp16")
-            return self.precision
-        return "bf16" if self.world.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        return resolve(self.precision, self.world.device)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
         """No gradients, and the chosen precision."""
-        kind = _PRECISIONS[self.resolved_precision()]
-        device = self.world.device.type
-        with torch.no_grad(), torch.autocast(device, dtype=kind, enabled=kind is not None):
+        with torch.no_grad(), autocast(self.precision, self.world.device):
             yield
 
     def cached(self, key: str) -> dict[str, Tensor] | None:

@@ -10,6 +10,7 @@ from alip.distributed import World
 from alip.errors import UserError
 from alip.eval.features import Encoding
 from alip.eval.prompts import PROTOCOLS
+from alip.model.precision import canonical
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     computing.add_argument(
         "--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes per rank that read images"
     )
-    computing.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    computing.add_argument("--precision", type=canonical, default="auto", help="auto, amp_bf16, amp or fp32")
     computing.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     computing.add_argument("--cache", metavar="DIR", help="keep image features here, and use those that are there")
 

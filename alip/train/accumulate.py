@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from alip.train.randomness import get_randomness, set_randomness
+
 # The two lower-case names are torch's own, and both batch-dependent.
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -54,7 +56,7 @@ def accumulated_backward(
     randomness, features = [], []
     with torch.no_grad(), _running_statistics_frozen(model):
         for batch in micro_batches:
-            randomness.append(_get_randomness(device))
+            randomness.append(get_randomness(device))
             with autocast():
                 *triplet, logit_scale = model(batch.image, batch.text_tokens, batch.caption_tokens)
             features.append(triplet)
@@ -68,7 +70,7 @@ def accumulated_backward(
     pieces = zip(*(leaf.grad.split(sizes) for leaf in leaves))
     last = len(micro_batches) - 1
     for k, (batch, piece) in enumerate(zip(micro_batches, pieces)):
-        _set_randomness(randomness[k], device)
+        set_randomness(randomness[k], device)
         with _without_exchange(parallel_model, k < last):
             with autocast():
                 *triplet, logit_scale = parallel_model(batch.image, batch.text_tokens, batch.caption_tokens)
@@ -104,14 +106,3 @@ def _running_statistics_frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-def _get_randomness(device: torch.device):
-    """The generators that dropout and patch dropout draw from. On a GPU this reads the host's copy: no wait."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _set_randomness(state, device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)

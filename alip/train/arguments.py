@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from alip.errors import UserError
+from alip.model.precision import canonical
 from alip.train import schedule
 from alip.train.plan import Interval
-from alip.train.precision import PRECISIONS
 
 # The recipe of the paper's YFCC15M runs, ViT-B/32, global batch 4096 (set by --batch-size x ranks x --accum-freq).
 _PAPER = {
@@ -220,7 +220,7 @@ def _recipe_flags(group) -> None:
     add("--decay-all", action=argparse.BooleanOptionalAction, default=False, help="decay biases, norms, … too")
     add("--lr-scheduler", "--schedule", choices=schedule.NAMES, default=_PAPER["lr_scheduler"])
     add("--warmup", default=_PAPER["warmup"], help="share of all updates (0.1) or their number (500); default 0.1")
-    add("--cooldown", type=float, default=0.2, help="share of all updates, for constant-cooldown (default 0.2)")
+    add("--cooldown", type=float, default=0.2, help="share of all updates, for const-cooldown (default 0.2)")
     add("--cycle-beta1", action=argparse.BooleanOptionalAction, default=False, help="one-cycle moves beta1 too")
     add(
         "--grad-clip-norm",
@@ -273,7 +273,12 @@ def _data_flags(group) -> None:
 def _machine_flags(group) -> None:
     add = group.add_argument
     add("--device", default="auto", help="auto, cpu, cuda or cuda:K")
-    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where the hardware has it")
+    add(
+        "--precision",
+        type=canonical,
+        default="auto",
+        help="auto (bf16 if the hardware has it), amp_bf16, amp, fp32",
+    )
     add("--cpu-threads", type=int, default=0, help="threads per rank on a CPU; 0: its share of the cores")
     add("--dist-timeout", type=float, default=10.0, metavar="MINUTES", help="a rank silent for so long is lost (10)")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from alip.distributed import World
 from alip.train.optimizer import MovingAverage
+from alip.train.randomness import same_randomness_after
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,11 @@ def evaluate_all(
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Puts random numbers and training mode back afterwards: a run with evaluations trains as one without."""
-    python_state, was_training = random.getstate(), model.training
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    was_training = model.training
+    with same_randomness_after(device):
         try:
             yield
         finally:
-            random.setstate(python_state)
             model.train(was_training)
 
 

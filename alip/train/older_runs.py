@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from alip.model.precision import canonical
+
 # Old name in a saved recipe or numerics: the flag's name now.
 RENAMED = {
     "weight_decay": "wd",
@@ -18,6 +20,14 @@ RENAMED = {
 }
 
 
+_SCHEDULES = {"constant": "const", "constant-cooldown": "const-cooldown"}
+
+
 def with_new_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """A saved recipe or numerics under the present names."""
-    return {RENAMED.get(name, name): value for name, value in settings.items()}
+    """A saved recipe or numerics under the present names, of settings and of their values."""
+    renamed = {RENAMED.get(name, name): value for name, value in settings.items()}
+    if "precision" in renamed:
+        renamed["precision"] = canonical(renamed["precision"])
+    if "lr_scheduler" in renamed:
+        renamed["lr_scheduler"] = _SCHEDULES.get(renamed["lr_scheduler"], renamed["lr_scheduler"])
+    return renamed

@@ -1,39 +1,20 @@
-"""What a machine computes best with: number types and CPU threads."""
+"""What a training process computes best with: gradient scaling, kernels, memory layout and CPU threads."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import random
-from pathlib import Path
 
 import torch
 from open_clip.transformer import VisionTransformer
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def resolve(precision: str, device: torch.device) -> str:
-    """ "auto" -> "bf16" where the hardware has it (GPU, or a CPU with bf16 instructions), else "fp32"."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if _cpu_has_bf16() else "fp32"
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """The context for the towers' forward pass. Gates and loss are computed outside of it, in fp32."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=_TYPES[precision])
+from alip.model.precision import canonical
 
 
 def create_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler | None:
-    """fp16 needs its gradients scaled; nothing else does."""
-    return torch.amp.GradScaler(device.type) if precision == "fp16" else None
+    """fp16 needs its gradients scaled; no other type does."""
+    return torch.amp.GradScaler(device.type) if canonical(precision) == "amp" else None
 
 
 def set_up(device: torch.device, precision: str, seed: int, deterministic: bool, cpu_threads: int) -> None:
@@ -96,13 +77,3 @@ def default_threads() -> int:
         return max(1, int(wish.split(",")[0]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // local_ranks)
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX, Arm BF16); emulated it is slower than fp32."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux: no cheap way to know
-        return False
-    words = set(text.split())
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

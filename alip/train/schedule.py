@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-NAMES = ("one-cycle", "cosine", "constant", "constant-cooldown")
+NAMES = ("one-cycle", "cosine", "const", "const-cooldown")
 
 # torch's OneCycleLR defaults, which the released recipe uses: lr/25 -> lr -> lr/25e4, and beta1 0.95 -> 0.85 -> 0.95.
 _START_DIVISOR = 25.0
@@ -18,7 +18,7 @@ class Schedule:
     """Learning rate (and beta1) of update number `step`, counted from 0.
 
     kind: one of NAMES. peak: the highest learning rate. total: number of updates.
-    warmup: updates of warm-up; cooldown: updates of the final linear cool-down ("constant-cooldown" only).
+    warmup: updates of warm-up; cooldown: updates of the final linear cool-down ("const-cooldown" only).
     cycle_beta1: let beta1 mirror the cycle, as OneCycleLR does unless told not to (the released runs did that,
     which put their beta1 of 0.9 out of force).
     """
@@ -45,7 +45,7 @@ class Schedule:
         if self.kind == "cosine":
             done = (step - self.warmup) / max(1, self.total - self.warmup)
             return self.peak * 0.5 * (1.0 + math.cos(math.pi * done))
-        if self.kind == "constant-cooldown" and step >= self.total - self.cooldown:
+        if self.kind == "const-cooldown" and step >= self.total - self.cooldown:
             return self.peak * (self.total - step) / (self.cooldown + 1)
         return self.peak
 
@@ -70,7 +70,7 @@ def create_schedule(
     """A schedule of `total` updates.
 
     warmup: a fraction of all updates (0.1, "0.1") or a number of updates (500, "500").
-    cooldown: the fraction of all updates that "constant-cooldown" spends going down.
+    cooldown: the fraction of all updates that "const-cooldown" spends going down.
     """
     return Schedule(kind, peak, total, _updates(warmup, total), round(cooldown * total), cycle_beta1)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +15,7 @@ from alip.train.gate_metrics import MismatchMetrics
 from alip.train.meter import Meter
 from alip.train.optimizer import MovingAverage
 from alip.train.precision import create_scaler, seed_rank
+from alip.train.randomness import get_randomness, set_randomness
 
 FORMAT, VERSION = "alip-checkpoint", 1
 
@@ -136,26 +135,3 @@ def create_state(
         moving_average=MovingAverage(model, ema) if ema else None,
         mismatch_metrics=MismatchMetrics(read_mismatch_labels(manifest, mismatch_column)) if mismatch_column else None,
     )
-
-
-def get_randomness(device: torch.device) -> dict[str, Any]:
-    """The state of every generator of this process, as tensors and plain values."""
-    name, keys, place, has_gauss, gauss = np.random.get_state()
-    version, internal, gauss_next = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(place), int(has_gauss), float(gauss)],
-        "python": [version, list(internal), gauss_next],
-    }
-
-
-def set_randomness(state: dict[str, Any], device: torch.device) -> None:
-    """Puts every generator back to where `get_randomness` found it."""
-    torch.set_rng_state(state["torch"].cpu())
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-    name, keys, place, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), place, has_gauss, gauss))
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))

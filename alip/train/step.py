@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from alip.model.precision import autocast
 from alip.train.accumulate import accumulated_backward
 from alip.train.optimizer import MovingAverage, gradient_norm
-from alip.train.precision import autocast
 
 
 @dataclass

@@ -10,9 +10,10 @@ from PIL import Image
 
 from alip.caption import coca
 from alip.caption.captioners import Decoding
-from alip.caption.choice import CaptionerChoice, open_captioner, resolve_precision
+from alip.caption.choice import CaptionerChoice, open_captioner, weights_type
 from alip.caption.transformers_models import strip_prompt
 from alip.errors import UserError
+from alip.model import precision as model_precision
 from tests.helpers import tiny_captioners as tiny
 from tests.helpers.captioning import write_captioner
 
@@ -262,6 +263,9 @@ def test_decoding_is_checked(wrong):
         Decoding(**wrong)
 
 
-def test_precision_on_a_cpu():
-    assert resolve_precision("auto", CPU) == torch.float32
-    assert resolve_precision("bf16", CPU) == torch.bfloat16
+@pytest.mark.parametrize("has_bf16, automatic", [(True, torch.bfloat16), (False, torch.float32)])
+def test_precision_on_a_cpu(monkeypatch, has_bf16, automatic):
+    monkeypatch.setattr(model_precision, "cpu_has_bf16", lambda: has_bf16)
+    assert weights_type("auto", CPU) == automatic
+    assert weights_type("bf16", CPU) == torch.bfloat16
+    assert weights_type("fp32", CPU) == torch.float32

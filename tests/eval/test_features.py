@@ -86,7 +86,7 @@ def test_low_precision_is_near(model, tmp_path, precision):
 
 
 def test_unknown_precision():
-    with pytest.raises(UserError, match="auto, fp32, bf16 or fp16"):
+    with pytest.raises(UserError, match="auto, amp_bf16, amp, fp32"):
         Encoding(precision="int8").resolved_precision()
 
 

@@ -36,9 +36,9 @@ def test_cosine_rises_to_the_peak_and_falls_to_zero():
 
 
 def test_constant_and_its_cooldown():
-    constant = create_schedule("constant", 3.0, 50, "0.1")
+    constant = create_schedule("const", 3.0, 50, "0.1")
     assert [constant.learning_rate(s) for s in (0, 4, 5, 49, 400)] == pytest.approx([0.6, 3.0, 3.0, 3.0, 3.0])
-    cooled = create_schedule("constant-cooldown", 3.0, 50, "0", cooldown=0.2)
+    cooled = create_schedule("const-cooldown", 3.0, 50, "0", cooldown=0.2)
     assert cooled.learning_rate(39) == 3.0
     assert [cooled.learning_rate(s) for s in (40, 49)] == pytest.approx([3.0 * 10 / 11, 3.0 / 11])
 
