@@ -3,9 +3,9 @@
     python data2rec.py --input 'tars/{00000..01500}.tar' --captions captions.jsonl --output DIR/NAME --workers 8
     python data2rec.py --verify DIR/NAME [--decode]
     python data2rec.py --show 16 --output DIR/NAME
-    python data2rec.py --merge --output DIR/NAME          # after --part 1/4 … --part 4/4 on four machines
+    python data2rec.py --merge --output DIR/NAME          # after --shard 1/4 … --shard 4/4 on four machines
 
-Interrupted in any way, the same command goes on where it stopped. See docs/data.md.
+Interrupted in any way, the same command resumes where it stopped. See docs/data.md.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument_group("what to do (one of)").add_argument
     add("--input", nargs="+", metavar="SRC", help="tars, tables, JSON, a folder; patterns with {00..99} and *")
-    add("--merge", action="store_true", help="join the parts of --output that --part has built")
-    add("--verify", metavar="DIR/NAME", help="check framing, index, checksums and labels of a data set")
-    add("--show", type=int, metavar="K", help="draw K samples of --output with their texts to NAME-samples.png")
+    add("--merge", action="store_true", help="merge what --shard 1/N … N/N built into --output")
+    add("--verify", metavar="DIR/NAME", help="check framing, index, checksums and labels of a dataset")
+    add("--show", type=int, metavar="K", help="plot K samples of --output with their texts: NAME-samples.png")
 
     add = parser.add_argument_group("where to").add_argument
-    add("--output", metavar="DIR/NAME", help="the data set: DIR/NAME.json, DIR/NAME-00000.rec …")
+    add("--output", metavar="DIR/NAME", help="the dataset: DIR/NAME.json, DIR/NAME-00000.rec …")
     add("--samples-per-shard", type=int, default=20_000, help="a crash loses the work of at most one shard")
-    add("--shuffle", type=int, metavar="SEED", help="mix samples across all shards (needs the disk room twice)")
-    add("--part", default="1/1", metavar="K/N", help="build the K-th of N parts, one on each machine; then --merge")
-    add("--overwrite", action="store_true", help="throw away what is there under this name")
+    add("--shuffle", type=int, metavar="SEED", help="mix samples across all shards (needs the disk space twice)")
+    add("--shard", "--part", default="1/1", metavar="K/N", help="build shard K of N of the input, one on each machine")
+    add("--overwrite", action="store_true", help="remove what is there under this name first")
 
     add = parser.add_argument_group("how to read the input").add_argument
     add("--source-type", choices=("webdataset", "table", "coco", "karpathy", "folder"), help="if not recognised")
@@ -48,16 +48,16 @@ def arguments() -> argparse.Namespace:
     add("--missing-caption", choices=MISSING_CAPTION, default="skip", help="a sample without a caption")
     add("--missing-text", choices=MISSING_TEXT, default="skip", help="a sample without a raw text")
 
-    add = parser.add_argument_group("pictures").add_argument
-    add("--short-side", type=int, default=SHORT_SIDE, help="larger pictures are shrunk to it; 0: never")
-    add("--quality", type=int, default=QUALITY, help="of JPEGs that have to be written anew, 1 to 100")
-    add("--max-pixels", type=int, default=MAX_PIXELS, help="larger pictures are rejected undecoded")
-    add("--min-side", type=int, default=MIN_SIDE, help="pictures with a shorter side are rejected")
-    add("--any-name", action="store_true", help="take pictures whose name promises another format")
+    add = parser.add_argument_group("images").add_argument
+    add("--short-side", type=int, default=SHORT_SIDE, help="larger images are shrunk to it; 0: never")
+    add("--quality", type=int, default=QUALITY, help="of JPEGs that have to be re-encoded, 1 to 100")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help="larger images are rejected undecoded")
+    add("--min-side", type=int, default=MIN_SIDE, help="images with a shorter side are rejected")
+    add("--any-name", action="store_true", help="accept images whose extension names another format")
 
     add = parser.add_argument_group("running").add_argument
     add("--workers", type=int, default=os.cpu_count(), help="processes; 0: only this one")
-    add("--decode", action="store_true", help="with --verify: decode every picture too")
+    add("--decode", action="store_true", help="with --verify: decode every image too")
     add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args()
 
@@ -91,6 +91,7 @@ def build(args: argparse.Namespace) -> int:
             raise UserError(f"--{flag.replace('_', '-')} should be from {least} to {most}, not {getattr(args, flag)}")
 
     from alip.build import writer
+    from alip.build.input_shard import InputShard
 
     fields = Fields(args.key_field, args.image_field, args.text_field, args.caption_field)
     splits = tuple(one for one in args.splits.split(",") if one)
@@ -104,7 +105,7 @@ def build(args: argparse.Namespace) -> int:
         samples_per_shard=args.samples_per_shard,
         captions=args.captions,
         shuffle_seed=args.shuffle,
-        part=writer.Part.parse(args.part),
+        input_shard=InputShard.parse(args.shard),
         overwrite=args.overwrite,
         quiet=args.quiet,
     )

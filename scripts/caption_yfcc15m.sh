@@ -33,6 +33,6 @@ launch=("$PYTHON")
 if [ "$GPUS" -gt 1 ]; then
     launch+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
 fi
-exec "${launch[@]}" -m alip.caption --input "$INPUT" --output "$OUTPUT" --captioner "$CAPTIONER" --part "$PART" \
+exec "${launch[@]}" -m alip.caption --input "$INPUT" --output "$OUTPUT" --captioner "$CAPTIONER" --shard "$PART" \
     --batch-size "$BATCH_SIZE" --beams "$BEAMS" --max-tokens "$MAX_TOKENS" --workers "$WORKERS" \
     --allow-failures "$ALLOW_FAILURES" --strip-lead "$@"

@@ -1,4 +1,4 @@
-"""What a build remembers on disk, so that after a crash it goes on and ends with the very same bytes."""
+"""What a build remembers on disk, so that after a crash it resumes and ends with the very same bytes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from alip.errors import UserError
 class Journal:
     """The work folder `NAME.partial` beside the shards: a journal of JSON lines, the rejects, temporary files.
 
-    A line is a promise: all that it speaks of is safely on the disk. The first line holds the build's options; a
-    second run must have the same. The folder is locked while a build is at work and removed when it is done.
+    A line is written only when all that it names is safely on the disk. The first line holds the build's options; a
+    second run must have the same. The folder is locked while a build runs and removed when it is done.
     """
 
     def __init__(self, folder: Path, options: dict):
@@ -63,11 +63,11 @@ class Journal:
             self.close()
             raise UserError(
                 f"{self.folder} holds a build that was started with another {', '.join(changed)}: "
-                "repeat its command to go on, or give --overwrite to start anew"
+                "repeat its command to resume it, or give --overwrite to start again"
             )
 
     def last(self, kind: str) -> dict | None:
-        """The newest line of a kind."""
+        """The newest line that has an entry of this name, or None."""
         return next((line for line in reversed(self.lines) if kind in line), None)
 
     def add(self, line: dict) -> None:
@@ -78,27 +78,27 @@ class Journal:
         self.lines.append(line)
 
     def close(self) -> None:
-        """Closes the journal and gives up the lock."""
+        """Closes the journal and releases the lock."""
         if hasattr(self, "_file"):
             self._file.close()
         self._lock.close()
 
     def remove(self) -> None:
-        """The build is done: the work folder goes."""
+        """The build is done: the work folder is removed."""
         self.close()
         shutil.rmtree(self.folder)
 
 
 @contextlib.contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
-    """A full disk is something that the user can mend."""
+    """A full disk is something that the user can fix."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"the disk of {folder} is full: make room and run the same command again, it goes on where it stopped"
+            f"the disk of {folder} is full: free some space and run the same command again, it resumes where it stopped"
         ) from None
 
 

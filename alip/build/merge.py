@@ -1,4 +1,4 @@
-"""Parts that several machines built → one data set."""
+"""Input shards that several machines built → one dataset."""
 
 from __future__ import annotations
 
@@ -10,72 +10,80 @@ from pathlib import Path
 
 from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError
+from alip.files import atomic_write
 
 
 def merge(output: str | os.PathLike, *, overwrite: bool = False) -> int:
-    """Joins `DIR/NAME-part1ofN` … `DIR/NAME-partNofN` to `DIR/NAME`: one manifest over all their shards, which stay
-    where they are, and one rejects file. UserError if a part is missing, unfinished, or built in another way."""
+    """Joins `DIR/NAME-shard1ofN` … `DIR/NAME-shardNofN` to `DIR/NAME`: one manifest over all their rec shards, which
+    keep their names, and one rejects file. UserError if one is missing, unfinished, or built with other flags."""
     folder, name = Path(output).parent, Path(output).name
     target = folder / f"{name}.json"
     if target.exists() and not overwrite:
-        raise UserError(f"{target} is there already: give --overwrite to join the parts anew")
-    parts = _find_parts(folder, name)
-    first = parts[0]
-    for part in parts[1:]:
-        for what in ("context_length", "tokenizer", "vocab_size", "image"):
-            if getattr(part, what) != getattr(first, what):
-                raise UserError(f"{part.name} and {first.name} differ in {what}: build them with the same flags")
-        ours, theirs = (_comparable(one) for one in (first, part))
-        changed = [key for key in ours if ours[key] != theirs.get(key)]
-        if changed:
-            raise UserError(f"{part.name} and {first.name} were built with another {', '.join(changed)}")
+        raise UserError(f"{target} exists already: give --overwrite to merge again")
+    inputs = _find_inputs(folder, name)
+    first = inputs[0]
+    for other in inputs[1:]:
+        _check_alike(first, other)
     rejects: Counter = Counter()
-    for part in parts:
-        rejects.update(part.rejects)
-    facts = dict(first.facts)
-    facts["untouched"] = sum(part.facts["untouched"] for part in parts)
-    facts["part"] = [1, 1]
-    facts["parts"] = [part.name for part in parts]
+    for one in inputs:
+        rejects.update(one.rejects)
     merged = Manifest(
         name=name,
         folder=folder,
-        samples=sum(part.samples for part in parts),
-        shards=tuple(shard for part in parts for shard in part.shards),
+        samples=sum(one.samples for one in inputs),
+        shards=tuple(shard for one in inputs for shard in one.shards),
         context_length=first.context_length,
         tokenizer=first.tokenizer,
         vocab_size=first.vocab_size,
         rejects=dict(rejects),
         image=first.image,
-        facts=facts,
+        metadata={
+            **first.metadata,
+            "untouched": sum(one.metadata["untouched"] for one in inputs),
+            "input_shard": [1, 1],
+            "input_shards": [one.name for one in inputs],
+        },
     )
-    with open(folder / f"{name}-rejects.jsonl", "wb") as out:
-        for part in parts:
-            with open(folder / f"{part.name}-rejects.jsonl", "rb") as file:
+    with atomic_write(folder / f"{name}-rejects.jsonl") as out:
+        for one in inputs:
+            with open(folder / f"{one.name}-rejects.jsonl", "rb") as file:
                 shutil.copyfileobj(file, out)
     merged.save()
-    print(f"{folder / name}: {merged.samples:,} samples in {len(merged.shards)} shards of {len(parts)} parts")
+    print(f"{folder / name}: {merged.samples:,} samples in {len(merged.shards)} shards, merged from {len(inputs)}")
     return 0
 
 
-def _comparable(part: Manifest) -> dict:
-    """The options that all parts must share; each part lists its own place."""
-    return {key: value for key, value in part.facts.get("options", {}).items() if key != "part"}
+def _check_alike(first: Manifest, other: Manifest) -> None:
+    for what in ("context_length", "tokenizer", "vocab_size", "image"):
+        if getattr(other, what) != getattr(first, what):
+            raise UserError(f"{other.name} and {first.name} differ in {what}: build them with the same flags")
+    ours, theirs = (_comparable(one) for one in (first, other))
+    changed = [key for key in ours if ours[key] != theirs.get(key)]
+    if changed:
+        raise UserError(f"{other.name} and {first.name} were built with another {', '.join(changed)}")
 
 
-def _find_parts(folder: Path, name: str) -> list[Manifest]:
-    pattern = re.compile(re.escape(name) + r"-part(\d+)of(\d+)(\.json|\.partial)")
+def _comparable(manifest: Manifest) -> dict:
+    """The options that all input shards must have in common."""
+    return {key: value for key, value in manifest.metadata.get("options", {}).items() if key != "input_shard"}
+
+
+def _find_inputs(folder: Path, name: str) -> list[Manifest]:
+    pattern = re.compile(re.escape(name) + r"-(?:shard|part)(\d+)of(\d+)\.json")  # `part` is the older name
     found: dict[int, dict[int, str]] = {}
-    for path in folder.glob(f"{name}-part*") if folder.is_dir() else ():
+    for path in folder.glob("*.json") if folder.is_dir() else ():
         match = pattern.fullmatch(path.name)
-        if match and match.group(3) == ".json":
-            found.setdefault(int(match.group(2)), {})[int(match.group(1))] = path.name
+        if match:
+            names = found.setdefault(int(match.group(2)), {})
+            if names.setdefault(int(match.group(1)), path.name) != path.name:
+                raise UserError(f"{folder / path.name} and {names[int(match.group(1))]} are the same shard: remove one")
     if not found:
-        raise UserError(f"no parts of {folder / name}: build them with --part 1/N … --part N/N")
+        raise UserError(f"no input shards of {folder / name}: build them with --shard 1/N … --shard N/N")
     if len(found) > 1:
         numbers = " and ".join(str(n) for n in sorted(found))
-        raise UserError(f"{folder / name} has parts of {numbers}: remove those that are not wanted")
+        raise UserError(f"{folder / name} has input shards of {numbers}: remove those that are not wanted")
     ((n, names),) = found.items()
     missing = [k for k in range(1, n + 1) if k not in names]
     if missing:
-        raise UserError(f"{folder / name} lacks part {', '.join(f'{k}/{n}' for k in missing)}: build it, then merge")
+        raise UserError(f"{folder / name} lacks shard {', '.join(f'{k}/{n}' for k in missing)}: build it, then merge")
     return [load_manifest(folder / names[k]) for k in range(1, n + 1)]

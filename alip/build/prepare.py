@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 import sys
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -20,6 +17,7 @@ import numpy as np
 
 from alip.build.images import ImageError, ImagePolicy, to_jpeg
 from alip.build.sources import Sample
+from alip.build.workers import start_worker
 from alip.errors import UserError
 
 CHUNK = 32  # samples sent to a worker at a time
@@ -169,22 +167,3 @@ def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[list[Sample]], policy:
             yield from waiting.popleft().result()
     while waiting:
         yield from waiting.popleft().result()
-
-
-def start_worker(parent: int) -> None:
-    """The first thing that a worker process does. parent: the process that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    if "torch" in sys.modules:  # forked with it; a process is one worker, not a pool of threads
-        sys.modules["torch"].set_num_threads(1)
-    die_with(parent)
-
-
-def die_with(parent: int, exit_now: Callable[[int], None] = os._exit) -> None:
-    """Ends this process soon after its parent is gone: a parent that was killed (-9) cannot say goodbye."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        exit_now(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -14,7 +14,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from alip.build.images import ImageError, decode_image
-from alip.build.prepare import start_worker
+from alip.build.workers import start_worker
 from alip.data.recordio import RecordError, read_index, scan, unpack
 from alip.data.shards import Manifest, Shard, load_manifest
 from alip.files import sha256_of_file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from alip.build.images import MAX_PIXELS
+from alip.build.input_shard import InputShard
 from alip.caption.captioners import Decoding
 from alip.caption.choice import NAMED_MODELS
 
@@ -57,7 +58,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--batch-size", type=int, default=64, help="images per step and rank (default: %(default)s)")
     run.add_argument("--workers", type=int, default=4, help="decoding processes a rank; 0: none (default: %(default)s)")
     run.add_argument(
-        "--part", type=part_of, default=(0, 1), metavar="K/N", help="machine K of N, without torchrun across"
+        *("--shard", "--part"),
+        type=InputShard.parse,
+        default=InputShard(),
+        metavar="K/N",
+        help="caption shard K of N of the input, one on each machine; then --merge",
     )
     run.add_argument("--merge", nargs="+", metavar="PART.jsonl", help="join the outputs of the parts into --output")
     run.add_argument("--trust-keys", action="store_true", help="do not read images again whose key has a caption")
@@ -77,11 +82,3 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if any("=" not in option for option in arguments.option):
         parser.error("--option takes NAME=VALUE")
     return arguments
-
-
-def part_of(text: str) -> tuple[int, int]:
-    """ "2/8" → (1, 8): the second of eight, counted from 0."""
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 1 to N")
-    return int(part) - 1, int(parts)

@@ -1,4 +1,4 @@
-"""Outputs that several machines wrote (`--part K/N`) → one captions file."""
+"""Outputs that several machines wrote (`--shard K/N`) → one captions file."""
 
 from __future__ import annotations
 

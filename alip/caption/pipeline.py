@@ -71,9 +71,9 @@ def caption(
 ) -> int:
     """One pass of all ranks over the source, the merge and the summary. Returns the exit status, on every rank."""
     cleaning = {"strip_lead": arguments.strip_lead, "collapse_repeats": not arguments.keep_repeats}
-    part, parts = arguments.part
-    share = Share(part * world.world_size + world.rank, parts * world.world_size)
-    settings = choice.settings() | {"cleaning": cleaning, "part": [part + 1, parts]}
+    shard = arguments.shard
+    share = Share(shard.index * world.world_size + world.rank, shard.count * world.world_size)
+    settings = choice.settings() | {"cleaning": cleaning, "part": [shard.index + 1, shard.count]}
     device = distributed.pick_device(arguments.device, world.local_rank)
     captioner = open_captioner(choice, device)
     module_file = choice.kind()[1] if choice.kind()[0] == "file" else None
@@ -180,7 +180,7 @@ def read_pairs(total: Tally, captions_of: dict[str, str], most: int = 10) -> lis
 
 
 def merge_parts(arguments: argparse.Namespace) -> int:
-    """`--merge OUTPUT PART.jsonl …`: outputs of several machines (--part K/N) → one."""
+    """`--merge OUTPUT PART.jsonl …`: outputs of several machines (--shard K/N) → one."""
     summary = CaptionSummary(arguments.seed)
     store = CaptionStore(arguments.output)
     record = merge_outputs([CaptionStore(path) for path in arguments.merge], store, summary.look)

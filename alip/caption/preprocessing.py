@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import pickle
 import queue
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from typing import Any
 
 from PIL import Image
 
 from alip.build.images import MAX_PIXELS, ImageError, decode_image
 from alip.build.sources import ByteRange, Sample
+from alip.build.workers import start_worker
 from alip.caption.store import digest
 
 SHRUNK_SIDE = 1024  # longest side of images that travel between processes as they are
@@ -100,20 +100,10 @@ def shrink(image: Image.Image) -> Image.Image:
 _work: Callable[[ByteRange | bytes, str | None], PreparedImage] | None = None
 
 
-def _start_worker(recipe: Preprocessing) -> None:
+def _start_worker(recipe: Preprocessing, parent: int) -> None:
     global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.environ["OMP_NUM_THREADS"] = "1"  # the processes are the parallelism; read when torch is imported
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start_worker(parent)
     _work = recipe.open()
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers, which would wait for work for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _run(image_data: ByteRange | bytes, known: str | None) -> PreparedImage:
@@ -133,7 +123,7 @@ class _Pool:
         self._alone: ProcessPoolExecutor | None = None
 
     def _new(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (self._recipe,))
+        return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (self._recipe, os.getpid()))
 
     def submit(self, image_data: ByteRange | bytes, known: str | None) -> Future:
         try:

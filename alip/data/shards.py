@@ -54,7 +54,7 @@ class Manifest:
     vocab_size: int = VOCAB_SIZE
     rejects: dict[str, int] = field(default_factory=dict)
     image: dict = field(default_factory=dict)
-    facts: dict = field(default_factory=dict)  # part, counts, options: for people and for --merge
+    metadata: dict = field(default_factory=dict)  # counts, options, input shard: for people and for --merge
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -107,7 +107,7 @@ class Manifest:
             "vocab_size": self.vocab_size,
             "image": self.image,
             "rejects": dict(sorted(self.rejects.items())),
-            **self.facts,
+            **self.metadata,
             "shards": [asdict(shard) for shard in self.shards],
         }
 
@@ -168,13 +168,22 @@ def _parse(path: Path) -> Manifest:
             vocab_size=content["vocab_size"],
             rejects=content["rejects"],
             image=content["image"],
-            facts={key: value for key, value in content.items() if key not in known},
+            metadata=_today({key: value for key, value in content.items() if key not in known}),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no manifest of rec shards: {type(error).__name__} {error}") from None
     if manifest.samples != manifest.starts[-1]:
         raise UserError(f"{path} says {manifest.samples} samples, its shards add up to {manifest.starts[-1]}")
     return manifest
+
+
+def _today(metadata: dict) -> dict:
+    """Metadata under today's names: `part` and `parts` are what manifests called input shards before."""
+    names = {"part": "input_shard", "parts": "input_shards"}
+    renamed = {names.get(key, key): value for key, value in metadata.items()}
+    if isinstance(renamed.get("options"), dict):
+        renamed["options"] = {names.get(key, key): value for key, value in renamed["options"].items()}
+    return renamed
 
 
 def _from_files(recs: list[Path], asked: Path) -> Manifest:

@@ -15,6 +15,7 @@ import pytest
 from alip.build import merge, writer
 from alip.build import shard_writer as shardwriter
 from alip.build.images import ImagePolicy
+from alip.build.input_shard import InputShard
 from alip.build.prepare import Policy
 from alip.data.recordio import record_id, unpack
 from alip.data.shards import load_manifest, read_texts
@@ -59,7 +60,7 @@ def test_a_data_set_is_what_went_in(shards):
             assert json.loads(rows[index]["metadata"]) == {"odd": bool(index % 2)}
             index += 1
         reader.close()
-    assert index == manifest.samples == manifest.facts["untouched"]
+    assert index == manifest.samples == manifest.metadata["untouched"]
     assert not list(shards.parent.glob("*.partial"))
 
 
@@ -226,7 +227,7 @@ def test_a_full_disk_is_told_and_room_is_enough_to_go_on(tmp_path, monkeypatch):
             return super().write(payload, key)
 
     monkeypatch.setattr(shardwriter, "Writer", FullWriter)
-    with pytest.raises(UserError, match="is full: make room and run the same command again"):
+    with pytest.raises(UserError, match="is full: free some space and run the same command again"):
         build_shards(tmp_path / "tars", tmp_path / "cut" / "set", samples_per_shard=30)
     room[0] = 1000
     build_shards(tmp_path / "tars", tmp_path / "cut" / "set", samples_per_shard=30)
@@ -276,10 +277,10 @@ def test_shuffle_mixes_everything_and_keeps_everything(tmp_path):
 
 
 @pytest.mark.parametrize("per_tar", [20, 200])
-def test_parts_are_joined(tmp_path, per_tar):
+def test_input_shards_are_merged(tmp_path, per_tar):
     make_tars(tmp_path / "tars", 110, per_tar=per_tar, broken=(50,))
-    for k in (1, 2, 3):
-        build_shards(tmp_path / "tars", tmp_path / "set", samples_per_shard=15, part=writer.Part(k, 3))
+    for k in range(3):
+        build_shards(tmp_path / "tars", tmp_path / "set", samples_per_shard=15, input_shard=InputShard(k, 3))
     assert merge.merge(tmp_path / "set") == 0
     manifest = load_manifest(tmp_path / "set")
     assert manifest.samples == 109 and manifest.rejects == {"truncated": 1}
@@ -289,18 +290,20 @@ def test_parts_are_joined(tmp_path, per_tar):
         merge.merge(tmp_path / "set")
 
 
-def test_parts_that_do_not_fit(tmp_path):
+def test_input_shards_that_do_not_fit(tmp_path):
     make_tars(tmp_path / "tars", 20, per_tar=5)
-    with pytest.raises(UserError, match="no parts of"):
+    with pytest.raises(UserError, match="no input shards of"):
         merge.merge(tmp_path / "set")
-    build_shards(tmp_path / "tars", tmp_path / "set", part=writer.Part(1, 2))
-    with pytest.raises(UserError, match="lacks part 2/2"):
+    build_shards(tmp_path / "tars", tmp_path / "set", input_shard=InputShard(0, 2))
+    with pytest.raises(UserError, match="lacks shard 2/2"):
         merge.merge(tmp_path / "set")
-    build_shards(tmp_path / "tars", tmp_path / "set", part=writer.Part(2, 2), policy=Policy(ImagePolicy(short_side=32)))
+    build_shards(
+        tmp_path / "tars", tmp_path / "set", input_shard=InputShard(1, 2), policy=Policy(ImagePolicy(short_side=32))
+    )
     with pytest.raises(UserError, match="differ in image"):
         merge.merge(tmp_path / "set")
     with pytest.raises(UserError, match="K/N"):
-        writer.Part.parse("3/2")
+        InputShard.parse("3/2")
 
 
 def test_broken_input_is_not_success(tmp_path):

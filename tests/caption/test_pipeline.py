@@ -273,7 +273,7 @@ def test_many_files_are_shared_out_by_file(place):
         write_tar(place / f"m{n}.tar", numbered(4 * n, 4 * n + 4))
     keys = []
     for k in (1, 2):
-        assert main(arguments(place, "--part", f"{k}/2", source="m*.tar", output=f"part{k}.jsonl")) == 0
+        assert main(arguments(place, "--shard", f"{k}/2", source="m*.tar", output=f"part{k}.jsonl")) == 0
         keys.append(set(read_captions(place / f"part{k}.jsonl")))
     assert keys[0] == {f"k{n:04d}" for n in range(40) if n // 4 % 2 == 0}
     assert keys[0] | keys[1] == set(wanted(0, 40))

@@ -24,11 +24,11 @@ def run(*arguments, cwd=None) -> subprocess.CompletedProcess:
         (["--output", "x/y"], "give --input"),
         (["--input", "nowhere/{00..02}.tar", "--output", "x/y"], "no such file or folder: nowhere/00.tar"),
         (["--input", ".", "--output", "x/y", "--captions", "none.jsonl"], "no captions file none.jsonl"),
-        (["--input", ".", "--output", "x/y", "--part", "0/2"], "--part is K/N"),
+        (["--input", ".", "--output", "x/y", "--part", "0/2"], "--shard is K/N"),
         (["--input", ".", "--output", "x/y", "--quality", "0"], "--quality"),
         (["--input", ".", "--output", "x/y"], "no usable sample in the input"),
         (["--verify", "x/none"], "no shards at x/none"),
-        (["--merge", "--output", "x/none"], "no parts of x/none"),
+        (["--merge", "--output", "x/none"], "no input shards of x/none"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, message):
@@ -37,7 +37,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, message):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_the_whole_way(tmp_path):
+def test_end_to_end(tmp_path):
     make_tars(tmp_path / "tars", 40, per_tar=20, broken=(4,))
     done = run("--input", "tars/{00000..00001}.tar", "--output", "out/set", "--workers", 2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -54,14 +54,12 @@ def test_the_whole_way(tmp_path):
 
 MEASURE = """
 import sys, tracemalloc
-from alip.build import prepare
-from alip.build import shuffle as scatter
-from alip.build import writer
+from alip.build import prepare, shuffle, writer
 from alip.build.open_source import open_source
 from alip.tokens import tokenize
 tokenize(["loaded before anything is measured"])
 prepare.WORDS = 400
-scatter.BUCKETS = 8  # each has a buffer of its own; so all are in use in every turn
+shuffle.FILES = 8  # each has a buffer of its own; so all are in use in every turn
 for turn, path in enumerate(sys.argv[2:]):
     tracemalloc.start()
     writer.build(open_source(path), f"{path}-out/set", policy=prepare.Policy(), workers=0, quiet=True, captions=path,
