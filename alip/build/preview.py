@@ -1,4 +1,4 @@
-"""Some samples of a data set with their texts, in one picture: to look at one's data."""
+"""Some samples of a dataset with their texts in one figure: to look at one's data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLUMNS = 4
 
 
 def show(data: str | os.PathLike, count: int, seed: int = 0) -> int:
-    """Draws `count` samples of a data set to `DIR/NAME-samples.png`; which ones is drawn from `seed`."""
+    """Plots `count` random samples of a dataset (chosen by `seed`) to `DIR/NAME-samples.png`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -37,11 +37,11 @@ def show(data: str | os.PathLike, count: int, seed: int = 0) -> int:
     for axis, index in zip(axes.flat, chosen):
         shard, number = manifest.locate(index)
         with manifest.open_shard(shard) as reader:
-            _, image = unpack(reader[number])
-        picture = decode_image(image)
-        axis.imshow(picture)
+            _, encoded = unpack(reader[number])
+        image = decode_image(encoded)
+        axis.imshow(image)
         text, caption = texts[index]
-        lines = [f"{index}: {picture.width} × {picture.height}", f"text: {text}", f"caption: {caption}"]
+        lines = [f"{index}: {image.width} × {image.height}", f"text: {text}", f"caption: {caption}"]
         wrapped = "\n".join(textwrap.fill(_plain(line), 38, max_lines=4) for line in lines)
         axis.set_title(wrapped, fontsize=8, loc="left", parse_math=False)
     figure.tight_layout()

@@ -1,4 +1,4 @@
-"""Looks at every byte of a data set: framing, index, checksums, labels, sidecar and, on request, every picture."""
+"""Checks every byte of a dataset: framing, index, checksums, labels, sidecar and, on request, every image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Report:
 
 
 def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1) -> int:
-    """Checks a data set and prints a table; 0 if it is sound, 1 if it is not."""
+    """Checks a dataset and prints a table; 0 if it is sound, 1 if it is not."""
     manifest = load_manifest(data)
     jobs = range(len(manifest.shards))
     reports: list[Report] = []

@@ -1,4 +1,4 @@
-"""Encoded pictures and a plan → normalised tensors. Two decoders do the same: DALI's, and a plain one with Pillow."""
+"""Encoded images and their augmentation → normalised tensors. Two decoders, one result: DALI's, and Pillow's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PixelFormat:
 
 
 class BrokenImage(Exception):
-    """A picture that cannot be decoded. number: in its batch; detail: what the decoder says."""
+    """An image that cannot be decoded. number: in its batch; detail: the decoder's message."""
 
     def __init__(self, number: int, detail: str):
         super().__init__(detail)
@@ -39,70 +39,70 @@ class BrokenImage(Exception):
 class DaliDecoder:
     """Decodes with DALI: on the GPU (`mixed`) if `device` is one, else on the CPU with `threads` threads.
 
-    `submit` hands over a batch, `result` gives the oldest one back as a (n, 3, side, side) float32 tensor on
-    `device`, or raises BrokenImage. Only the crop is decoded. At most IN_FLIGHT batches may be under way.
+    `submit` takes a batch, `result` returns the oldest one as a (n, 3, side, side) float32 tensor on
+    `device`, or raises BrokenImage. Only the crop is decoded. At most IN_FLIGHT batches may be in flight.
     """
 
     def __init__(self, form: PixelFormat, augmentation: Augmentation | None, batch_size: int, threads: int, device):
         try:
             import nvidia.dali
         except ImportError:
-            raise UserError(
-                "DALI is not installed here (it exists for Linux only): choose the plain reader with --reader torch"
-            ) from None
+            raise UserError("DALI is not installed here (it exists for Linux only): choose --reader torch") from None
         self._dali = nvidia.dali
         self.form, self.augmentation, self.batch_size = form, augmentation, batch_size
         self.threads, self.device = threads, torch.device(device)
         self._pipe = None
         self._waiting: deque = deque()
 
-    def submit(self, encoded: list[np.ndarray], plan: AugmentationParams) -> None:
-        """encoded: n arrays of uint8, each one picture's bytes."""
+    def submit(self, encoded: list[np.ndarray], params: AugmentationParams) -> None:
+        """encoded: n arrays of uint8, each one image's bytes."""
         if self._pipe is None:
             self._pipe = self._build(self.batch_size, self.threads, IN_FLIGHT)
             self._warm_up()
-        self._feed(self._pipe, encoded, plan)
+        self._feed(self._pipe, encoded, params)
         self._pipe.schedule_run()
-        self._waiting.append((encoded, plan))  # DALI reads these very bytes: they must live on until the result
+        self._waiting.append((encoded, params))  # DALI reads these very bytes: they must stay alive until the result
 
     def result(self) -> torch.Tensor:
-        """The oldest batch under way."""
-        encoded, plan = self._waiting[0]
+        """The oldest batch in flight."""
+        encoded, params = self._waiting[0]
         try:
             (output,) = self._pipe.outputs()
             image = self._to_torch(output)
         except (RuntimeError, IndexError) as error:  # the first failure, and what a pipeline says after one
             waiting = list(self._waiting)
             self.reset()
-            for number, (encoded, plan) in enumerate(waiting):
-                self._find_broken(encoded, plan, number * self.batch_size)
+            for number, (encoded, params) in enumerate(waiting):
+                self._find_broken(encoded, params, number * self.batch_size)
             raise error
         self._waiting.popleft()
         return image
 
     def reset(self) -> None:
-        """Forgets everything under way."""
+        """Forgets everything in flight."""
         self._pipe = None
         self._waiting.clear()
 
     def drain(self) -> None:
-        """Throws away what is under way, so that a new epoch can begin."""
+        """Discards what is in flight, so that a new epoch can begin."""
         while self._waiting:
             try:
                 self._pipe.outputs()
                 self._waiting.popleft()
             except (RuntimeError, IndexError):
-                self.reset()  # a broken picture that nobody will see
+                self.reset()  # a broken image that nobody will see
 
     def _warm_up(self) -> None:
         """A pipeline's first `schedule_run` runs as often as its queue is deep; every later one runs once. So the
-        first one gets pictures of one pixel, and from there on batches go in and come out one by one."""
+        first one gets images of one pixel, and from there on batches go in and come out one by one."""
         out = io.BytesIO()
         Image.new("RGB", (1, 1)).save(out, "JPEG")
         pixel = np.frombuffer(out.getvalue(), np.uint8)
-        plan = sample_params(self.augmentation, np.ones((1, 2), np.int64), self.form.image_size, 0, 0, np.zeros(1, int))
+        params = sample_params(
+            self.augmentation, np.ones((1, 2), np.int64), self.form.image_size, 0, 0, np.zeros(1, int)
+        )
         for _ in range(IN_FLIGHT):
-            self._feed(self._pipe, [pixel], plan)
+            self._feed(self._pipe, [pixel], params)
         self._pipe.schedule_run()
         for _ in range(IN_FLIGHT):
             self._pipe.outputs()
@@ -130,7 +130,7 @@ class DaliDecoder:
                 axis_names="WH",
                 device="mixed" if gpu else "cpu",
                 output_type=types.RGB,
-                adjust_orientation=False,  # stored pictures are upright
+                adjust_orientation=False,  # stored images are upright
             )
             image = fn.resize(image, size=(side, side), interp_type=types.INTERP_LINEAR)
             if self.augmentation and self.augmentation.warps:
@@ -154,15 +154,15 @@ class DaliDecoder:
         pipe.build()
         return pipe
 
-    def _feed(self, pipe, encoded: list[np.ndarray], plan: AugmentationParams) -> None:
+    def _feed(self, pipe, encoded: list[np.ndarray], params: AugmentationParams) -> None:
         pipe.feed_input("encoded", encoded)
         for name in ("start", "shape", "mirror", "matrix", "brightness", "contrast"):
-            values = getattr(plan, name)
+            values = getattr(params, name)
             if values is not None:
                 pipe.feed_input(name, values)
 
     def _to_torch(self, output) -> torch.Tensor:
-        """On the CPU the very memory that DALI wrote: its dynamic executor hands it over (a copy would cost a tenth of
+        """On the CPU the very memory that DALI wrote: its dynamic executor gives it away (a copy would cost a tenth of
         the whole). On the GPU a copy, made on torch's own stream, so that no kernel still reads what DALI writes."""
         tensor = output.as_tensor()
         if self.device.type != "cuda":
@@ -173,11 +173,11 @@ class DaliDecoder:
         feed_ndarray(tensor, image, cuda_stream=torch.cuda.current_stream(self.device))
         return image
 
-    def _find_broken(self, encoded: list[np.ndarray], plan: AugmentationParams, base: int) -> None:
-        """Decodes one by one to find out whose fault a failure was."""
+    def _find_broken(self, encoded: list[np.ndarray], params: AugmentationParams, base: int) -> None:
+        """Decodes one by one to find out which image made a batch fail."""
         for i, one in enumerate(encoded):
             pipe = self._build(1, 1, 1)
-            single = {name: None if values is None else values[i : i + 1] for name, values in vars(plan).items()}
+            single = {name: None if values is None else values[i : i + 1] for name, values in vars(params).items()}
             self._feed(pipe, [one], AugmentationParams(**single))
             try:
                 pipe.schedule_run()
@@ -187,7 +187,7 @@ class DaliDecoder:
 
 
 def _last_line(error: Exception) -> str:
-    """DALI's message is a page; the part about the picture is in a line that names the error."""
+    """DALI's message is a page; the part about the image is in a line that names the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "rror" in line and "Critical" not in line and "operator" not in line]
     return (telling or lines or ["no reason given"])[-1][:200]
@@ -201,27 +201,27 @@ class PlainDecoder:
         self._pool = ThreadPoolExecutor(max(1, threads))
         self._waiting: deque[list[Future]] = deque()
 
-    def submit(self, encoded: list[np.ndarray], plan: AugmentationParams) -> None:
-        """encoded: n arrays of uint8, each one picture's bytes."""
-        jobs = [self._pool.submit(decode_one, one, plan, i, self.form) for i, one in enumerate(encoded)]
+    def submit(self, encoded: list[np.ndarray], params: AugmentationParams) -> None:
+        """encoded: n arrays of uint8, each one image's bytes."""
+        jobs = [self._pool.submit(decode_one, one, params, i, self.form) for i, one in enumerate(encoded)]
         self._waiting.append(jobs)
 
     def result(self) -> torch.Tensor:
-        """The oldest batch under way."""
+        """The oldest batch in flight."""
         return torch.stack([job.result() for job in self._waiting.popleft()]).to(self.device)
 
     def drain(self) -> None:
-        """Throws away what is under way."""
+        """Discards what is in flight."""
         while self._waiting:
             for job in self._waiting.popleft():
                 job.cancel()
 
 
-def decode_one(encoded: np.ndarray, plan: AugmentationParams, i: int, form: PixelFormat) -> torch.Tensor:
-    """Picture i of a plan: (3, side, side) float32."""
+def decode_one(encoded: np.ndarray, params: AugmentationParams, i: int, form: PixelFormat) -> torch.Tensor:
+    """Image i of a batch, augmented by row i of params: (3, side, side) float32."""
     side = form.image_size
-    x, y = plan.start[i].tolist()
-    width, height = plan.shape[i].tolist()
+    x, y = params.start[i].tolist()
+    width, height = params.shape[i].tolist()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -229,19 +229,19 @@ def decode_one(encoded: np.ndarray, plan: AugmentationParams, i: int, form: Pixe
     except Exception as error:
         raise BrokenImage(i, str(error)) from None
     image = image.crop((x, y, x + width, y + height)).resize((side, side), Image.Resampling.BILINEAR)
-    if plan.matrix is not None:
+    if params.matrix is not None:
         image = image.transform(
             (side, side),
             Image.Transform.AFFINE,
-            plan.matrix[i].ravel().tolist(),
+            params.matrix[i].ravel().tolist(),
             Image.Resampling.BILINEAR,
             fillcolor=(255, 255, 255),
         )
     values = np.asarray(image, dtype=np.float32)
-    if plan.brightness is not None:
-        values = plan.brightness[i] * (CENTRE + plan.contrast[i] * (values - CENTRE))
+    if params.brightness is not None:
+        values = params.brightness[i] * (CENTRE + params.contrast[i] * (values - CENTRE))
         values = np.clip(np.rint(values), 0, 255)
-    if plan.mirror[i]:
+    if params.mirror[i]:
         values = values[:, ::-1]
     values = (values / 255 - np.asarray(form.mean, np.float32)) / np.asarray(form.std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))

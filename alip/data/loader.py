@@ -1,4 +1,4 @@
-"""Rec shards → batches on the device, the same for the same seed on any number of ranks, from any place on."""
+"""Rec shards → batches on the device, the same for the same seed on any number of ranks, from any position on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _READ_AHEAD = 2  # batches read from the disk before a decoder takes them
 @dataclass(frozen=True)
 class Batch:
     """image: (n, 3, side, side) float32, text_tokens and caption_tokens: (n, 77) int64, all on the device;
-    index: (n,) int64 on the CPU, the samples' places in the manifest."""
+    index: (n,) int64 on the CPU, the samples' positions in the dataset."""
 
     image: torch.Tensor
     text_tokens: torch.Tensor
@@ -40,7 +40,7 @@ class _Request:
     index: np.ndarray
     tokens: np.ndarray
     encoded: list[np.ndarray]
-    plan: AugmentationParams
+    params: AugmentationParams
 
 
 def create_loader(
@@ -64,7 +64,7 @@ def create_loader(
     """A loader over `DIR/NAME`.
 
     batch_size: of this rank. augmentation None: the centre square. reader: `dali` or `torch` (plain, any system).
-    context_length, tokenizer, vocab_size: what the model takes; UserError if the data is of another kind, if it is
+    context_length, tokenizer, vocab_size: what the model takes; UserError if the data does not fit, if it is
     too small for one batch on every rank, or if the first and last records of its shards are not sound.
     """
     manifest = data if isinstance(data, Manifest) else load_manifest(data)
@@ -76,7 +76,7 @@ def create_loader(
     if manifest.tokenizer != tokenizer or manifest.context_length != context_length:
         raise UserError(
             f"{name} holds {manifest.context_length} tokens of {manifest.tokenizer}, the model takes "
-            f"{context_length} of {tokenizer}: build the shards anew with that tokenizer"
+            f"{context_length} of {tokenizer}: build the shards again with that tokenizer"
         )
     form = PixelFormat(image_size, tuple(mean), tuple(std))
     records = Records(manifest, vocab_size)
@@ -86,7 +86,7 @@ def create_loader(
 
 
 class Loader:
-    """Batches of one data set; made by `create_loader`. batches_per_epoch: the same on every rank."""
+    """Batches of one dataset; made by `create_loader`. batches_per_epoch: the same on every rank."""
 
     def __init__(
         self,
@@ -112,13 +112,13 @@ class Loader:
             )
 
     def batches_from(self, position: int) -> int:
-        """Number of batches from a place in an epoch to its end: on every rank the same."""
+        """Number of batches from a position in an epoch to its end: the same on every rank."""
         left = self.manifest.samples - position
         whole, rest = divmod(max(0, left), self.global_batch_size)
         return whole + (not self.drop_last and rest >= self.world.world_size)
 
     def state(self, epoch: int, position: int) -> dict:
-        """All that a resume needs. position: samples of this epoch that all ranks together have had."""
+        """All that a resume needs. position: samples of this epoch that all ranks together have read."""
         return {"epoch": epoch, "position": position, "seed": self.seed, "data": self.manifest.fingerprint}
 
     def check_state(self, state: dict) -> tuple[int, int]:
@@ -131,7 +131,7 @@ class Loader:
         return state["epoch"], state["position"]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from `start` on: the number of samples that all ranks together have had of it.
+        """The batches of an epoch, from `start` on: the number of samples that all ranks together have read.
 
         Batch g of all ranks is order[start + g·B·W : start + (g+1)·B·W], of which rank r has the r-th B. With another
         number of ranks the samples of a global batch are the same as long as B·W is.
@@ -140,18 +140,18 @@ class Loader:
         stop = threading.Event()
         reading = threading.Thread(target=self._read, args=(epoch, start, requests, stop), daemon=True)
         reading.start()
-        under_way: deque[_Request] = deque()
+        in_flight: deque[_Request] = deque()
         left = self.batches_from(start)
         try:
-            while left or under_way:
-                while left and len(under_way) < IN_FLIGHT:
+            while left or in_flight:
+                while left and len(in_flight) < IN_FLIGHT:
                     request = requests.get()
                     if isinstance(request, BaseException):
                         raise request
-                    self.decoder.submit(request.encoded, request.plan)
-                    under_way.append(request)
+                    self.decoder.submit(request.encoded, request.params)
+                    in_flight.append(request)
                     left -= 1
-                yield self._batch(under_way)
+                yield self._batch(in_flight)
         finally:
             stop.set()
             self.decoder.drain()
@@ -161,12 +161,12 @@ class Loader:
                 except queue.Empty:
                     reading.join(timeout=0.05)
 
-    def _batch(self, under_way: deque[_Request]) -> Batch:
+    def _batch(self, in_flight: deque[_Request]) -> Batch:
         try:
             image = self.decoder.result()
         except BrokenImage as error:
             number = error.number
-            for request in under_way:
+            for request in in_flight:
                 if number < self.batch_size:
                     where = self.records.where(int(request.index[number]))
                     raise UserError(
@@ -175,7 +175,7 @@ class Loader:
                     ) from None
                 number -= self.batch_size
             raise
-        request = under_way.popleft()
+        request = in_flight.popleft()
         tokens = torch.from_numpy(request.tokens)
         if self.world.device.type == "cuda":
             tokens = tokens.pin_memory().to(self.world.device, non_blocking=True)
@@ -199,5 +199,5 @@ class Loader:
         last = position + count * (self.world.rank + 1) // self.world.world_size
         index = order.slice(first, last)
         tokens, encoded, sizes = self.records.read(index)
-        plan = sample_params(self.augmentation, sizes, self.form.image_size, self.seed, epoch, index)
-        return _Request(index, tokens, encoded, plan)
+        params = sample_params(self.augmentation, sizes, self.form.image_size, self.seed, epoch, index)
+        return _Request(index, tokens, encoded, params)

@@ -1,21 +1,21 @@
-"""In which order an epoch's samples come: a pure function of (seed, epoch), so a place in it is just a number.
+"""In which order an epoch's samples come: a pure function of (seed, epoch), so a position in it is just a number.
 
-Blocks of neighbouring records are put in a drawn order; then a window of many blocks is shuffled sample by sample.
-So samples from all over the data set meet in a batch, while the disk is read in pieces of a block.
+Blocks of neighbouring records are put in a random order; then a window of many blocks is shuffled sample by sample.
+So samples from all over the dataset meet in a batch, while the disk is read in pieces of a block.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-BLOCK = 64  # records: about 2 MB that lie together
+BLOCK = 64  # records: about 2 MB, stored together
 WINDOW = 256  # blocks: 16,384 samples are mixed at a time
 
 
 class EpochOrder:
     """The order of one epoch.
 
-    samples: of the data set; seed, epoch: what the order is drawn from; shuffle=False: 0, 1, 2 …
+    samples: of the dataset; seed, epoch: what the order depends on; shuffle=False: 0, 1, 2 …
     """
 
     def __init__(self, samples: int, seed: int, epoch: int, shuffle: bool = True):
@@ -31,7 +31,7 @@ class EpochOrder:
         return self.samples
 
     def slice(self, start: int, stop: int) -> np.ndarray:
-        """The samples at places start … stop-1 of the epoch, int64."""
+        """The samples at positions start … stop-1 of the epoch, int64."""
         stop = min(stop, self.samples)
         if start >= stop:
             return np.zeros(0, dtype=np.int64)
@@ -52,11 +52,11 @@ class EpochOrder:
         return self._windows[window]
 
 
-def uniform(seed: int, epoch: int, index: np.ndarray, draw: int) -> np.ndarray:
-    """float64 (n,) in [0, 1), one for each sample index: the same for the same (seed, epoch, index, draw), whichever
-    rank, batch or thread asks. Source: the finaliser of SplitMix64 (Steele, Lea, Flood 2014), applied in turn."""
+def uniform(seed: int, epoch: int, index: np.ndarray, stream: int) -> np.ndarray:
+    """float64 (n,) in [0, 1), one for each sample index: the same for the same (seed, epoch, index, stream), whichever
+    rank, batch or thread computes it. Source: the finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
     state = _mix(np.full(len(index), seed % 2**64, dtype=np.uint64))
-    for value in (np.uint64(epoch), index.astype(np.uint64), np.uint64(draw)):
+    for value in (np.uint64(epoch), index.astype(np.uint64), np.uint64(stream)):
         state = _mix(state ^ value)
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

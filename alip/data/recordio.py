@@ -34,12 +34,12 @@ _MOST_PARTS = 1 << 20  # a run of continued parts longer than this is not a reco
 class RecordError(ValueError):
     """A file that is not what the format says; the message names the file and the byte offset.
 
-    path: the file; offset: the byte where the trouble starts (None where there is no place to point at).
+    path: the file; offset: the byte where the trouble starts (None where no byte is to blame).
     """
 
     def __init__(self, message: str, path: str | os.PathLike | None = None, offset: int | None = None):
-        place = "" if path is None else f"{path}: " if offset is None else f"{path}, byte {offset}: "
-        super().__init__(place + message)
+        where = "" if path is None else f"{path}: " if offset is None else f"{path}, byte {offset}: "
+        super().__init__(where + message)
         self.path = path
         self.offset = offset
 
@@ -96,7 +96,7 @@ def encode(payload: bytes) -> bytes:
 
 
 def _magic_positions(payload: bytes) -> list[int]:
-    """Where the magic stands at a multiple of 4 bytes. (Two such places cannot overlap.)"""
+    """Where the magic stands at a multiple of 4 bytes. (Two of them cannot overlap.)"""
     found = []
     at = payload.find(MAGIC_BYTES)
     while at >= 0:
@@ -109,7 +109,7 @@ def _magic_positions(payload: bytes) -> list[int]:
 class Writer:
     """Writes a `.rec` and its `.idx`.
 
-    rec, idx: the two files, made anew. Use as a context manager, or call `close()`; `OSError` if the disk is full.
+    rec, idx: the two files, overwritten. Use as a context manager, or call `close()`; `OSError` if the disk is full.
     """
 
     def __init__(self, rec: str | os.PathLike, idx: str | os.PathLike):
@@ -238,7 +238,7 @@ def decode(record: bytes, path: str | os.PathLike, offset: int) -> bytes:
             raise RecordError(f"no record starts here (0x{magic:08x} instead of 0x{MAGIC:08x})", path, offset + at)
         flag, length = word >> 29, word & MAX_PART
         if flag not in ((0, 1) if not pieces else (2, 3)):
-            raise RecordError(f"a part with continue flag {flag} has no business here", path, offset + at)
+            raise RecordError(f"a part with continue flag {flag} is not expected here", path, offset + at)
         start = at + _PART.size
         if start + length > len(record):
             raise RecordError(f"the record is cut short: {length} bytes promised", path, offset + at)

@@ -1,4 +1,4 @@
-"""The samples of a manifest by index: tokens, encoded picture and its size, all checked."""
+"""The samples of a manifest by index: tokens, encoded image and its size, all checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHECKED_SHARDS = 64  # of which first and last record are looked at before a ru
 class Records:
     """Random access to samples; safe for use by one thread.
 
-    manifest: the data set; vocab_size: token ids must be below it. Every error names the file and the record.
+    manifest: the dataset; vocab_size: token ids must be below it. Every error names the file and the record.
     """
 
     def __init__(self, manifest: Manifest, vocab_size: int):
@@ -45,12 +45,12 @@ class Records:
                 self.read(np.array([starts[number], starts[number + 1] - 1]))
 
     def where(self, index: int) -> str:
-        """A sample's place, for people: file, record, byte offset."""
+        """Where a sample is, for people: file, record, byte offset."""
         shard, number = self.manifest.locate(index)
         return f"{self._reader(shard).path}, record {number} (byte {self._reader(shard).span(number)[0]})"
 
     def read(self, index: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-        """(n, 2·context_length) int64 tokens, n encoded pictures (uint8 arrays), (n, 2) sizes as width, height."""
+        """(n, 2·context_length) int64 tokens, n encoded images (uint8 arrays), (n, 2) sizes as width, height."""
         length = 2 * self.manifest.context_length
         labels = np.empty((len(index), length), dtype=np.float32)
         sizes = np.empty((len(index), 2), dtype=np.int64)
@@ -94,12 +94,12 @@ class Records:
         return tokens
 
     def _size(self, encoded: bytes, index: int) -> tuple[int, int]:
-        """Of pictures that are no JPEG, or whose header is far behind."""
+        """Of images that are no JPEG, or whose header is far behind."""
         try:
             with Image.open(io.BytesIO(encoded)) as image:
                 return image.size
         except Exception as error:
-            raise UserError(f"{self.where(index)}: no picture: {error}") from None
+            raise UserError(f"{self.where(index)}: no image: {error}") from None
 
     def _reader(self, shard: int) -> IndexedReader:
         if shard not in self._readers:

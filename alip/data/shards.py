@@ -1,4 +1,4 @@
-"""What a data set on disk is: the manifest `NAME.json`, its shards `NAME-00000.rec/.idx/.parquet`, the merged index."""
+"""A dataset on disk: the manifest `NAME.json`, its shards `NAME-00000.rec/.idx/.parquet`, the merged index."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known of a data set. Sample i is the i-th record, counted through the shards in this order."""
+    """All that is known of a dataset. Sample i is the i-th record, counted through the shards in this order."""
 
     name: str
     folder: Path
@@ -63,7 +63,7 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Short sha256 of what the samples are: another data set, order or token layout has another one."""
+        """Short sha256 of what the samples are: another dataset, order or token layout has another one."""
         content = [self.context_length, self.tokenizer]
         content += [[shard.samples, shard.bytes, shard.sha256] for shard in self.shards]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -85,7 +85,9 @@ class Manifest:
         try:
             reader = IndexedReader(self.path(shard.rec), self.path(shard.idx))
         except (RecordError, OSError) as error:
-            raise UserError(f"{error} (`python data2rec.py --verify {self.folder / self.name}` looks closer)") from None
+            raise UserError(
+                f"{error} (`python data2rec.py --verify {self.folder / self.name}` checks everything)"
+            ) from None
         if len(reader) != shard.samples or reader.size != shard.bytes:
             reader.close()
             raise UserError(
@@ -95,7 +97,7 @@ class Manifest:
         return reader
 
     def to_json(self) -> dict:
-        """The manifest as it stands in its file."""
+        """The manifest's content in its file."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -132,7 +134,7 @@ def load_manifest(data: str | os.PathLike) -> Manifest:
             return _parse(manifests[0])
         if manifests:
             names = ", ".join(str(one.with_suffix("")) for one in manifests)
-            raise UserError(f"{path} holds several data sets, name one: {names}")
+            raise UserError(f"{path} holds several datasets, name one: {names}")
         recs = sorted(path.glob("*.rec"))
     elif path.suffix == ".rec":
         recs = [path]
@@ -231,6 +233,6 @@ def read_texts(manifest: Manifest) -> Iterator[dict]:
                 for batch in table.iter_batches(batch_size=4096):
                     yield from batch.to_pylist()
         except FileNotFoundError:
-            raise UserError(f"no sidecar {path}: it lies beside the shards where they were built") from None
+            raise UserError(f"no sidecar {path}: it is written beside the shards when they are built") from None
         except pyarrow.ArrowException as error:
             raise UserError(f"{path} cannot be read as Parquet: {error}") from None

@@ -343,13 +343,13 @@ def test_crops_keep_to_their_limits():
     rng = np.random.default_rng(0)
     sizes = rng.integers(20, 600, (4000, 2))
     index = np.arange(4000)
-    plan = sample_params(Augmentation(area=(0.3, 0.9), aspect=(0.5, 2.0)), sizes, 32, 1, 1, index)
-    assert (plan.start >= 0).all() and (plan.shape >= 1).all() and (plan.start + plan.shape <= sizes).all()
-    area = plan.shape.prod(axis=1) / sizes.prod(axis=1)
-    aspect = plan.shape[:, 0] / plan.shape[:, 1]
+    params = sample_params(Augmentation(area=(0.3, 0.9), aspect=(0.5, 2.0)), sizes, 32, 1, 1, index)
+    assert (params.start >= 0).all() and (params.shape >= 1).all() and (params.start + params.shape <= sizes).all()
+    area = params.shape.prod(axis=1) / sizes.prod(axis=1)
+    aspect = params.shape[:, 0] / params.shape[:, 1]
     usual = sizes.max(axis=1) < 2 * sizes.min(axis=1)
     assert area[usual].min() > 0.27 and area[usual].max() < 0.93
     assert aspect.min() > 0.45 and aspect.max() < 2.2
-    assert abs(plan.mirror.mean() - 0.5) < 0.05
+    assert abs(params.mirror.mean() - 0.5) < 0.05
     again = sample_params(Augmentation(area=(0.3, 0.9), aspect=(0.5, 2.0)), sizes[::-1], 32, 1, 1, index[::-1])
-    assert (again.start[::-1] == plan.start).all()
+    assert (again.start[::-1] == params.start).all()
