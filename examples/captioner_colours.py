@@ -31,7 +31,7 @@ class ColourCaptioner:
     """What `prepare` returned for each image → one sentence for each."""
 
     prepare = staticmethod(prepare)
-    facts = {"model": "main colour"}  # noqa: RUF012 (optional: written beside the captions)
+    metadata = {"model": "main colour"}  # noqa: RUF012 (optional: written beside the captions)
 
     def __init__(self, noun: str) -> None:
         self.noun = noun

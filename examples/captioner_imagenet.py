@@ -39,7 +39,7 @@ class ImageNetCaptioner:
         self.device, self.top = device, top
         self.prepare = Prepare()
         self.model = load_classifier().to(device).eval()
-        self.facts = {"model": "EfficientNet-Lite0, ImageNet-1k", "top": top}
+        self.metadata = {"model": "EfficientNet-Lite0, ImageNet-1k", "top": top}
 
     @torch.inference_mode()
     def caption(self, batch: list[np.ndarray]) -> list[str]:

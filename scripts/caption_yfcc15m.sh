@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
 # Captions for YFCC15M: one synthetic sentence for each of 15,061,515 images, ready for data2rec.py --captions.
-# Start it again after any interruption: it goes on. Settings are environment variables:
+# Run it again after any interruption: it resumes. Settings are environment variables:
 #
 #   INPUT='/data/yfcc15m/{00000..01506}.tar' OUTPUT=/data/yfcc15m/captions.jsonl bash scripts/caption_yfcc15m.sh
 #
 # Time: 15,061,515 images at R images/s take 15061515 / R / 3600 hours: at 100 images/s for each GPU that is 42 hours
-# on one GPU, 5.2 hours on eight, 2.6 hours on sixteen. The bar shows your own R after a minute; try --limit 2000 first.
-# Not run here: the data set, a GPU, and the released captioners' weights. What was run is in docs/captions.md.
+# on one GPU, 5.2 hours on eight, 2.6 hours on sixteen. The progress bar shows your own R after a minute; try --limit 2000 first.
+# Not run here: the dataset, a GPU, and the released captioners' weights. docs/captions.md lists what was run.
 set -euo pipefail
 
 INPUT=${INPUT:-}                              # tars with braces or globs, a table, COCO JSON or a folder
 OUTPUT=${OUTPUT:-}                            # FILE.jsonl
 CAPTIONER=${CAPTIONER:-blip}                  # blip, blip-large, blip2, git, florence2, coca, a model name, file:PATH,
                                               # or existing:FILE for the paper's own captions from OFA
-BATCH_SIZE=${BATCH_SIZE:-128}                 # images per GPU and step; halves itself when memory runs out
-BEAMS=${BEAMS:-3}                             # 1 is about twice as fast, with plainer sentences
-MAX_TOKENS=${MAX_TOKENS:-30}                  # the paper's captions have mostly 10 to 15 tokens
+BATCH_SIZE=${BATCH_SIZE:-128}                 # images per GPU and step; halved when memory runs out
+NUM_BEAMS=${NUM_BEAMS:-3}                     # 1 is about twice as fast, with plainer sentences
+MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-30}          # the paper's captions have mostly 10 to 15 tokens
 WORKERS=${WORKERS:-8}                         # decoding processes for each GPU
-ALLOW_FAILURES=${ALLOW_FAILURES:-0.001}       # share of images without a caption up to which the status is 0
-PART=${PART:-1/1}                             # K/N: machine K of N machines; then join the N outputs with --merge
+ALLOW_FAILURES=${ALLOW_FAILURES:-0.001}       # fraction of images without a caption up to which the status is 0
+SHARD=${SHARD:-1/1}                           # K/N: machine K of N machines; then join the N outputs with --merge
 
 repository=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=${PYTHON:-$([ -x "$repository/.venv/bin/python" ] && echo "$repository/.venv/bin/python" || echo python3)}
@@ -33,6 +33,6 @@ launch=("$PYTHON")
 if [ "$GPUS" -gt 1 ]; then
     launch+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
 fi
-exec "${launch[@]}" -m alip.caption --input "$INPUT" --output "$OUTPUT" --captioner "$CAPTIONER" --shard "$PART" \
-    --batch-size "$BATCH_SIZE" --beams "$BEAMS" --max-tokens "$MAX_TOKENS" --workers "$WORKERS" \
+exec "${launch[@]}" -m alip.caption --input "$INPUT" --output "$OUTPUT" --captioner "$CAPTIONER" --shard "$SHARD" \
+    --batch-size "$BATCH_SIZE" --num-beams "$NUM_BEAMS" --max-new-tokens "$MAX_NEW_TOKENS" --workers "$WORKERS" \
     --allow-failures "$ALLOW_FAILURES" --strip-lead "$@"

@@ -1,4 +1,4 @@
-"""Captioners by name: `--captioner NAME` → the object that captions."""
+"""Captioners by name: `--captioner NAME` → a captioner."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMED_MODELS = {
 
 @dataclass(frozen=True)
 class CaptionerChoice:
-    """A captioner as the user asked for it: all that is needed to build it, here or in another process.
+    """The captioner that the user chose: everything needed to build it, here or in another process.
 
     name: a short name, `coca[:MODEL]`, `file:PATH`, `existing:FILE`, or a Hugging Face model name or local folder.
     precision: a name of alip.model.precision.
@@ -41,26 +41,26 @@ class CaptionerChoice:
     options: dict[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """What must not change between the runs that fill one captions file, as plain values."""
+        """Settings that must not change between the runs that write one captions file, as plain values."""
         settings: dict[str, Any] = {"captioner": self.name}
-        kind, value = self.kind()
-        if kind == "file":
+        source, value = self.source()
+        if source == "file":
             path = _existing_file(value)
             settings["captioner"] = f"file:{path.name}"
             settings["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
             settings["options"] = dict(sorted(self.options.items()))
-        if kind in ("transformers", "coca"):
+        if source in ("transformers", "coca"):
             settings["model"] = value
             settings["prompt"] = self.prompt
             settings["precision"] = self.precision
             settings["decoding"] = vars(self.decoding).copy()
         return settings
 
-    def kind(self) -> tuple[str, str]:
+    def source(self) -> tuple[str, str]:
         """("file" | "existing" | "coca" | "transformers", the path or model name)."""
-        for kind in ("file", "existing"):
-            if self.name.startswith(kind + ":"):
-                return kind, self.name[len(kind) + 1 :]
+        for prefix in ("file", "existing"):
+            if self.name.startswith(prefix + ":"):
+                return prefix, self.name[len(prefix) + 1 :]
         if self.name == "coca" or self.name.startswith("coca:"):
             return "coca", self.name[5:]
         folder = Path(self.name)
@@ -71,19 +71,19 @@ class CaptionerChoice:
 
 def open_captioner(choice: CaptionerChoice, device: torch.device) -> Captioner:
     """Builds the captioner on `device`. Errors: UserError for an unknown name, a missing package or a broken file."""
-    kind, value = choice.kind()
-    if kind != "file" and choice.options:
-        raise UserError("--option belongs to captioner files (--captioner file:PATH)")
-    if kind == "file":
+    source, value = choice.source()
+    if source != "file" and choice.options:
+        raise UserError("--option is only for captioner files (--captioner file:PATH)")
+    if source == "file":
         return _from_file(_existing_file(value), choice, device)
-    if kind == "existing":
+    if source == "existing":
         from alip.caption.existing import ExistingCaptions
 
         return ExistingCaptions(_existing_file(value))
     precision = weights_type(choice.precision, device)
-    if kind == "coca":
+    if source == "coca":
         if choice.prompt:
-            raise UserError("CoCa takes no --prompt: it was trained to caption without one")
+            raise UserError("CoCa has no --prompt: it was trained to caption without one")
         from alip.caption.coca import CoCaCaptioner
 
         return CoCaCaptioner(value or None, choice.decoding, device, precision)

@@ -1,10 +1,10 @@
 """open_clip's CoCa as a captioner.
 
 open_clip 3.3's own `CoCa.generate` imports `BeamSearchScorer`, which transformers 5 no longer has, and then refuses to
-run. So the search lives here, over the model's own towers, with the image encoded once instead of once per beam, and
-without transformers. It is transformers' beam search (measured against `BeamSearchScorer` of transformers 4.55 on
-random CoCas: 288 of 288 captions equal), over log-probabilities: `CoCa.generate` adds up raw logits, which favours
-beams whose logits happen to be large.
+run. So the search is implemented here, over the model's own towers, with the image encoded once instead of once per
+beam, and without transformers. It is transformers' beam search (measured against `BeamSearchScorer` of transformers
+4.55 on random CoCas: 288 of 288 captions equal), over log-probabilities: `CoCa.generate` adds up raw logits, which
+favours beams whose logits happen to be large.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CoCaCaptioner:
         size = self.model.visual.image_size
         self.short_side = max(size) if isinstance(size, tuple) else int(size)
         self.device, self.precision, self.decoding = device, precision, decoding
-        self.facts = {
+        self.metadata = {
             "model_class": type(self.model).__name__,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
@@ -74,14 +74,14 @@ def _next_log_probabilities(
     if decoding.repetition_penalty != 1.0:  # CTRL's rule on log-probabilities, which are never positive
         seen = log_probabilities.gather(1, tokens) * decoding.repetition_penalty
         log_probabilities = log_probabilities.scatter(1, tokens, seen)
-    if tokens.shape[1] - 1 < decoding.min_tokens:
+    if tokens.shape[1] - 1 < decoding.min_new_tokens:
         log_probabilities[:, end] = -torch.inf
     return log_probabilities
 
 
 def _longest(model: torch.nn.Module, decoding: Decoding) -> int:
     """Most tokens that a row may have, start and end included: what was asked for, within the model's context."""
-    return min(decoding.max_tokens + 1, int(model.context_length))
+    return min(decoding.max_new_tokens + 1, int(model.context_length))
 
 
 def beam_search(
@@ -89,16 +89,16 @@ def beam_search(
 ) -> list[list[int]]:
     """images (n, 3, H, W) → n token lists without start and end, each the best by mean log-probability.
 
-    The rules of transformers' (and thereby open_clip's) beam search, length penalty 1: of the 2·beams best
-    continuations, those that end among the first `beams` are kept as finished with their mean log-probability, and
-    the best unfinished ones go on; an image is done when it has `beams` finished captions, none of which the best
+    The rules of transformers' (and thereby open_clip's) beam search, length penalty 1: of the 2·num_beams best
+    continuations, those that end among the first num_beams are kept as finished with their mean log-probability, and
+    the best unfinished ones continue; an image is done when it has num_beams finished captions, none of which the best
     running beam could still beat at its present length.
     """
-    count, beams = images.shape[0], decoding.beams
+    count, num_beams = images.shape[0], decoding.num_beams
     _, image_embs = model._encode_image(images)
-    image_embs = image_embs.repeat_interleave(beams, dim=0)
-    tokens = torch.full((count * beams, 1), start, dtype=torch.long, device=images.device)
-    scores = torch.full((count, beams), -1e9, device=images.device)
+    image_embs = image_embs.repeat_interleave(num_beams, dim=0)
+    tokens = torch.full((count * num_beams, 1), start, dtype=torch.long, device=images.device)
+    scores = torch.full((count, num_beams), -1e9, device=images.device)
     scores[:, 0] = 0.0  # all beams are equal at first: only one of them may branch
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(count)]
     done = [False] * count
@@ -106,34 +106,34 @@ def beam_search(
     while tokens.shape[1] < _longest(model, decoding) and not all(done):
         log_probabilities = _next_log_probabilities(model, tokens, image_embs, decoding, end)
         vocabulary = log_probabilities.shape[1]
-        total = (log_probabilities.view(count, beams, -1) + scores[:, :, None]).view(count, -1)
-        best_scores, best = total.topk(min(2 * beams, total.shape[1]), dim=1)
+        total = (log_probabilities.view(count, num_beams, -1) + scores[:, :, None]).view(count, -1)
+        best_scores, best = total.topk(min(2 * num_beams, total.shape[1]), dim=1)
         length = tokens.shape[1]
         rows, words, kept = [], [], []
         for image, (image_scores, choices) in enumerate(zip(best_scores.tolist(), best.tolist())):
-            going_on: list[tuple[int, int, float]] = []
+            running: list[tuple[int, int, float]] = []
             for rank, (score, choice) in enumerate(zip(image_scores, choices)):
-                row, word = image * beams + choice // vocabulary, choice % vocabulary
+                row, word = image * num_beams + choice // vocabulary, choice % vocabulary
                 if word != end:
-                    going_on.append((row, word, score))
-                elif rank < beams and not done[image]:
-                    _keep(finished[image], score / length, tokens[row, 1:].tolist(), beams)
-                if len(going_on) == beams:
+                    running.append((row, word, score))
+                elif rank < num_beams and not done[image]:
+                    _keep(finished[image], score / length, tokens[row, 1:].tolist(), num_beams)
+                if len(running) == num_beams:
                     break
-            if len(finished[image]) == beams and min(finished[image])[0] >= image_scores[0] / length:
+            if len(finished[image]) == num_beams and min(finished[image])[0] >= image_scores[0] / length:
                 done[image] = True
-            rows += [row for row, _, _ in going_on]
-            words += [word for _, word, _ in going_on]
-            kept.append([score for _, _, score in going_on])
+            rows += [row for row, _, _ in running]
+            words += [word for _, word, _ in running]
+            kept.append([score for _, _, score in running])
         order = torch.tensor(rows, device=images.device)
         tokens = torch.cat([tokens[order], torch.tensor(words, device=images.device)[:, None]], dim=1)
         scores = torch.tensor(kept, device=images.device)
 
     for image in range(count):
         if not done[image]:
-            for beam in range(beams):
+            for beam in range(num_beams):
                 score = scores[image, beam].item() / (tokens.shape[1] - 1)
-                _keep(finished[image], score, tokens[image * beams + beam, 1:].tolist(), beams)
+                _keep(finished[image], score, tokens[image * num_beams + beam, 1:].tolist(), num_beams)
     return [max(candidates)[1] for candidates in finished]
 
 
@@ -146,7 +146,7 @@ def _keep(finished: list[tuple[float, list[int]]], score: float, tokens: list[in
 def sample_tokens(
     model: torch.nn.Module, images: torch.Tensor, decoding: Decoding, start: int, end: int
 ) -> list[list[int]]:
-    """images (n, 3, H, W) → n token lists, words drawn with torch's generator after temperature, top-k and top-p."""
+    """images (n, 3, H, W) → n token lists, sampled with torch's generator after temperature, top-k and top-p."""
     _, image_embs = model._encode_image(images)
     tokens = torch.full((images.shape[0], 1), start, dtype=torch.long, device=images.device)
     ended = torch.zeros(images.shape[0], dtype=torch.bool, device=images.device)

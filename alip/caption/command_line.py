@@ -14,18 +14,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's arguments, checked."""
     parser = argparse.ArgumentParser(
         prog="python -m alip.caption",
-        description="Writes one synthetic caption for each image of a source. Start it again after any interruption: "
-        "it goes on. See docs/captions.md.",
+        description="Writes one synthetic caption for each image of a source. Run it again after any interruption: "
+        "it resumes. See docs/captions.md.",
     )
     what = parser.add_argument_group("what")
-    what.add_argument("--input", nargs="+", help="images: all that data2rec.py reads (tars, table, COCO JSON, folder)")
-    what.add_argument("--output", required=True, help="FILE.jsonl; its record, failures and picture go beside it")
+    what.add_argument(
+        "--input", nargs="+", help="images: anything that data2rec.py reads (tars, table, COCO JSON, folder)"
+    )
+    what.add_argument(
+        "--output", required=True, help="FILE.jsonl; its record, failures and figure are written beside it"
+    )
     what.add_argument("--source-type", choices=["webdataset", "table", "coco", "karpathy", "folder"])
-    what.add_argument("--image-root", help="where relative image paths of tables and JSON start")
+    what.add_argument("--image-root", help="folder of relative image paths in tables and JSON")
     what.add_argument("--image-field", help="column with the image's path")
     what.add_argument("--key-field", help="column with the sample's key")
     what.add_argument("--splits", default="train,restval", help="of Karpathy's JSON; '' for all (default: %(default)s)")
-    what.add_argument("--limit", type=int, help="only the first so many samples of the input")
+    what.add_argument("--limit", type=int, help="only the first LIMIT samples of the input")
     what.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="larger images fail (default: %(default)s)")
 
     who = parser.add_argument_group("captioner")
@@ -42,21 +46,29 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
     how = parser.add_argument_group("decoding and cleaning")
     defaults = Decoding()
-    how.add_argument("--beams", type=int, default=defaults.beams, help="1: greedy (default: %(default)s)")
-    how.add_argument("--sample", action="store_true", help="draw words instead of searching; needs --beams 1")
+    how.add_argument(
+        "--num-beams", "--beams", type=int, default=defaults.num_beams, help="1: greedy (default: %(default)s)"
+    )
+    how.add_argument("--sample", action="store_true", help="sample words instead of searching; needs --num-beams 1")
     how.add_argument("--temperature", type=float, default=defaults.temperature)
     how.add_argument("--top-k", type=int, default=defaults.top_k, help="0: all words")
     how.add_argument("--top-p", type=float, default=defaults.top_p)
-    how.add_argument("--max-tokens", type=int, default=defaults.max_tokens, help="default: %(default)s")
-    how.add_argument("--min-tokens", type=int, default=defaults.min_tokens, help="default: %(default)s")
+    how.add_argument(
+        "--max-new-tokens", "--max-tokens", type=int, default=defaults.max_new_tokens, help="default: %(default)s"
+    )
+    how.add_argument(
+        "--min-new-tokens", "--min-tokens", type=int, default=defaults.min_new_tokens, help="default: %(default)s"
+    )
     how.add_argument("--repetition-penalty", type=float, default=defaults.repetition_penalty)
-    how.add_argument("--seed", type=int, default=defaults.seed, help="of sampling and of the ten pairs drawn")
+    how.add_argument("--seed", type=int, default=defaults.seed, help="of sampling and of the ten pairs in the figure")
     how.add_argument("--strip-lead", action="store_true", help="drop a leading 'a picture of', 'the image shows' …")
     how.add_argument("--keep-repeats", action="store_true", help="keep immediately repeated phrases")
 
     run = parser.add_argument_group("running")
     run.add_argument("--batch-size", type=int, default=64, help="images per step and rank (default: %(default)s)")
-    run.add_argument("--workers", type=int, default=4, help="decoding processes a rank; 0: none (default: %(default)s)")
+    run.add_argument(
+        "--workers", type=int, default=4, help="decoding processes per rank; 0: none (default: %(default)s)"
+    )
     run.add_argument(
         *("--shard", "--part"),
         type=InputShard.parse,
@@ -64,21 +76,23 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="K/N",
         help="caption shard K of N of the input, one on each machine; then --merge",
     )
-    run.add_argument("--merge", nargs="+", metavar="PART.jsonl", help="join the outputs of the parts into --output")
-    run.add_argument("--trust-keys", action="store_true", help="do not read images again whose key has a caption")
-    run.add_argument("--restart", action="store_true", help="throw away what --output has so far")
+    run.add_argument("--merge", nargs="+", metavar="SHARD.jsonl", help="join the outputs of all shards into --output")
+    run.add_argument(
+        "--trust-keys", action="store_true", help="skip images whose key has a caption, without reading them"
+    )
+    run.add_argument("--restart", action="store_true", help="discard the captions in --output and start over")
     run.add_argument(
         "--allow-failures",
         type=float,
         default=0.0,
-        metavar="SHARE",
-        help="share of images without a caption up to which the exit status is 0 (default: 0)",
+        metavar="FRACTION",
+        help="fraction of images without a caption up to which the exit status is 0 (default: 0)",
     )
     arguments = parser.parse_args(argv)
     if not arguments.input and not arguments.merge:
         parser.error("--input is needed: the images to caption")
     if arguments.batch_size < 1 or arguments.workers < 0 or not 0 <= arguments.allow_failures <= 1:
-        parser.error("--batch-size starts at 1, --workers at 0, and --allow-failures is a share between 0 and 1")
+        parser.error("--batch-size must be at least 1, --workers at least 0, and --allow-failures between 0 and 1")
     if any("=" not in option for option in arguments.option):
         parser.error("--option takes NAME=VALUE")
     return arguments

@@ -22,7 +22,7 @@ class ExistingCaptions:
         self._table = CaptionTable(str(path), Path(self._folder.name) / "captions.sqlite")
         if self._table.example() is None:
             raise UserError(f"{path} holds no caption")
-        self.facts = {"file": str(path), "size": path.stat().st_size}
+        self.metadata = {"file": str(path), "size": path.stat().st_size}
 
     def caption(self, batch: list[str]) -> list[str | None]:
         """batch: n keys. Returns their captions, None where the file has none."""

@@ -1,4 +1,4 @@
-"""Outputs that several machines wrote (`--shard K/N`) → one captions file."""
+"""Joins the outputs of several machines (`--shard K/N`) into one captions file."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from alip.files import atomic_write
 
 
 def merge_outputs(
-    parts: list[CaptionStore], output: CaptionStore, look: Callable[[dict[str, Any]], None]
+    parts: list[CaptionStore], output: CaptionStore, observe: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Writes the output's captions and failures, each key once, and returns its record (not yet written).
 
-    look: called with each line. Errors: UserError for a part that is missing, unfinished, or made with other settings.
+    observe: called with each line. Raises UserError for a shard that is missing, unfinished, or has other settings.
     """
     records = [_finished(part) for part in parts]
     _check_parts(parts, records)
     if any(part.output.resolve() == output.output.resolve() for part in parts):
-        raise UserError(f"--output {output.output} is one of the parts: choose another name")
+        raise UserError(f"--output {output.output} is one of the inputs: choose another name")
     output.output.parent.mkdir(parents=True, exist_ok=True)
     keys = NumberSet()
 
@@ -38,7 +38,7 @@ def merge_outputs(
         for part in parts:
             for line in read_lines(part.output):
                 if keys.add(number(line["key"])):
-                    look(line)
+                    observe(line)
                     yield to_line(line)
 
     with atomic_write(output.output, text=True) as file:
@@ -51,13 +51,13 @@ def merge_outputs(
     for record in records:
         reasons.update(record["counts"].pop("failed_by_reason"))
         counts.update(record["counts"])
-    settings = records[0]["settings"] | {"part": [1, 1]}
+    settings = records[0]["settings"] | {"shard": [1, 1]}
     return {
         "format": FORMAT,
         "version": VERSION,
         "settings": settings,
         "runs": sum(record["runs"] for record in records),
-        "facts": records[0]["facts"] | {"merged_from": [str(part.output) for part in parts]},
+        "metadata": records[0]["metadata"] | {"merged_from": [str(part.output) for part in parts]},
         "counts": {**counts, "failed_by_reason": dict(reasons.most_common())},
     }
 
@@ -65,19 +65,19 @@ def merge_outputs(
 def _finished(part: CaptionStore) -> dict[str, Any]:
     record = part.read_run()
     if record is None:
-        raise UserError(f"{part.output} has no {part.run_file.name} beside it: it is no output of this command")
+        raise UserError(f"{part.output} has no {part.run_file.name} beside it: it is not an output of this command")
     if "counts" not in record or any(part.parts.glob("*.jsonl")):
-        raise UserError(f"{part.output} is unfinished: run its part again, it goes on where it stopped")
+        raise UserError(f"{part.output} is unfinished: run its command again, it resumes where it stopped")
     return record
 
 
 def _check_parts(parts: list[CaptionStore], records: list[dict[str, Any]]) -> None:
-    first = {name: value for name, value in records[0]["settings"].items() if name != "part"}
+    first = {name: value for name, value in records[0]["settings"].items() if name != "shard"}
     for part, record in zip(parts, records):
         check_settings(
-            first, {name: value for name, value in record["settings"].items() if name != "part"}, part.output
+            first, {name: value for name, value in record["settings"].items() if name != "shard"}, part.output
         )
-    of = {record["settings"]["part"][1] for record in records}
-    have = sorted(record["settings"]["part"][0] for record in records)
+    of = {record["settings"]["shard"][1] for record in records}
+    have = sorted(record["settings"]["shard"][0] for record in records)
     if len(of) != 1 or have != list(range(1, max(of) + 1)):
-        raise UserError(f"--merge needs every part once: these are parts {have} of {sorted(of)}")
+        raise UserError(f"--merge needs every shard once: these are shards {have} of {sorted(of)}")

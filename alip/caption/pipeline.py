@@ -25,13 +25,13 @@ from alip.caption.choice import CaptionerChoice, open_captioner
 from alip.caption.command_line import parse
 from alip.caption.merging import merge_outputs
 from alip.caption.preprocessing import Preprocessing, shrink
-from alip.caption.run import Pass, Share, Tally
+from alip.caption.run import Pass, RankShard, Tally
 from alip.caption.store import CaptionStore, PartWriter
-from alip.caption.summary import CaptionSummary, as_text, draw_pairs
+from alip.caption.summary import CaptionSummary, as_text, plot_pairs
 from alip.distributed import World
 from alip.errors import UserError
 
-WAIT_MINUTES = 60.0 * 24 * 30  # ranks end hours apart; a rank that dies is noticed at once all the same
+WAIT_MINUTES = 60.0 * 24 * 30  # ranks may finish hours apart; a rank that dies is noticed at once anyway
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise UserError(f"the disk of {arguments.output} is full: free some space and run again, it goes on") from error
+        raise UserError(
+            f"the disk of {arguments.output} is full: free some space and run the command again, it resumes"
+        ) from error
     finally:
         distributed.stop()
 
@@ -71,14 +73,13 @@ def caption(
 ) -> int:
     """One pass of all ranks over the source, the merge and the summary. Returns the exit status, on every rank."""
     cleaning = {"strip_lead": arguments.strip_lead, "collapse_repeats": not arguments.keep_repeats}
-    shard = arguments.shard
-    share = Share(shard.index * world.world_size + world.rank, shard.count * world.world_size)
-    settings = choice.settings() | {"cleaning": cleaning, "part": [shard.index + 1, shard.count]}
+    shard = RankShard(arguments.shard.index * world.world_size + world.rank, arguments.shard.count * world.world_size)
+    settings = choice.settings() | {"cleaning": cleaning, "shard": [arguments.shard.index + 1, arguments.shard.count]}
     device = distributed.pick_device(arguments.device, world.local_rank)
     captioner = open_captioner(choice, device)
-    module_file = choice.kind()[1] if choice.kind()[0] == "file" else None
-    facts = describe_run(captioner, source, world)
-    run = from_rank_0(lambda: store.begin_run(settings, facts, arguments.restart), world)
+    module_file = choice.source()[1] if choice.source()[0] == "file" else None
+    metadata = describe_run(captioner, source, world)
+    run = from_rank_0(lambda: store.begin_run(settings, metadata, arguments.restart), world)
     captions, failures = (PartWriter(path) for path in store.part_paths(run, world.rank))
     bar = Bar(world, arguments.limit or count_folder(source)) if world.is_main else None
     tally = Pass(
@@ -92,9 +93,9 @@ def caption(
         cleaning=cleaning,
         trust_keys=arguments.trust_keys,
         sampling_seed=arguments.seed if arguments.sample else None,
-        draw_seed=arguments.seed,
+        figure_seed=arguments.seed,
         on_progress=bar,
-    ).run(share.samples(source, arguments.limit))
+    ).run(shard.samples(source, arguments.limit))
     if bar is not None:
         bar.close()
     tallies = distributed.gather_objects(tally, world)
@@ -102,12 +103,12 @@ def caption(
 
 
 def finish(store: CaptionStore, run: int, tallies: list[Tally], arguments: argparse.Namespace) -> int:
-    """Rank 0: merges the parts, writes the record and the picture, prints the summary. Returns the exit status."""
+    """Rank 0: merges the parts, writes the record and the figure, prints the summary. Returns the exit status."""
     total = Tally()
     for tally in tallies:
         total.add(tally)
-    summary = CaptionSummary(arguments.seed, {key for _, key, _ in total.drawn})
-    store.merge(run, summary.look)
+    summary = CaptionSummary(arguments.seed, {key for _, key, _ in total.sampled})
+    store.merge(run, summary.observe)
     result = summary.result()
     failed = sum(total.failed.values())
     status = judge(total.images, failed, total.unread, arguments.allow_failures)
@@ -123,25 +124,25 @@ def finish(store: CaptionStore, run: int, tallies: list[Tally], arguments: argpa
         "captions_of_other_images": result["captions"] - total.captioned - total.done,
     }
     record["summary"] = result
-    if total.drawn and result["captions"]:
+    if total.sampled and result["captions"]:
         pairs = read_pairs(total, summary.captions_of)
         if pairs:
             title = (
-                f"{store.output.name}: {len(pairs)} of {result['captions']:,} pairs, drawn with seed {arguments.seed}"
+                f"{store.output.name}: {len(pairs)} of {result['captions']:,} pairs, sampled with seed {arguments.seed}"
             )
-            draw_pairs(pairs, store.picture, title)
+            plot_pairs(pairs, store.figure, title)
     store.finish(record)
     report(store, record, arguments.allow_failures)
     return status
 
 
 def judge(images: int, failed: int, unread: int, allowed: float) -> int:
-    """0 if all that was asked was done: every file read to its end, and at most the allowed share without a caption."""
+    """0 if every file was read to its end and at most the allowed fraction of images has no caption, else 1."""
     return 0 if unread == 0 and failed <= allowed * images else 1
 
 
 def report(store: CaptionStore, record: dict[str, Any], allowed: float) -> None:
-    """Prints what stands in the record."""
+    """Prints the record."""
     counts = record["counts"]
     print(as_text(record["summary"]))
     done = counts["captioned_now"] + counts["captioned_before"]
@@ -151,28 +152,34 @@ def report(store: CaptionStore, record: dict[str, Any], allowed: float) -> None:
         print(f"{counts['captions_of_other_images']:,} more captions are of images that this input does not have")
     if counts["failed"]:
         reasons = ", ".join(f"{times:,} {reason}" for reason, times in counts["failed_by_reason"].items())
-        share = counts["failed"] / counts["images"]
-        print(f"{counts['failed']:,} images ({share:.2%}) have none: {reasons}; each one is named in {store.failures}")
+        fraction = counts["failed"] / counts["images"]
+        print(
+            f"{counts['failed']:,} images ({fraction:.2%}) have none: {reasons}; each one is named in {store.failures}"
+        )
         if counts["unread_files"]:
-            print(f"{counts['unread_files']} files could not be read to their end: mend or remove them, and run again")
+            print(
+                f"{counts['unread_files']} files could not be read to their end: repair or remove them, and run again"
+            )
         elif record["complete"]:
             print(f"that is within --allow-failures {allowed:g}")
         else:
-            print(f"exit status 1, since --allow-failures is {allowed:g}: mend them and run again, or allow that share")
+            print(
+                f"exit status 1, since --allow-failures is {allowed:g}: fix them and run again, or allow this fraction"
+            )
     print(f"captions: {store.output}   record: {store.run_file}", end="")
-    print(f"   ten pairs: {store.picture}" if store.picture.exists() else "", flush=True)
+    print(f"   ten pairs: {store.figure}" if store.figure.exists() else "", flush=True)
 
 
 def read_pairs(total: Tally, captions_of: dict[str, str], most: int = 10) -> list[tuple[Image.Image, str, str]]:
-    """The drawn images, read again, with their captions; (image, key, caption) each."""
+    """The sampled images, read again, with their captions; (image, key, caption) each."""
     pairs: list[tuple[Image.Image, str, str]] = []
-    for _, key, image_data in sorted(total.drawn, key=lambda entry: entry[:2], reverse=True):
+    for _, key, image_data in sorted(total.sampled, key=lambda entry: entry[:2], reverse=True):
         if key not in captions_of or len(pairs) == most:
             continue
         try:
             data = image_data.read() if isinstance(image_data, ByteRange) else image_data
             image = shrink(decode_image(data, short_side=300))
-        except (OSError, ValueError, ImageError):  # its failure has its line; the picture takes the next one
+        except (OSError, ValueError, ImageError):  # its failure has its own line; the figure shows the next one
             continue
         image.thumbnail((360, 360))
         pairs.append((image, key, captions_of[key]))
@@ -180,10 +187,10 @@ def read_pairs(total: Tally, captions_of: dict[str, str], most: int = 10) -> lis
 
 
 def merge_parts(arguments: argparse.Namespace) -> int:
-    """`--merge OUTPUT PART.jsonl …`: outputs of several machines (--shard K/N) → one."""
+    """`--merge SHARD.jsonl …`: joins the outputs of several machines (--shard K/N) into one."""
     summary = CaptionSummary(arguments.seed)
     store = CaptionStore(arguments.output)
-    record = merge_outputs([CaptionStore(path) for path in arguments.merge], store, summary.look)
+    record = merge_outputs([CaptionStore(path) for path in arguments.merge], store, summary.observe)
     record["summary"] = summary.result()
     counts = record["counts"]
     status = judge(counts["images"], counts["failed"], counts["unread_files"], arguments.allow_failures)
@@ -194,15 +201,15 @@ def merge_parts(arguments: argparse.Namespace) -> int:
 
 
 def from_rank_0(action: Any, world: World) -> Any:
-    """What `action` returns on rank 0, on every rank; its UserError ends every rank, told once."""
+    """Runs `action` on rank 0 and returns its result on every rank; its UserError ends every rank, printed once."""
     outcome: tuple[str, Any] = ("", None)
     if world.is_main:
         try:
             outcome = ("value", action())
         except UserError as error:
             outcome = ("error", str(error))
-    kind, value = distributed.broadcast_object(outcome, world)
-    if kind == "error":
+    status, value = distributed.broadcast_object(outcome, world)
+    if status == "error":
         if world.is_main:
             raise UserError(value)
         sys.exit(2)
@@ -210,7 +217,7 @@ def from_rank_0(action: Any, world: World) -> Any:
 
 
 def describe_run(captioner: Any, source: Source, world: World) -> dict[str, Any]:
-    """What is worth knowing later about who made the captions, of what, with which versions."""
+    """The captioner, the source and the versions, for the record."""
     versions = {"torch": torch.__version__}
     for package in ("alip", "transformers", "open_clip_torch"):
         try:
@@ -218,7 +225,7 @@ def describe_run(captioner: Any, source: Source, world: World) -> dict[str, Any]
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "captioner": json.loads(json.dumps(getattr(captioner, "facts", {}), default=str)),
+        "captioner": json.loads(json.dumps(getattr(captioner, "metadata", {}), default=str)),
         "versions": versions,
         "ranks": world.world_size,
         "source": {
@@ -231,7 +238,7 @@ def describe_run(captioner: Any, source: Source, world: World) -> dict[str, Any]
 
 
 def count_folder(source: Source) -> int | None:
-    """How many images a folder source has; None for other sources, which know how far they are."""
+    """Number of images in a folder source; None for other sources, which report their own progress."""
     if source.source_type != "folder":
         return None
     names = (name for _, _, names in os.walk(source.units[0]) for name in names)
@@ -239,9 +246,9 @@ def count_folder(source: Source) -> int | None:
 
 
 class Bar:
-    """Images/s of all ranks, share done, time left, failures. Called after each image with rank 0's tally.
+    """Images/s of all ranks, fraction done, time left, failures. Called after each image with rank 0's tally.
 
-    total: number of images, where it is known and the source does not say how far it is; else None.
+    total: number of images, where it is known and the source does not report progress; else None.
     """
 
     def __init__(self, world: World, total: int | None = None) -> None:
@@ -253,14 +260,14 @@ class Bar:
 
     def __call__(self, tally: Tally, progress: float | None) -> None:
         speed = self.ranks * tally.captioned / max(time.monotonic() - self.started, 1e-3)
-        told = f"{tally.images:,} images, {speed:.1f} captions/s, {sum(tally.failed.values()):,} failed, "
+        counts = f"{tally.images:,} images, {speed:.1f} captions/s, {sum(tally.failed.values()):,} failed, "
         who = "" if self.ranks == 1 else f"rank 0 of {self.ranks} (speed of all): "
-        self.bar.set_description_str(who + told, refresh=False)
+        self.bar.set_description_str(who + counts, refresh=False)
         if self.total:
             progress = min(1.0, tally.images * self.ranks / self.total)
         self.bar.update(max(0.0, (progress or 0.0) - self.bar.n))
 
     def close(self) -> None:
-        """The end of a whole pass."""
+        """The end of a complete pass."""
         self.bar.update(1.0 - self.bar.n)
         self.bar.close()

@@ -1,4 +1,4 @@
-"""Samples → prepared images: reading, decoding and preparing in worker processes, in order, ahead of the captioner."""
+"""Preprocessing workers: read, decode and prepare images in their own processes, in order, ahead of the captioner."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from alip.build.sources import ByteRange, Sample
 from alip.build.workers import start_worker
 from alip.caption.store import digest
 
-SHRUNK_SIDE = 1024  # longest side of images that travel between processes as they are
+SHRUNK_SIDE = 1024  # longest side of images that are sent between processes as they are
 
 
 @dataclass
 class PreparedImage:
-    """What became of one sample. Exactly one of three: content; reason (it failed, and why); unchanged=True.
+    """The result for one sample. Exactly one of three: content; reason (why it failed); unchanged=True.
 
     image: digest of the image's bytes, "" where they could not be read.
     """
@@ -54,13 +54,13 @@ class Preprocessing:
 
     @classmethod
     def of(cls, captioner: Any, module_file: str | None, max_pixels: int) -> Preprocessing:
-        """The recipe of a captioner."""
+        """The preprocessing that a captioner needs."""
         prepare = getattr(captioner, "prepare", None)
         side = int(getattr(captioner, "short_side", 0 if prepare else SHRUNK_SIDE))
         return cls(pickle.dumps(prepare) if prepare else None, module_file, side, max_pixels)
 
     def open(self) -> Callable[[ByteRange | bytes, str | None], PreparedImage]:
-        """The function that does the work, in whatever process it is called."""
+        """The function that prepares an image, for the process that calls this."""
         if self.module_file:
             from alip.caption.user_file import load_captioner_file
 
@@ -70,7 +70,7 @@ class Preprocessing:
 
 
 def _prepare(
-    image_data: ByteRange | bytes, known: str | None, prepare: Callable[[Any], Any], recipe: Preprocessing
+    image_data: ByteRange | bytes, known: str | None, prepare: Callable[[Any], Any], preprocessing: Preprocessing
 ) -> PreparedImage:
     try:
         data = image_data.read() if isinstance(image_data, ByteRange) else image_data
@@ -80,11 +80,11 @@ def _prepare(
     if image == known:
         return PreparedImage(image, unchanged=True)
     try:
-        picture = decode_image(data, recipe.max_pixels, short_side=recipe.short_side)
+        decoded = decode_image(data, preprocessing.max_pixels, short_side=preprocessing.short_side)
     except ImageError as error:
         return PreparedImage(image, reason=error.reason, detail=str(error))
     try:
-        return PreparedImage(image, prepare(picture))
+        return PreparedImage(image, prepare(decoded))
     except Exception as error:
         return PreparedImage(image, reason="not-prepared", detail=f"{type(error).__name__}: {error}")
 
@@ -100,10 +100,10 @@ def shrink(image: Image.Image) -> Image.Image:
 _work: Callable[[ByteRange | bytes, str | None], PreparedImage] | None = None
 
 
-def _start_worker(recipe: Preprocessing, parent: int) -> None:
+def _start_worker(preprocessing: Preprocessing, parent: int) -> None:
     global _work
     start_worker(parent)
-    _work = recipe.open()
+    _work = preprocessing.open()
 
 
 def _run(image_data: ByteRange | bytes, known: str | None) -> PreparedImage:
@@ -113,17 +113,17 @@ def _run(image_data: ByteRange | bytes, known: str | None) -> PreparedImage:
 class _Pool:
     """Worker processes that survive an image which kills one of them.
 
-    When a worker dies the executor gives every unfinished image back. Those are then tried again one at a time, each
-    alone, so that the killer is found and named, and the others go on.
+    When a worker dies, the executor fails every unfinished image. Those are then tried again one at a time, so that
+    the image at fault is found and named, and the others succeed.
     """
 
-    def __init__(self, recipe: Preprocessing, workers: int) -> None:
-        self._recipe, self._workers = recipe, workers
+    def __init__(self, preprocessing: Preprocessing, workers: int) -> None:
+        self._preprocessing, self._workers = preprocessing, workers
         self._executor = self._new(workers)
         self._alone: ProcessPoolExecutor | None = None
 
     def _new(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (self._recipe, os.getpid()))
+        return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (self._preprocessing, os.getpid()))
 
     def submit(self, image_data: ByteRange | bytes, known: str | None) -> Future:
         try:
@@ -143,9 +143,9 @@ class _Pool:
         if self._alone is None:
             self._alone = self._new(1)
             try:
-                self._alone.submit(len, b"").result()  # if no worker can even start, no image is to blame
+                self._alone.submit(len, b"").result()  # if no worker can even start, no image is at fault
             except BrokenProcessPool as error:
-                raise RuntimeError("worker processes die at their start: run with --workers 0 to see why") from error
+                raise RuntimeError("worker processes die when they start: run with --workers 0 to see why") from error
         try:
             return self._alone.submit(_run, image_data, known).result()
         except BrokenProcessPool:
@@ -160,20 +160,21 @@ class _Pool:
 
 
 def feed(
-    samples: Iterable[tuple[Sample, str | None]], recipe: Preprocessing, workers: int, ahead: int
+    samples: Iterable[tuple[Sample, str | None]], preprocessing: Preprocessing, workers: int, ahead: int
 ) -> Iterator[tuple[Sample, PreparedImage]]:
-    """Each sample with what became of its image, in the samples' order.
+    """Each sample with its prepared image, in the samples' order.
 
-    samples: pairs of sample and known digest: an image with that digest comes back as unchanged, without decoding.
-    workers: processes; 0 prepares in this one. ahead: how many images may be under way or waiting (memory's bound).
-    A sample without image data comes back as failed, with its own error as the reason.
+    samples: pairs of sample and known digest: an image with that digest is returned as unchanged, without decoding.
+    workers: processes; 0 prepares in this one. ahead: at most this many images are in progress or waiting (a
+    bound on memory).
+    A sample without image data is returned as failed, with its own error as the reason.
     """
     if workers == 0:
-        work = recipe.open()
+        work = preprocessing.open()
         for sample, known in samples:
             yield sample, without_image(sample) or work(sample.image_data, known)
         return
-    pool = _Pool(recipe, workers)
+    pool = _Pool(preprocessing, workers)
     try:
         waiting: deque[tuple[Sample, str | None, Future | PreparedImage]] = deque()
         for sample, known in samples:
@@ -195,7 +196,7 @@ def _collect(
 def without_image(sample: Sample) -> PreparedImage | None:
     """The failure of a sample that has no image or whose record is broken; None if its image can be tried.
 
-    What is wrong with its texts is no matter here.
+    Faults of its texts do not matter here.
     """
     if sample.error and not sample.error.startswith("bad-text"):
         reason, _, detail = sample.error.partition(": ")
@@ -208,7 +209,7 @@ def without_image(sample: Sample) -> PreparedImage | None:
 
 
 def in_background(items: Iterator[Any], ahead: int) -> Iterator[Any]:
-    """The same items, drawn in a thread of its own up to `ahead` before they are needed. Its errors are raised here."""
+    """The same items, fetched in a thread up to `ahead` before they are needed. Its errors are raised here."""
     box: queue.Queue = queue.Queue(ahead)
     stopped = threading.Event()
 
@@ -221,7 +222,7 @@ def in_background(items: Iterator[Any], ahead: int) -> Iterator[Any]:
                 continue
         return False
 
-    def draw() -> None:
+    def fetch() -> None:
         try:
             for item in items:
                 if not put(("item", item)):
@@ -232,7 +233,7 @@ def in_background(items: Iterator[Any], ahead: int) -> Iterator[Any]:
         finally:
             items.close()
 
-    thread = threading.Thread(target=draw, daemon=True)
+    thread = threading.Thread(target=fetch, daemon=True)
     thread.start()
     try:
         while True:

@@ -1,4 +1,4 @@
-"""One pass over a source: every image that has no caption yet gets one, and every failure gets a line."""
+"""One pass over a source: every image without a caption gets one, and every failure gets a line."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from alip.caption.preprocessing import PreparedImage, Preprocessing, feed, in_ba
 from alip.caption.store import DoneImages, NumberSet, PartWriter, number
 from alip.errors import UserError
 
-UNITS_PER_RANK = 4  # with fewer files than this for each rank, ranks share out the keys instead of the files
-HOPELESS = 16  # a captioner that fails on this many images in a row, and never worked, is broken itself
+UNITS_PER_RANK = 4  # with fewer files than this per rank, the ranks split the keys instead of the files
+HOPELESS = 16  # a captioner that fails on this many images in a row is broken itself
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which part of the source is ours: rank of ranks. With more than one machine and no torchrun across them, each
-    machine's ranks count through (see command.py)."""
+class RankShard:
+    """The samples of one rank. On several machines without a common torchrun the ranks of all machines are numbered
+    consecutively (see pipeline.py)."""
 
     rank: int = 0
     ranks: int = 1
 
     def samples(self, source: Source, limit: int | None = None) -> Iterator[Sample]:
-        """This rank's samples. By file where there are plenty, so that each file is read once; else by key.
+        """This rank's samples. By file where there are enough, so that each file is read once; else by key.
 
-        limit: only the first so many samples of the source, over all ranks. COCO's and Karpathy's samples are
+        limit: only the first `limit` samples of the source, over all ranks. COCO's and Karpathy's samples are
         sentences, IMAGE#0, IMAGE#1 …; here their key is IMAGE.
         """
         if limit is None and len(source.units) >= UNITS_PER_RANK * self.ranks:
@@ -54,11 +54,11 @@ def _by_image(source: Source, samples: Iterable[Sample]) -> Iterator[Sample]:
 
 @dataclass
 class Tally:
-    """What one rank met in one pass.
+    """Counts of one rank in one pass.
 
-    images: all of its share, = done + captioned + failed. done: had a caption before. failed: by reason.
-    unread: files whose rest could not be read (nobody knows how many images are lost).
-    drawn: images drawn for the picture, (number, key, image data), those with the largest numbers.
+    images: all of them, = done + captioned + failed. done: had a caption before. failed: by reason.
+    unread: files whose end could not be read (the number of images lost is unknown).
+    sampled: random images for the figure, (number, key, image data): those with the largest numbers.
     """
 
     images: int = 0
@@ -66,7 +66,7 @@ class Tally:
     captioned: int = 0
     failed: Counter = field(default_factory=Counter)
     unread: int = 0
-    drawn: list[tuple[int, str, ByteRange | bytes]] = field(default_factory=list)
+    sampled: list[tuple[int, str, ByteRange | bytes]] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         """Adds another rank's tally."""
@@ -75,24 +75,24 @@ class Tally:
         self.captioned += other.captioned
         self.failed.update(other.failed)
         self.unread += other.unread
-        self.drawn = heapq.nlargest(DRAW, self.drawn + other.drawn, key=lambda entry: entry[:2])
+        self.sampled = heapq.nlargest(CANDIDATES, self.sampled + other.sampled, key=lambda entry: entry[:2])
 
 
-DRAW = 20  # twice the ten that are shown: some may have no caption
+CANDIDATES = 20  # twice the ten in the figure: some may have no caption
 
 
 class Pass:
     """One rank's pass. Built from what it needs, run with `run()`, which returns the tally.
 
-    captioner, recipe: who captions, and how images are prepared for it. workers: decoding processes. cleaning:
-    arguments of `clean`. trust_keys: an image with a caption is taken as unchanged without reading it.
-    sampling_seed: None unless words are drawn. draw_seed: of the picture's ten pairs. on_progress(tally, progress).
+    captioner; preprocessing: how images are prepared for it. workers: preprocessing workers. cleaning: arguments of
+    `clean`. trust_keys: an image with a caption counts as unchanged without reading it. sampling_seed: None unless
+    words are sampled. figure_seed: of the figure's ten pairs. on_progress(tally, progress): called for every image.
     """
 
     def __init__(
         self,
         captioner: Captioner,
-        recipe: Preprocessing,
+        preprocessing: Preprocessing,
         captions: PartWriter,
         failures: PartWriter,
         done: DoneImages,
@@ -102,21 +102,21 @@ class Pass:
         cleaning: dict[str, bool],
         trust_keys: bool = False,
         sampling_seed: int | None = None,
-        draw_seed: int = 0,
+        figure_seed: int = 0,
         on_progress: Any = None,
     ) -> None:
-        self.captioner, self.recipe = captioner, recipe
+        self.captioner, self.preprocessing = captioner, preprocessing
         self.captions, self.failures, self.done = captions, failures, done
         self.batch_size, self.workers, self.cleaning = batch_size, workers, cleaning
         self.reads_keys = getattr(captioner, "reads", "images") == "keys"
         self.trust_keys = trust_keys or self.reads_keys
-        self.sampling_seed, self.draw_seed = sampling_seed, draw_seed
+        self.sampling_seed, self.figure_seed = sampling_seed, figure_seed
         self.on_progress = on_progress
         self.tally = Tally()
         self.failed_in_a_row = 0
 
     def run(self, samples: Iterable[Sample]) -> Tally:
-        """Captions the samples. Errors: whatever the captioner raises on every image; OSError of a full disk."""
+        """Captions the samples. Raises whatever the captioner raises on every image; OSError when the disk is full."""
         batch: list[tuple[Sample, PreparedImage]] = []
         for sample, prepared in self._prepared(samples):
             if prepared.unchanged:
@@ -144,7 +144,7 @@ class Pass:
                 for sample, known in new
             )
         ahead = 2 * self.batch_size + 4 * self.workers
-        fed = feed(self._untrusted(new), self.recipe, self.workers, ahead)
+        fed = feed(self._untrusted(new), self.preprocessing, self.workers, ahead)
         return in_background(fed, self.batch_size) if self.workers else fed
 
     def _new(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, str | None]]:
@@ -155,10 +155,10 @@ class Pass:
             is_new = ranges.add(number(f"{sample.key}\n{image_data}"))
             if not keys.add(number(sample.key)) and sample.key:
                 if not is_new:
-                    continue  # a further text of the same image, as tables and COCO's JSON have them
+                    continue  # another text of the same image, as in tables and COCO's JSON
                 sample.error = "duplicate-key: another image of the source has this key and its caption"
             self.tally.images += 1
-            self._draw(sample)
+            self._sample_for_figure(sample)
             yield sample, self.done.image(sample.key)
 
     def _untrusted(self, new: Iterable[tuple[Sample, str | None]]) -> Iterator[tuple[Sample, str | None]]:
@@ -169,15 +169,15 @@ class Pass:
             else:
                 yield sample, known
 
-    def _draw(self, sample: Sample) -> None:
+    def _sample_for_figure(self, sample: Sample) -> None:
         if sample.image_data is None:
             return
-        entry = (number(f"{self.draw_seed}\n{sample.key}"), sample.key, sample.image_data)
-        drawn = self.tally.drawn  # a heap of those with the largest numbers: the smallest of them stands first
-        if len(drawn) < DRAW:
-            heapq.heappush(drawn, entry)
-        elif entry[:2] > drawn[0][:2]:
-            heapq.heapreplace(drawn, entry)
+        entry = (number(f"{self.figure_seed}\n{sample.key}"), sample.key, sample.image_data)
+        sampled = self.tally.sampled  # a heap of those with the largest numbers, the smallest of them first
+        if len(sampled) < CANDIDATES:
+            heapq.heappush(sampled, entry)
+        elif entry[:2] > sampled[0][:2]:
+            heapq.heapreplace(sampled, entry)
 
     def _caption(self, batch: list[tuple[Sample, PreparedImage]]) -> None:
         if self.sampling_seed is not None:
@@ -191,14 +191,14 @@ class Pass:
                 self.captions.write({"key": sample.key, "caption": caption, "image": prepared.image})
                 self.tally.captioned += 1
             elif text is None:
-                self._fail(sample, "no-caption", "the captioner has none for it")
+                self._fail(sample, "no-caption", "the captioner returned none")
             else:
                 self._fail(sample, "empty-caption", f"the captioner wrote {text!r}")
         self.captions.flush()
         self.failures.flush()
 
     def _texts(self, batch: list[tuple[Sample, PreparedImage]]) -> list[str | Exception | None]:
-        """One caption or error for each image. What fails together is tried in halves, down to the one to blame."""
+        """One caption or error for each image. A failed batch is tried again in halves, down to the image at fault."""
         try:
             texts = list(self.captioner.caption([prepared.content for _, prepared in batch]))
         except UserError:
@@ -209,7 +209,7 @@ class Pass:
                 if isinstance(error, torch.OutOfMemoryError):
                     torch.cuda.empty_cache()
                     self.batch_size = min(self.batch_size, middle)
-                    print(f"out of memory: going on with batches of {self.batch_size}", file=sys.stderr, flush=True)
+                    print(f"out of memory: continuing with batches of {self.batch_size}", file=sys.stderr, flush=True)
                 return self._texts(batch[:middle]) + self._texts(batch[middle:])
             self.failed_in_a_row += 1
             if self.failed_in_a_row >= HOPELESS:
@@ -217,7 +217,7 @@ class Pass:
             return [error]
         if len(texts) != len(batch) or not all(isinstance(text, str | None) for text in texts):
             raise UserError(
-                f"the captioner gave {len(texts)} results for {len(batch)} images: one string each is needed"
+                f"the captioner returned {len(texts)} results for {len(batch)} images; one string for each is needed"
             )
         self.failed_in_a_row = 0
         return texts

@@ -1,14 +1,14 @@
-"""What captioning leaves on disk, and how it goes on after any interruption.
+"""The files of a captions output, and how it resumes after any interruption.
 
     captions.jsonl            {"key", "caption", "image"}: a line for each captioned image; "image": digest of its bytes
     captions-failures.jsonl   {"key", "where", "reason"}: images of the last pass that got no caption
     captions-run.json         settings, versions, counts and the summary
     captions-parts/           lines of runs that are not merged yet; gone when a pass has ended
 
-Every process of every run appends to a part file of its own, which nobody writes again; so a kill can at most cut the
-last line of a part, and readers leave a cut line out. A pass ends with a merge: the newest line of each key wins, the
-result replaces captions.jsonl in one rename, and the parts go. Dying anywhere in the merge loses nothing: the same
-lines are read again from captions.jsonl and the parts that are left.
+Every process of every run appends to a part file of its own, which is never written again; so a kill can at most
+truncate the last line of a part, and readers skip a truncated line. A pass ends with a merge: the newest line of each
+key wins, the result replaces captions.jsonl in one rename, and the parts are removed. A crash during the merge loses
+nothing: the same lines are read again from captions.jsonl and the remaining parts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from alip.errors import UserError
-from alip.files import atomic_write, write_json
+from alip.files import atomic_write, read_json, write_json
 
 FORMAT, VERSION = "alip-captions", 1
 
@@ -37,15 +37,15 @@ def digest(data: bytes) -> str:
 
 
 def number(text: str) -> int:
-    """A text's 64-bit number: the same in every process, unlike Python's hash()."""
+    """A 64-bit hash of a text: the same in every process, unlike Python's hash()."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class NumberSet:
     """A growing set of 64-bit numbers in 8 bytes each (120 MB for 15 million; a Python set needs 1 GB).
 
-    Sorted array plus a small set of late-comers. Two different texts out of 15 million share a number with a
-    probability of 6e-6.
+    A sorted array plus a small set of recent numbers. Two different texts out of 15 million collide with a probability
+    of 6e-6.
     """
 
     def __init__(self, late_limit: int = 1_000_000) -> None:
@@ -67,22 +67,22 @@ class NumberSet:
     def __contains__(self, value: int) -> bool:
         if value in self._late:
             return True
-        place = int(np.searchsorted(self._sorted, np.uint64(value)))
-        return place < len(self._sorted) and int(self._sorted[place]) == value
+        position = int(np.searchsorted(self._sorted, np.uint64(value)))
+        return position < len(self._sorted) and int(self._sorted[position]) == value
 
     def __len__(self) -> int:
         return len(self._sorted) + len(self._late)
 
 
 class DoneImages:
-    """Which keys have a caption, and of which image, in 16 bytes each. Fill it newest first, then ask."""
+    """Which keys have a caption, and for which image, in 16 bytes each. Append the newest first, then look up."""
 
     def __init__(self) -> None:
         self._keys, self._images = array("Q"), array("Q")
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
 
     def append(self, key: str, image: str) -> None:
-        """A key with its image's digest ("" where the image was not looked at)."""
+        """A key with its image's digest ("" where the image was not read)."""
         self._keys.append(number(key))
         self._images.append(int(image or "0", 16))
 
@@ -92,17 +92,17 @@ class DoneImages:
             keys, first = np.unique(np.frombuffer(self._keys, dtype=np.uint64), return_index=True)
             self._sorted = keys, np.frombuffer(self._images, dtype=np.uint64)[first]
         keys, images = self._sorted
-        place = int(np.searchsorted(keys, np.uint64(number(key))))
-        if place == len(keys) or int(keys[place]) != number(key):
+        position = int(np.searchsorted(keys, np.uint64(number(key))))
+        if position == len(keys) or int(keys[position]) != number(key):
             return None
-        return f"{int(images[place]):016x}" if images[place] else ""
+        return f"{int(images[position]):016x}" if images[position] else ""
 
     def __len__(self) -> int:
         return len(self._keys)
 
 
 class PartWriter:
-    """Appends lines to one part file; what is written is in the file system's hands after each `flush`."""
+    """Appends lines to one part file; after each `flush` they survive a kill of this process."""
 
     def __init__(self, path: Path, sync_seconds: float = 30.0) -> None:
         self._file = path.open("x", encoding="utf-8")
@@ -113,7 +113,7 @@ class PartWriter:
         self._file.write(to_line(line))
 
     def flush(self) -> None:
-        """Hands the lines to the system (they survive a kill), and now and then to the disk (a power cut)."""
+        """Passes the lines to the system (they survive a kill), and every sync_seconds to the disk (a power cut)."""
         self._file.flush()
         if time.monotonic() - self._synced > self._sync_seconds:
             os.fsync(self._file.fileno())
@@ -137,13 +137,13 @@ class CaptionStore:
         self.parts = self.output.with_name(stem + "-parts")
         self.failures = self.output.with_name(stem + "-failures.jsonl")
         self.run_file = self.output.with_name(stem + "-run.json")
-        self.picture = self.output.with_name(stem + "-samples.png")
+        self.figure = self.output.with_name(stem + "-samples.png")
         self._lock = None
 
-    def begin_run(self, settings: dict[str, Any], facts: dict[str, Any], restart: bool = False) -> int:
+    def begin_run(self, settings: dict[str, Any], metadata: dict[str, Any], restart: bool = False) -> int:
         """Rank 0 only: locks the output, checks that earlier runs had the same settings, returns this run's number.
 
-        restart: throws earlier captions of this output away. Errors: UserError when another process is writing this
+        restart: discards earlier captions of this output. Raises UserError when another process is writing this
         output, when its settings differ from these, or when a file of that name was not written by this command.
         """
         self.parts.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ class CaptionStore:
             check_settings(record["settings"], settings, self.output)
         record = record or {"format": FORMAT, "version": VERSION, "settings": settings, "runs": 0}
         record["runs"] += 1
-        record.update(facts=facts, complete=False)
+        record.update(metadata=metadata, complete=False)
         self.write_run(record)
         return record["runs"]
 
@@ -175,10 +175,10 @@ class CaptionStore:
         """The record of earlier runs, or None."""
         if not self.run_file.exists():
             return None
-        record = json.loads(self.run_file.read_text(encoding="utf-8"))
+        record = _with_new_names(read_json(self.run_file))
         if record.get("format") != FORMAT or record.get("version") != VERSION:
             raise UserError(
-                f"{self.run_file} is no record of this command (version {VERSION}): choose another --output"
+                f"{self.run_file} is not a record of this command (version {VERSION}): choose another --output"
             )
         return record
 
@@ -214,16 +214,16 @@ class CaptionStore:
                 if seen.add(number(line["key"])):
                     yield line
 
-    def merge(self, run: int, look: Any = None) -> None:
+    def merge(self, run: int, observe: Any = None) -> None:
         """Writes captions.jsonl and captions-failures.jsonl from all parts, then removes the parts.
 
-        look: called with each merged line (the summary's eyes).
+        observe: called with each merged line.
         """
 
         def lines() -> Iterator[str]:
             for line in self.merged_lines():
-                if look is not None:
-                    look(line)
+                if observe is not None:
+                    observe(line)
                 yield to_line(line)
 
         failures = sorted(self.parts.glob(f"failures-{run:06d}-*.jsonl"))
@@ -236,7 +236,7 @@ class CaptionStore:
             path.unlink()
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Writes the final record and lets the output go."""
+        """Writes the final record and releases the lock."""
         self.write_run(record)
         if self._lock is not None:
             self._lock.close()
@@ -246,20 +246,38 @@ class CaptionStore:
             self.parts.rmdir()
 
 
+# Names in records that were written before version 0.2.
+_OLD_NAMES = {"beams": "num_beams", "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
+
+
+def _with_new_names(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as this version writes it, from one of any version."""
+    if "facts" in record:
+        record["metadata"] = record.pop("facts")
+    settings = record.get("settings")
+    if isinstance(settings, dict):
+        if "part" in settings:
+            settings["shard"] = settings.pop("part")
+        if isinstance(settings.get("decoding"), dict):
+            settings["decoding"] = {_OLD_NAMES.get(k, k): value for k, value in settings["decoding"].items()}
+    return record
+
+
 def check_settings(earlier: dict[str, Any], now: dict[str, Any], output: Path) -> None:
-    """Raises UserError that names what differs from the runs that filled this output so far."""
+    """Raises UserError that names the settings that differ from those of earlier runs of this output."""
     now = json.loads(json.dumps(now))
     changed = [name for name in sorted({*earlier, *now}) if earlier.get(name) != now.get(name)]
     if changed:
-        told = "; ".join(f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}" for name in changed)
+        differences = "; ".join(f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}" for name in changed)
         raise UserError(
-            f"{output} was begun with other settings ({told}): choose another --output, or --restart to throw it away"
+            f"{output} was written with other settings ({differences}): choose another --output, or --restart to "
+            "discard it"
         )
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole JSON lines of a file. A cut line (the process died while writing it) is left out: its image is
-    simply captioned again."""
+    """The complete JSON lines of a file. A truncated line (the process died while writing it) is skipped: its image is
+    captioned again."""
     with open(path, encoding="utf-8", errors="replace") as file:
         for text in file:
             if not text.endswith("\n"):
@@ -273,7 +291,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def to_line(line: dict[str, Any]) -> str:
-    """One JSON line, readable where it can be; keys that are no UTF-8 (odd file names) become escapes."""
+    """One JSON line, readable where possible; keys that are not UTF-8 (odd file names) are escaped."""
     text = json.dumps(line, ensure_ascii=False)
     return (text if text.isascii() or _is_utf8(text) else json.dumps(line)) + "\n"
 

@@ -43,7 +43,7 @@ class TransformersCaptioner:
         if prompt is None and self.is_chat:
             prompt = CHAT_PROMPT
         self.prompt = prompt
-        self.facts = {
+        self.metadata = {
             "model_class": type(self.model).__name__,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "revision": getattr(self.model.config, "_commit_hash", None),
@@ -136,9 +136,9 @@ def strip_prompt(text: str, prompt: str | None) -> str:
 
 
 def _generate_arguments(decoding: Decoding) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"max_new_tokens": decoding.max_tokens, "num_beams": decoding.beams}
-    if decoding.min_tokens:
-        arguments["min_new_tokens"] = decoding.min_tokens
+    arguments: dict[str, Any] = {"max_new_tokens": decoding.max_new_tokens, "num_beams": decoding.num_beams}
+    if decoding.min_new_tokens:
+        arguments["min_new_tokens"] = decoding.min_new_tokens
     if decoding.repetition_penalty != 1.0:
         arguments["repetition_penalty"] = decoding.repetition_penalty
     arguments["do_sample"] = decoding.sample

@@ -18,7 +18,7 @@ from tests.helpers import tiny_captioners as tiny
 from tests.helpers.captioning import write_captioner
 
 CPU = torch.device("cpu")
-SHORT = Decoding(beams=2, max_tokens=6)
+SHORT = Decoding(num_beams=2, max_new_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_prompts_are_no_part_of_captions(models, images, name, prompt):
     ours = captions(CaptionerChoice(models(name), prompt=prompt, decoding=SHORT), images)
     assert len(ours) == 3 and all(isinstance(text, str) for text in ours) and any(ours)
     assert not any(prompt and text.startswith(prompt) for text in ours)
-    assert all(len(text.split()) <= SHORT.max_tokens for text in ours)
+    assert all(len(text.split()) <= SHORT.max_new_tokens for text in ours)
 
 
 def test_the_prompt_matters(models, images):
@@ -91,14 +91,14 @@ def test_the_prompt_matters(models, images):
 
 @pytest.mark.parametrize("name", ["blip", "coca"])
 def test_sampling_follows_torchs_seed(models, images, name):
-    choice = CaptionerChoice(models(name), decoding=Decoding(beams=1, sample=True, max_tokens=5))
+    choice = CaptionerChoice(models(name), decoding=Decoding(num_beams=1, sample=True, max_new_tokens=5))
     captioner = open_captioner(choice, CPU)
     batch = [captioner.prepare(image) for image in images]
-    drawn = []
+    sampled = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        drawn.append(captioner.caption(batch))
-    assert drawn[0] == drawn[1] != drawn[2]
+        sampled.append(captioner.caption(batch))
+    assert sampled[0] == sampled[1] != sampled[2]
 
 
 @pytest.mark.parametrize("name", ["blip", "coca"])
@@ -144,7 +144,7 @@ def log_probabilities(model, image_embs, tokens):
 def test_wide_beams_find_the_best_of_all_captions():
     model, images = small_coca(0, vocabulary=5)
     start, end, longest = 1, 2, 3
-    ours = coca.beam_search(model, images, Decoding(beams=100, max_tokens=longest), start, end)
+    ours = coca.beam_search(model, images, Decoding(num_beams=100, max_new_tokens=longest), start, end)
     for image, found in zip(images, ours):
         _, embs = model._encode_image(image[None])
         scores = {}
@@ -161,7 +161,7 @@ def test_wide_beams_find_the_best_of_all_captions():
 @torch.inference_mode()
 def test_one_beam_is_greedy():
     model, images = small_coca(3)
-    ours = coca.beam_search(model, images, Decoding(beams=1, max_tokens=8), 1, 2)
+    ours = coca.beam_search(model, images, Decoding(num_beams=1, max_new_tokens=8), 1, 2)
     for image, found in zip(images, ours):
         _, embs = model._encode_image(image[None])
         tokens = [1]
@@ -184,7 +184,7 @@ def test_greedy_equals_open_clips_own_generate(monkeypatch):
     theirs = model.generate(
         images, generation_type="top_k", top_k=1, seq_len=9, min_seq_len=4, sot_token_id=1, eos_token_id=2
     )
-    ours = coca.beam_search(model, images, Decoding(beams=1, max_tokens=8, min_tokens=3), 1, 2)
+    ours = coca.beam_search(model, images, Decoding(num_beams=1, max_new_tokens=8, min_new_tokens=3), 1, 2)
     for row, found in zip(theirs.tolist(), ours):
         row = row[1:]
         row = row[: row.index(2)] if 2 in row else row
@@ -194,11 +194,11 @@ def test_greedy_equals_open_clips_own_generate(monkeypatch):
 
 def test_minimum_length_and_repetition_penalty():
     model, images = small_coca(5)
-    longer = coca.beam_search(model, images, Decoding(beams=2, max_tokens=9, min_tokens=7), 1, 2)
+    longer = coca.beam_search(model, images, Decoding(num_beams=2, max_new_tokens=9, min_new_tokens=7), 1, 2)
     assert all(7 <= len(row) <= 9 for row in longer)
-    plain = coca.beam_search(model, images, Decoding(beams=1, max_tokens=9, min_tokens=9), 1, 2)
+    plain = coca.beam_search(model, images, Decoding(num_beams=1, max_new_tokens=9, min_new_tokens=9), 1, 2)
     varied = coca.beam_search(
-        model, images, Decoding(beams=1, max_tokens=9, min_tokens=9, repetition_penalty=50.0), 1, 2
+        model, images, Decoding(num_beams=1, max_new_tokens=9, min_new_tokens=9, repetition_penalty=50.0), 1, 2
     )
     assert sum(len(set(row)) for row in varied) > sum(len(set(row)) for row in plain)
 
@@ -256,7 +256,14 @@ def test_mistakes_in_captioner_files(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"beams": 0}, {"min_tokens": 31}, {"temperature": 0}, {"top_p": 0}, {"sample": True}, {"repetition_penalty": 0}],
+    [
+        {"num_beams": 0},
+        {"min_new_tokens": 31},
+        {"temperature": 0},
+        {"top_p": 0},
+        {"sample": True},
+        {"repetition_penalty": 0},
+    ],
 )
 def test_decoding_is_checked(wrong):
     with pytest.raises(UserError):

@@ -36,13 +36,13 @@ def test_from_images_to_a_training_step(tmp_path, name):
     tar = write_tar(tmp_path / "a.tar", images)
     folder = getattr(tiny, f"save_{name}")(tmp_path / name)
     captions = tmp_path / "captions.jsonl"
-    given = ["--input", tar, "--output", captions, "--captioner", folder, "--max-tokens", 6, "--batch-size", 7]
-    assert main([str(word) for word in [*given, "--beams", 2, "--min-tokens", 3, "--workers", 1]]) == 0
+    given = ["--input", tar, "--output", captions, "--captioner", folder, "--max-new-tokens", 6, "--batch-size", 7]
+    assert main([str(word) for word in [*given, "--num-beams", 2, "--min-new-tokens", 3, "--workers", 1]]) == 0
     made = read_captions(captions)
     assert sorted(made) == sorted(images)
     record = json.loads((tmp_path / "captions-run.json").read_text())
-    assert record["facts"]["captioner"]["parameters"] > 10_000
-    assert record["settings"]["decoding"]["beams"] == 2
+    assert record["metadata"]["captioner"]["parameters"] > 10_000
+    assert record["settings"]["decoding"]["num_beams"] == 2
 
     must("data2rec.py", "--input", tar, "--captions", captions, "--output", tmp_path / "shards" / "tiny")
     manifest = load_manifest(str(tmp_path / "shards" / "tiny"))
@@ -54,8 +54,19 @@ def test_from_images_to_a_training_step(tmp_path, name):
 
     (tmp_path / "model.json").write_text(json.dumps(MODEL))
     run = tmp_path / "run"
-    recipe = ["--model", tmp_path / "model.json", "--batch-size", 8, "--steps", 1, "--log-every", 1, "--device", "cpu"]
-    must("train.py", "--train-data", tmp_path / "shards" / "tiny", "--output", run, *recipe, "--precision", "fp32")
+    settings = [
+        "--model",
+        tmp_path / "model.json",
+        "--batch-size",
+        8,
+        "--steps",
+        1,
+        "--log-every",
+        1,
+        "--device",
+        "cpu",
+    ]
+    must("train.py", "--train-data", tmp_path / "shards" / "tiny", "--output", run, *settings, "--precision", "fp32")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in steps] == [1]

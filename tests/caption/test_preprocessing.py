@@ -77,10 +77,10 @@ def test_an_image_that_kills_its_worker_is_named_and_the_others_go_on(tmp_path):
 
     path = write_captioner(tmp_path, KILLER)
     captioner = open_captioner(CaptionerChoice(f"file:{path}"), None)
-    recipe = Preprocessing.of(captioner, str(path), 10**6)
+    preprocessing = Preprocessing.of(captioner, str(path), 10**6)
     sizes = [(10, 10), (11, 11), (13, 13), (12, 12), (14, 14), (15, 15)]
     given = [(Sample(str(side), "", png(side, (side, side))), None) for side, _ in sizes]
-    got = {sample.key: prepared for sample, prepared in feed(given, recipe, 2, ahead=6)}
+    got = {sample.key: prepared for sample, prepared in feed(given, preprocessing, 2, ahead=6)}
     assert {key: prepared.reason for key, prepared in got.items()} == {
         **dict.fromkeys(["10", "11", "12", "15"]),
         "13": "killed-its-worker",
@@ -112,7 +112,7 @@ def test_background_stops_when_nobody_wants_more(tmp_path):
         finally:
             Path(closed).write_text(str(os.getpid()))
 
-    drawn = in_background(items(), 2)
-    assert next(drawn) == 1
-    drawn.close()
+    fetched = in_background(items(), 2)
+    assert next(fetched) == 1
+    fetched.close()
     assert closed.exists()

@@ -107,3 +107,14 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match="not written by this command"):
         CaptionStore(tmp_path / "mine.jsonl").begin_run({"captioner": "blip"}, {})
     assert (tmp_path / "mine.jsonl").read_text() == "{}\n"
+
+
+def test_a_record_with_the_names_from_before_resumes(tmp_path):
+    old = {"beams": 3, "max_tokens": 30, "min_tokens": 0, "seed": 0}
+    new = {"num_beams": 3, "max_new_tokens": 30, "min_new_tokens": 0, "seed": 0}
+    record = {"format": "alip-captions", "version": 1, "runs": 1, "facts": {"ranks": 1}}
+    record["settings"] = {"captioner": "blip", "decoding": old, "part": [1, 1]}
+    (tmp_path / "c-run.json").write_text(json.dumps(record))
+    settings = {"captioner": "blip", "decoding": new, "shard": [1, 1]}
+    assert CaptionStore(tmp_path / "c.jsonl").begin_run(settings, {}) == 2
+    assert CaptionStore(tmp_path / "c.jsonl").read_run()["settings"] == settings
