@@ -1,4 +1,4 @@
-"""A user's mistake: one line that says what is wrong and how to mend it, exit status 2, no traceback."""
+"""A user's mistake: one line with what is wrong and how to fix it, exit status 2, no traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something that the user can mend: its message names the file or flag, and the mend."""
+    """Something that the user can fix: the message names the file or flag, and the fix."""
 
 
 def run_command(main: Callable[[], int | None]) -> None:
@@ -22,14 +22,14 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         line = " ".join(str(error).split())
         rank = os.environ.get("RANK", "0")
-        place = "" if rank == "0" else f"[rank {rank}] "
-        print(f"error: {place}{line}", file=sys.stderr, flush=True)
+        prefix = "" if rank == "0" else f"[rank {rank}] "
+        print(f"error: {prefix}{line}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; give it a place to go.
+        # Python flushes stdout once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(status or 0)

@@ -206,7 +206,7 @@ class AdaptiveContrastiveLoss(nn.Module):
 
         sizes = [count] * collectives.size
         if self.check_finite or (collectives.size > 1 and not self.even_batches):
-            host = reports.tolist()  # the only place where the host waits for the device
+            host = reports.tolist()  # the only line where the host waits for the device
             sizes = [int(report[0]) for report in host]
             for k, name in enumerate(_INPUTS if self.check_finite else ()):
                 where = [f"{report[4 + k]:.0f} on rank {rank}" for rank, report in enumerate(host) if report[4 + k]]

@@ -4,8 +4,8 @@
     python benchmarks/data2rec.py --workers 8 --samples 20000
 
 Same JPEGs, short side 256, quality 95, the same number of worker processes. im2rec reads a folder through its list
-file and stores one number as label; data2rec.py reads tars, and also checks every picture, tokenizes two texts, and
-writes checksums and the sidecar. Three kinds of input: `web` (500 × 375, as ImageNet or 500-pixel Flickr pictures),
+file and stores one number as label; data2rec.py reads tars, and also checks every image, tokenizes two texts, and
+writes checksums and the sidecar. Three inputs: `web` (500 × 375, as ImageNet or 500-pixel Flickr images),
 `large` (1600 × 1200), and `ready` (short side 256 already: ours go in untouched, im2rec re-encodes). Contestants take
 turns; the best of all rounds counts. The time to start (interpreter, imports) is measured with one image and taken off.
 Needs the environment of requirements-mxnet.txt (ALIP_MXNET_PYTHON, or .venv-mxnet at the root).
@@ -58,14 +58,14 @@ def run_theirs(source: Path, workers: int, python: str) -> tuple[float, float]:
     return timed([*command, "--num-thread", str(workers)], source)
 
 
-def prepare(work: Path, kind: str, samples: int) -> Path:
-    """The photographs of one kind, and one alone to measure the start with."""
+def prepare(work: Path, name: str, samples: int) -> Path:
+    """The photographs of one input."""
     from photos import make_photos
 
-    folder = work / f"{kind}-{samples}"
+    folder = work / f"{name}-{samples}"
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        make_photos(folder, samples, *INPUTS[kind], tars=4 if samples > 1 else 1)
+        make_photos(folder, samples, *INPUTS[name], tars=4 if samples > 1 else 1)
         (folder / "complete").touch()
     return folder
 
@@ -89,8 +89,8 @@ def main() -> None:
     print(
         f"{'input':<8}  {'tool':<8}  {'images/s':>8}  {'busy cores':>10}  {'images per cpu second':>21}  {'ours is':>8}"
     )
-    for kind in args.inputs:
-        one, many = prepare(args.work, kind, 1), prepare(args.work, kind, args.samples)
+    for inputs in args.inputs:
+        one, many = prepare(args.work, inputs, 1), prepare(args.work, inputs, args.samples)
         start = dict.fromkeys(contestants, (9000000000.0, 9000000000.0))
         whole = dict(start)
         for _ in range(args.rounds):
@@ -101,7 +101,7 @@ def main() -> None:
         for name in contestants:
             seconds, busy = (all_of - of_one for all_of, of_one in zip(whole[name], start[name]))
             print(
-                f"{kind:<8}  {name:<8}  {rates[name]:>8.0f}  {busy / seconds:>10.2f}  {args.samples / busy:>14.0f}  "
+                f"{inputs:<8}  {name:<8}  {rates[name]:>8.0f}  {busy / seconds:>10.2f}  {args.samples / busy:>14.0f}  "
                 f"{rates['data2rec'] / rates[name]:>7.2f}×"
             )
 

@@ -1,10 +1,10 @@
 """What the training engine adds to a bare loop: the same batches, model, loss and optimiser, with and without it.
 
-    python benchmarks/engine.py [--width 256] [--batch-size 512] [--updates 200] [--rounds 5]
+    python benchmarks/engine.py [--width 256] [--batch-size 512] [--steps 200] [--rounds 5]
 
 A trivial model (one matrix for images, one embedding for texts), so that the towers hide nothing. "bare" is forward,
 loss, backward, clip, AdamW; "engine" is Fit with its state, schedule, meters, watch, signals, and a log line every 50
-updates into metrics.jsonl and TensorBoard (no checkpoints, no reader). Rounds alternate; medians are compared. Also
+steps into metrics.jsonl and TensorBoard (no checkpoints, no reader). Rounds alternate; medians are compared. Also
 printed: what accumulation costs against the big batch, and EMA.
 """
 
@@ -65,11 +65,11 @@ class Batch:
 class Same:
     """A loader that has its few batches in memory."""
 
-    def __init__(self, batches: list[Batch], updates: int):
-        self.batches, self.updates = batches, updates
+    def __init__(self, batches: list[Batch], steps: int):
+        self.batches, self.steps = batches, steps
 
     def epoch(self, epoch: int, start: int = 0):
-        return (self.batches[k % len(self.batches)] for k in range(self.updates))
+        return (self.batches[k % len(self.batches)] for k in range(self.steps))
 
     def state(self, epoch: int, position: int) -> dict:
         return {"epoch": epoch, "position": position}
@@ -92,12 +92,12 @@ def make_parts(width: int, device: torch.device):
     return model, loss, create_optimizer(model, lr=1e-4)
 
 
-def bare(parts, batches: list[Batch], updates: int) -> float:
+def bare(parts, batches: list[Batch], steps: int) -> float:
     """Seconds of the loop that anybody would write first."""
     model, loss, optimizer = parts
     parameters = list(model.parameters())
     start = time.perf_counter()
-    for k in range(updates):
+    for k in range(steps):
         batch = batches[k % len(batches)]
         optimizer.zero_grad(set_to_none=True)
         loss(*model(batch.image, batch.text_tokens, batch.caption_tokens)).loss.backward()
@@ -107,20 +107,20 @@ def bare(parts, batches: list[Batch], updates: int) -> float:
     return time.perf_counter() - start
 
 
-def engine(parts, batches: list[Batch], updates: int, folder: Path) -> float:
-    """Seconds of the same updates in Fit, from the first batch to the last line of the log."""
+def engine(parts, batches: list[Batch], steps: int, folder: Path) -> float:
+    """Seconds of the same steps in Trainer, from the first batch to the last line of the log."""
     model, loss, optimizer = parts
     device = batches[0].image.device
     size = len(batches[0].index)
-    plan = Plan(updates, updates, size, updates * size, save_every=Interval(0, "steps"), log_every=50)
-    log = RunLog(folder, updates)
+    plan = Plan(steps, steps, size, steps * size, save_every=Interval(0, "steps"), log_every=50)
+    log = RunLog(folder, steps)
     log.say = lambda text: None
     state = TrainState(model, loss, optimizer, Meter(device))
     step = TrainStep(model, loss, optimizer, device)
-    schedule = create_schedule("one-cycle", 1e-4, updates, "0.1")
+    schedule = create_schedule("one-cycle", 1e-4, steps, "0.1")
     checkpoints = CheckpointFolder(folder / "checkpoints", 1)
     fit = Fit(
-        state, step, Same(batches, updates), schedule, plan, World(device=device), Run(folder, log, checkpoints, {})
+        state, step, Same(batches, steps), schedule, plan, World(device=device), Run(folder, log, checkpoints, {})
     )
     fit._save = lambda *_: True  # writing to a disk is not what is measured here
     start = time.perf_counter()
@@ -143,11 +143,11 @@ def compare(args: argparse.Namespace, device: torch.device) -> None:
         engine(ours, batches, 10, Path(folder) / "warm")
         bare(theirs, batches, 10)
         for n in range(args.rounds):
-            times["bare"].append(bare(theirs, batches, args.updates))
-            times["engine"].append(engine(ours, batches, args.updates, Path(folder) / str(n)))
-    milliseconds = {name: 1e3 * statistics.median(values) / args.updates for name, values in times.items()}
+            times["bare"].append(bare(theirs, batches, args.steps))
+            times["engine"].append(engine(ours, batches, args.steps, Path(folder) / str(n)))
+    milliseconds = {name: 1e3 * statistics.median(values) / args.steps for name, values in times.items()}
     ratios = [ours / theirs for ours, theirs in zip(times["engine"], times["bare"])]
-    print(f"\nupdate of {args.batch_size}, width {args.width}, {device}    ms per update   ratio")
+    print(f"\nupdate of {args.batch_size}, width {args.width}, {device}    ms per step   ratio")
     print(f"  bare loop                              {milliseconds['bare']:12.3f}")
     print(f"  engine                                 {milliseconds['engine']:12.3f}   {statistics.median(ratios):.3f}")
 
@@ -182,7 +182,7 @@ def costs(args: argparse.Namespace, device: torch.device) -> None:
             wait(big)
             times[row].append(time.perf_counter() - start)
     whole = times["one batch of 4 x b"][1:]
-    print(f"\nsmall ViT, b = {args.micro}                      s per update   ratio")
+    print(f"\nsmall ViT, b = {args.micro}                      s per step   ratio")
     for row, values in times.items():
         ratio = statistics.median(mine / theirs for mine, theirs in zip(values[1:], whole))
         print(f"  {row:38s} {statistics.median(values[1:]):12.3f}   {ratio:.3f}")
@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--micro", type=int, default=64)
     args = parser.parse_args()

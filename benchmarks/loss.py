@@ -7,7 +7,7 @@
 The plain form writes out this loss as released: the logits of both directions computed apart, two paths, autograd for
 the rest. ClipLoss is the same without weights. Each measurement runs in a process of its own, so that the peak is its
 own; the contestants take turns, and the best of all rounds counts. Memory is what a step adds to the features.
-What would not fit into the free memory is left out, and the table says so.
+What would not fit into the free memory is skipped, and the table reports it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Photographs for the data benchmarks: crops of the two that come with scikit-learn, drawn by a number."""
+"""Photographs for the data benchmarks: crops of the two that come with scikit-learn, chosen by a number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def photo(number: int, width: int, height: int) -> Image.Image:
-    """A picture of the given size: a crop, drawn by its number, mirrored or not."""
+    """An image of the given size: a crop that depends on its number, mirrored or not."""
     rng = np.random.default_rng(number)
     image = _originals()[number % 2]
     share = rng.uniform(0.6, 1.0)
@@ -34,7 +34,7 @@ def _originals() -> list[Image.Image]:
 
 
 def texts(number: int) -> dict[str, str]:
-    """A raw text and a caption of usual lengths, different for every picture."""
+    """A raw text and a caption of usual lengths, different for every image."""
     words = ["harbour", "sunset", "old", "town", "market", "festival", "2009", "holiday", "mountains", "IMG", "summer"]
     rng = np.random.default_rng(number)
     raw = " ".join(rng.choice(words, 9)) + f" {number}"

@@ -116,12 +116,12 @@ def released_loss(image, text, caption, logit_scale, history=(0.0, 0.0, 0.0)) ->
 
 def our_step(device: str, precisions: list[str], **options) -> Callable:
     """train.py's step, set up as there: step(batch, precision)."""
-    place = torch.device(device)
-    set_up(place, precisions[-1], seed=0, deterministic=False, cpu_threads=torch.get_num_threads())
-    model = create_model("ViT-B-32", **options).to(place)
-    loss = AdaptiveContrastiveLoss(check_finite=False, even_batches=True).to(place)
+    target = torch.device(device)
+    set_up(target, precisions[-1], seed=0, deterministic=False, cpu_threads=torch.get_num_threads())
+    model = create_model("ViT-B-32", **options).to(target)
+    loss = AdaptiveContrastiveLoss(check_finite=False, even_batches=True).to(target)
     optimizer = create_optimizer(model, lr=1e-6)
-    steps = {p: TrainStep(model, loss, optimizer, place, precision=p) for p in precisions}
+    steps = {p: TrainStep(model, loss, optimizer, target, precision=p) for p in precisions}
     return lambda batch, precision: steps[precision]([batch], 1e-6)
 
 
@@ -255,11 +255,11 @@ def measure(names: list[str], arguments: argparse.Namespace) -> dict[tuple[str, 
 
 
 def report(operations: dict[str, float], names, seconds, size: int, peaks: dict[str, float]) -> None:
-    """Prints pairs/s (median and best step), ratios of medians within this run, and utilisation."""
+    """Prints samples/s (median and best step), ratios of medians within this run, and utilisation."""
     first = next(iter(peaks))
     base = {name: statistics.median(seconds[first, name]) for name in ("open_clip, padded", "released design")}
     print(f"ratios are to {first} of the other; operations: fewer than the released design, by count\n")
-    print("| variant | precision | pairs/s | best step | × open_clip | × released | operations | utilisation |")
+    print("| variant | precision | samples/s | best step | × open_clip | × released | operations | utilisation |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for precision, fastest in peaks.items():
         for name in names:

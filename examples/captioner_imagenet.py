@@ -4,7 +4,7 @@
     python -m alip.caption --input images/ --output captions.jsonl --captioner file:examples/captioner_imagenet.py
 
 Real weights, no download at run time: a captioner for machines without a network, and an example to copy. It knows
-1,000 things and says nothing about colours, places or what happens, so BLIP's captions train far better.
+1,000 things and has no words for colours, surroundings or actions, so BLIP's captions train far better.
 """
 
 import numpy as np

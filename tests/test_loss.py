@@ -23,7 +23,7 @@ from tests.helpers.loss_reference import (
 
 ALL = slice(None)
 SHAPES = [(1, 8, 4, 0), (37, 16, 8, 300), (96, 24, 32, 0), (130, 32, None, 1 << 20)]  # N, D, block, kept bytes
-KINDS = ("random", "noisy", "identical", "opposite", "duplicates", "mixed")
+CASES = ("random", "noisy", "identical", "opposite", "duplicates", "mixed")
 
 
 def step(loss_fn: AdaptiveContrastiveLoss, features: list, scale: float) -> SimpleNamespace:
@@ -36,16 +36,16 @@ def step(loss_fn: AdaptiveContrastiveLoss, features: list, scale: float) -> Simp
     return SimpleNamespace(**vars(output), history=loss_fn.history.clone(), gradients=gradients)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_reference(kind, scale, shape):
+def test_equals_reference(case, scale, shape):
     n, dim, block, keep = shape
     for seed, dtype in enumerate((torch.float32, torch.bfloat16)):
-        features = make_features(n, dim, seed, kind, dtype)
+        features = make_features(n, dim, seed, case, dtype)
         loss_fn = AdaptiveContrastiveLoss(chunk_size=block, logits_cache_bytes=keep)
         expected = reference_step(*features, scale, [1.0] * 3)
-        check_against(expected, step(loss_fn, features, scale), ALL, f"{kind} {scale} {n} {dtype}")
+        check_against(expected, step(loss_fn, features, scale), ALL, f"{case} {scale} {n} {dtype}")
 
 
 @pytest.mark.parametrize("scale", [20.0, 100.0])
@@ -56,7 +56,7 @@ def test_equals_reference_on_a_large_batch(scale):
 
 
 def test_random_settings():
-    """Every knob drawn at random; the block size must not matter, whether or not it divides N."""
+    """Random values for every setting; the block size must not matter, whether or not it divides N."""
     g = torch.Generator().manual_seed(0)
 
     def draw(*choices):
@@ -64,7 +64,7 @@ def test_random_settings():
 
     for trial in range(40):
         n, dim, scale = draw(2, 3, 17, 64, 111), draw(2, 5, 32), draw(1.0, 3.7, 30.0, 77.7, 100.0)
-        features = make_features(n, dim, trial, draw(*KINDS))
+        features = make_features(n, dim, trial, draw(*CASES))
         use = (draw(True, False), draw(True, False), draw(True, False))
         gammas = {"gamma_sample": draw(0.5, 2.0, 5.0), "gamma_pair": draw(0.5, 2.0, 5.0)}
         knobs = {**gammas, "history_momentum": draw(0.0, 0.5, 0.99)}

@@ -23,7 +23,7 @@ from tests.helpers.ranks import on_ranks
 
 # Samples of each rank; a world of W ranks takes the first W. Even, uneven, with empty ranks, one sample in all.
 SIZES = [(12, 12, 12), (40, 33, 7), (9, 0, 5), (0, 21, 0), (1, 0, 0), (130, 130, 130), (400, 310, 290)]
-KINDS = [  # of features, logit scale, type
+INPUTS = [  # of features, logit scale, type
     ("noisy", 1.0, torch.float32),
     ("noisy", 100.0, torch.float32),
     ("noisy", 50.0, torch.bfloat16),
@@ -52,7 +52,7 @@ def case_equals_reference(rank: int, world: int) -> None:
         rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
         if sum(sizes) == 0:
             continue
-        for kind, scale, dtype in KINDS if sum(sizes) < 500 else KINDS[:2]:
+        for case, scale, dtype in INPUTS if sum(sizes) < 500 else INPUTS[:2]:
             trial += 1
             history = [1.0] * 3 if trial % 2 else None
             loss_fn = AdaptiveContrastiveLoss(
@@ -63,7 +63,7 @@ def case_equals_reference(rank: int, world: int) -> None:
                 even_batches=len(set(sizes)) == 1 and trial % 2 == 0,
             )
             for step in range(2 if trial % 4 == 0 else 1):
-                features = make_features(sum(sizes), 24, trial + 100 * step, kind, dtype)
+                features = make_features(sum(sizes), 24, trial + 100 * step, case, dtype)
                 expected = reference_step(*features, scale, history)
                 leaves = [f[rows].clone().requires_grad_() for f in features]
                 logit_scale = torch.tensor(scale, requires_grad=True)
@@ -71,7 +71,7 @@ def case_equals_reference(rank: int, world: int) -> None:
                 output.loss.backward()
                 gradients = dict(zip(NAMES, [leaf.grad for leaf in (*leaves, logit_scale)]))
                 got = SimpleNamespace(**vars(output), history=loss_fn.history.clone(), gradients=gradients)
-                compare(expected, got, rows, world, f"rank {rank} of {world}: {sizes} {kind} {scale} {dtype}")
+                compare(expected, got, rows, world, f"rank {rank} of {world}: {sizes} {case} {scale} {dtype}")
 
                 same = torch.stack([output.loss.detach(), output.text_loss.detach(), *loss_fn.history])
                 everyone = [torch.empty_like(same) for _ in range(world)]
@@ -81,7 +81,7 @@ def case_equals_reference(rank: int, world: int) -> None:
 
 
 class Towers(nn.Module):
-    """The smallest model of the right form: one linear image tower, one linear text tower for both kinds of text."""
+    """The smallest model of the right form: one linear image tower, one linear text tower for both texts."""
 
     def __init__(self):
         super().__init__()
@@ -126,12 +126,12 @@ def case_parameters_under_ddp(rank: int, world: int) -> None:
                     *features, again = model(*batch)
                     scale_gradient = scale.grad if last else torch.zeros_like(scale)
                     torch.autograd.backward([*features, again], [g[k] for g in gradients] + [scale_gradient])
-        for (name, parameter), truth in zip(model.module.named_parameters(), alone.parameters()):
-            assert torch.allclose(parameter.grad, truth.grad, rtol=1e-4, atol=1e-6), f"{name}, {parts} micro-batches"
+        for (name, parameter), wanted in zip(model.module.named_parameters(), alone.parameters()):
+            assert torch.allclose(parameter.grad, wanted.grad, rtol=1e-4, atol=1e-6), f"{name}, {parts} micro-batches"
 
 
 def case_non_finite_on_one_rank(rank: int, world: int) -> None:
-    """One rank's NaN raises on all, names tensor and rank, moves no history; and the next step goes on."""
+    """One rank's NaN raises on all, names tensor and rank, moves no history; and the next step works again."""
     loss_fn = AdaptiveContrastiveLoss()
     features = [f[rank * 5 : rank * 5 + 5] for f in make_features(5 * world, 6, 0)]
     scale = torch.tensor(10.0)

@@ -32,8 +32,8 @@ def clean(text: str, strip_lead: bool = False, collapse_repeats: bool = True) ->
 def collapse(text: str, longest: int = 12) -> str:
     """Removes the immediate repetitions that decoders fall into.
 
-    A single word is kept once where it stands three times or more ("the the the" → "the"; "bye bye" stays), a phrase
-    of two to `longest` words once where it stands twice or more. Words are compared without case and commas.
+    A single word is kept once where it occurs three times or more ("the the the" → "the"; "bye bye" stays), a phrase
+    of two to `longest` words once where it occurs twice or more. Words are compared without case and commas.
     """
     words = text.split()
     bare = [word.strip(",.;").lower() for word in words]
@@ -45,7 +45,7 @@ def collapse(text: str, longest: int = 12) -> str:
             while bare[start + times * length : start + (times + 1) * length] == phrase:
                 times += 1
             if times >= (3 if length == 1 else 2):
-                # The last copy stays: it has the punctuation that goes on.
+                # Keep the last copy: it has the punctuation before the next word.
                 del words[start : start + (times - 1) * length]
                 del bare[start : start + (times - 1) * length]
                 break

@@ -14,7 +14,7 @@ from alip.errors import UserError
 FLORENCE_PROMPT = "<CAPTION>"  # also <DETAILED_CAPTION> and <MORE_DETAILED_CAPTION>
 CHAT_PROMPT = "Describe the image in one short sentence."
 
-# Models that go on writing after the prompt, so that its closing token would end the caption before it began.
+# Models that continue the prompt, whose closing token would end the caption before it begins.
 _CONTINUES_PROMPT = {"git"}
 
 
@@ -25,7 +25,7 @@ class TransformersCaptioner:
     prompt: text before the caption; it is no part of the caption. Florence-2 takes its task tokens, models with a
     chat template take a question. None: Florence-2's <CAPTION>, for chat models CHAT_PROMPT, else no prompt.
 
-    Two kinds of models are told apart. With images of one fixed size the prompt's tokens are made once and
+    There are two cases. With images of one fixed size the prompt's tokens are made once and
     `prepare` turns an image into its pixels in a worker process. With a chat template the number of image tokens
     depends on the image, so images and prompt go through the processor together, in `caption`.
     """
@@ -50,7 +50,7 @@ class TransformersCaptioner:
             "prompt": prompt,
         }
         if self.is_chat:
-            self.tokenizer.padding_side = "left"  # a causal model goes on from the last column
+            self.tokenizer.padding_side = "left"  # a causal model continues from the last column
         else:
             self.prepare = ImagePreparer(self.image_processor)
             self.short_side = self._short_side()

@@ -35,11 +35,11 @@ def test_top_says_how_many_labels():
     from PIL import Image
 
     name = f"file:{EXAMPLES / 'captioner_imagenet.py'}"
-    said = []
+    captions = []
     for top in ("1", "3"):
         captioner = open_captioner(CaptionerChoice(name, options={"top": top}), torch.device("cpu"))
-        said += captioner.caption([captioner.prepare(Image.open(PHOTOGRAPHS[0]))])
-    assert " or " not in said[0] and said[1].startswith(said[0])
+        captions += captioner.caption([captioner.prepare(Image.open(PHOTOGRAPHS[0]))])
+    assert " or " not in captions[0] and captions[1].startswith(captions[0])
 
 
 def test_without_the_packages_one_line_says_what_to_install(monkeypatch):

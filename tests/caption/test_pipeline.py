@@ -86,7 +86,7 @@ def test_run_again_and_nothing_is_captioned_twice(workspace):
 def test_a_source_that_changes_between_runs(workspace, capsys):
     assert main(arguments(workspace)) == 0
     images = numbered(10, 50)  # ten are gone, ten are new
-    images["k0020"] = png(200)  # and one is another picture now
+    images["k0020"] = png(200)  # and one is another image now
     write_tar(workspace / "a.tar", images)
     log = workspace / "log"
     assert main(arguments(workspace, "--restart", "--option", f"log={log}")) == 0
@@ -141,7 +141,7 @@ def test_unreadable_images_are_named_and_counted(workspace, capsys):
 
     assert main(arguments(workspace, "--max-pixels", 50_000, "--allow-failures", 0.1)) == 0
     assert main(arguments(workspace, "--max-pixels", 50_000, "--allow-failures", 0.05)) == 1
-    write_tar(workspace / "a.tar", numbered(0, 40))  # mended
+    write_tar(workspace / "a.tar", numbered(0, 40))  # repaired
     assert main(arguments(workspace)) == 0
     assert read_captions(workspace / "c.jsonl") == wanted(0, 40)
     assert (workspace / "c-failures.jsonl").read_text() == ""

@@ -90,10 +90,10 @@ def reference_step(
     )
 
 
-def make_features(n: int, dim: int, seed: int, kind: str = "noisy", dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def make_features(n: int, dim: int, seed: int, case: str = "noisy", dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Image, text and caption features (n, dim), normalised before they are rounded to `dtype`.
 
-    kind: "random": nothing matches; "noisy": most match, a third of the texts belong to other images; "identical":
+    case: "random": nothing matches; "noisy": most match, a third of the texts belong to other images; "identical":
     all rows of the batch are one vector; "opposite": texts are minus the images, captions minus the texts;
     "duplicates": few distinct samples, many times each; "mixed": half of the samples opposite, half identical pairs.
     """
@@ -103,26 +103,26 @@ def make_features(n: int, dim: int, seed: int, kind: str = "noisy", dtype: torch
         return torch.randn(n, dim, generator=g, dtype=torch.float64)
 
     x = noise()
-    if kind == "random":
+    if case == "random":
         x, t, c = x, noise(), noise()
-    elif kind == "noisy":
+    elif case == "noisy":
         x = F.normalize(x, dim=1)
         t, c = x + 0.1 * noise(), x + 0.15 * noise()
         wrong = torch.rand(n, generator=g) < 0.3
         t[wrong] = noise()[wrong]
-    elif kind == "identical":
+    elif case == "identical":
         x = x[:1].expand(n, dim)
         t = c = x
-    elif kind == "opposite":
+    elif case == "opposite":
         t, c = -x, x
-    elif kind == "duplicates":
+    elif case == "duplicates":
         picks = torch.randint(max(1, n // 8), (n,), generator=g)
         x, t, c = x[picks], noise()[picks], noise()[picks]
-    elif kind == "mixed":
+    elif case == "mixed":
         sign = torch.where(torch.rand(n, 1, generator=g) < 0.5, -1.0, 1.0).double()
         t, c = sign * x, x
     else:
-        raise ValueError(kind)
+        raise ValueError(case)
     return [F.normalize(f, dim=1).to(dtype) for f in (x, t, c)]
 
 
@@ -134,20 +134,20 @@ def check_against(expected: SimpleNamespace, got: SimpleNamespace, rows: slice, 
     bf16 features are rounded to bf16 at the very end, up to twice, and are given that much.
     """
     for name in ("loss", "text_loss", "caption_loss"):
-        value, truth = getattr(got, name).item(), getattr(expected, name).item()
-        assert abs(value - truth) <= 1e-6 * max(1.0, abs(truth)), f"{what}: {name} {value} != {truth}"
+        value, wanted = getattr(got, name).item(), getattr(expected, name).item()
+        assert abs(value - wanted) <= 1e-6 * max(1.0, abs(wanted)), f"{what}: {name} {value} != {wanted}"
     for name in WEIGHTS + SIMILARITIES:
-        value, truth = getattr(got, name).double(), getattr(expected, name)[rows]
-        assert value.shape == truth.shape, f"{what}: {name}"
-        assert torch.allclose(value, truth, rtol=2e-6, atol=1e-6), f"{what}: {name}"
+        value, wanted = getattr(got, name).double(), getattr(expected, name)[rows]
+        assert value.shape == wanted.shape, f"{what}: {name}"
+        assert torch.allclose(value, wanted, rtol=2e-6, atol=1e-6), f"{what}: {name}"
     assert torch.allclose(got.history, expected.history, rtol=0, atol=2e-6), f"{what}: history {got.history}"
     for name in NAMES:
-        value, truth = got.gradients[name].double(), expected.gradients[name]
+        value, wanted = got.gradients[name].double(), expected.gradients[name]
         if name != "logit_scale":
-            truth = truth[rows]
-        assert value.shape == truth.shape, f"{what}: {name}"
+            wanted = wanted[rows]
+        assert value.shape == wanted.shape, f"{what}: {name}"
         size = max(float(expected.gradients[name].abs().max()), 0.1 * expected.natural_size[name])
-        worst = float((value - truth).abs().max()) if truth.numel() else 0.0
+        worst = float((value - wanted).abs().max()) if wanted.numel() else 0.0
         tolerance = 8e-3 if got.gradients[name].dtype == torch.bfloat16 else 4e-5
         assert worst <= tolerance * size, f"{what}: gradient of {name} off by {worst} of {size}"
 
