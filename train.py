@@ -19,7 +19,8 @@ from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
 from alip.model.precision import resolve
-from alip.train import arguments, precision
+from alip.train import precision
+from alip.train.arguments import fingerprint_settings, options, parse_arguments
 from alip.train.evaluation import create_evaluations
 from alip.train.optimizer import create_optimizer
 from alip.train.parallel import parallelise
@@ -33,7 +34,7 @@ from alip.train.trainer import Fit
 
 
 def main() -> int:
-    args = arguments.parse_arguments()
+    args = parse_arguments()
     world = distributed.start(args.device, args.dist_timeout)
     try:
         return train(args, world)
@@ -47,34 +48,31 @@ def train(args: argparse.Namespace, world: World) -> int:
     precision.set_up(world.device, args.precision, args.seed, args.deterministic, args.cpu_threads)
 
     manifest = load_manifest(args.train_data)
-    model = create_model(args.model, **arguments.of_model(args)).to(world.device)
+    model = create_model(args.model, **options(args, "model")).to(world.device)
     precision.set_layout(model)
-    loss = AdaptiveContrastiveLoss(**arguments.of_loss(args)).to(world.device)
-    optimizer = create_optimizer(model, **arguments.of_optimizer(args))
-    augmentation = Augmentation(**arguments.of_augmentation(args))
+    # The step looks for values that are not finite, on the device; drop_last makes every rank's batch equal.
+    loss = AdaptiveContrastiveLoss(**options(args, "loss"), check_finite=False, even_batches=True).to(world.device)
+    optimizer = create_optimizer(model, **options(args, "optimizer"))
+    augmentation = Augmentation(**options(args, "augmentation"))
     loader = create_loader(
-        manifest, args.batch_size, **arguments.of_loader(args, model), world=world, augmentation=augmentation
+        manifest, **options(args, "loader"), **model.input_format, world=world, augmentation=augmentation
     )
-    plan = create_plan(manifest.samples, world, **arguments.of_plan(args))
-    schedule = create_schedule(args.lr_scheduler, args.lr, plan.total, args.warmup, args.cooldown, args.cycle_beta1)
-    evaluations = create_evaluations(world=world, **arguments.of_evaluations(args))
+    plan = create_plan(manifest.samples, world, **options(args, "plan"))
+    schedule = create_schedule(total=plan.total, **options(args, "schedule"))
+    evaluations = create_evaluations(world=world, **options(args, "evaluations"))
 
-    state = create_state(model, loss, optimizer, manifest, world, args.precision, args.ema, args.mismatch_column)
-    identity = create_identity(manifest, model, world, **arguments.of_identity(args))
-    run = open_run(
-        state, identity, plan, world, folder=Path(args.output), settings=vars(args), **arguments.of_resume(args)
-    )
+    state = create_state(model, loss, optimizer, manifest, world, **options(args, "state"))
+    identity = create_identity(manifest, model, world, **fingerprint_settings(args))
+    run = open_run(state, identity, plan, world, folder=Path(args.output), settings=vars(args), **options(args, "run"))
     step = TrainStep(
         model,
         loss,
         optimizer,
         world.device,
         parallel_model=parallelise(model, world),
-        precision=args.precision,
         scaler=state.scaler,
         moving_average=state.moving_average,
-        grad_clip=args.grad_clip_norm,
-        logit_scale_max=args.logit_scale_max,
+        **options(args, "step"),
     )
     return Fit(state, step, loader, schedule, plan, world, run, evaluations).run()
 

@@ -253,6 +253,18 @@ class BiPath:
         size = self.visual.image_size
         return size if isinstance(size, int) else size[0]
 
+    @property
+    def input_format(self) -> dict[str, Any]:
+        """What a data loader makes of the data for this model: image size, mean and std; the texts' length and ids."""
+        preprocess = self.config["preprocess_cfg"]
+        return {
+            "image_size": self.image_size,
+            "mean": preprocess["mean"],
+            "std": preprocess["std"],
+            "context_length": self.context_length,
+            "vocab_size": self.vocab_size,
+        }
+
     def preprocess(self, is_train: bool = False):
         """open_clip's transform of a PIL image to a tensor (3, H, W): resize, centre crop, mean and std."""
         return image_transform_v2(PreprocessCfg(**self.config["preprocess_cfg"]), is_train=is_train)

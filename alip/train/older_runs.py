@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from alip.model.precision import canonical
+from alip.train.flags import create_parser
+from alip.train.schedule import canonical_name
 
 # Old name in a saved recipe or numerics: the flag's name now.
 RENAMED = {
@@ -20,14 +22,17 @@ RENAMED = {
 }
 
 
-_SCHEDULES = {"constant": "const", "constant-cooldown": "const-cooldown"}
-
-
 def with_new_names(settings: dict[str, Any]) -> dict[str, Any]:
     """A saved recipe or numerics under the present names, of settings and of their values."""
     renamed = {RENAMED.get(name, name): value for name, value in settings.items()}
     if "precision" in renamed:
         renamed["precision"] = canonical(renamed["precision"])
     if "lr_scheduler" in renamed:
-        renamed["lr_scheduler"] = _SCHEDULES.get(renamed["lr_scheduler"], renamed["lr_scheduler"])
+        renamed["lr_scheduler"] = canonical_name(renamed["lr_scheduler"])
     return renamed
+
+
+def default_before(part: str, name: str) -> Any:
+    """What a run did that was saved before this flag existed: the flag's default, which leaves things as they were."""
+    flag = create_parser()[1].get(name) if part in ("recipe", "numerics") else None
+    return flag.default if flag else None

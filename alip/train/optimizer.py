@@ -17,7 +17,8 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
 def create_optimizer(
     model: nn.Module,
     lr: float,
-    betas: tuple[float, float] = (0.9, 0.98),
+    beta1: float = 0.9,
+    beta2: float = 0.98,
     eps: float = 1e-6,
     weight_decay: float = 0.2,
     decay_all: bool = False,
@@ -36,7 +37,7 @@ def create_optimizer(
         for parameters, decay in ((decayed, weight_decay), (others, 0.0))
         if parameters
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=True)
 
 
 def gradient_norm(gradients: list[torch.Tensor]) -> torch.Tensor:

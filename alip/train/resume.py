@@ -11,7 +11,7 @@ from alip.data.shards import Manifest
 from alip.distributed import World, broadcast_object
 from alip.errors import UserError
 from alip.train.checkpoints import CheckpointFolder, read_checkpoint
-from alip.train.older_runs import with_new_names
+from alip.train.older_runs import default_before, with_new_names
 from alip.train.state import TrainState
 
 # Parts of an identity. A change in the first three makes it another run; in the last two it is said, and goes on.
@@ -48,8 +48,9 @@ def differences(saved: dict[str, Any], now: dict[str, Any], parts: tuple[str, ..
     for part in parts:
         before, after = _flat(with_new_names(saved.get(part, {}))), _flat(now[part])
         for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key):
-                found.append(f"{part} {key}: was {before.get(key)!r}, now {after.get(key)!r}")
+            old = before[key] if key in before else default_before(part, key)
+            if old != after.get(key):
+                found.append(f"{part} {key}: was {old!r}, now {after.get(key)!r}")
     return found
 
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from alip.errors import UserError
+
 NAMES = ("one-cycle", "cosine", "const", "const-cooldown")
+_ALIASES = {"constant": "const", "constant-cooldown": "const-cooldown"}
 
 # torch's OneCycleLR defaults, which the released recipe uses: lr/25 -> lr -> lr/25e4, and beta1 0.95 -> 0.85 -> 0.95.
 _START_DIVISOR = 25.0
 _END_DIVISOR = 1e4
 _BETA1_HIGH, _BETA1_LOW = 0.95, 0.85
+
+
+def canonical_name(name: str) -> str:
+    """One of NAMES, from it or from an earlier name. UserError for any other."""
+    found = _ALIASES.get(name, name)
+    if found not in NAMES:
+        raise UserError(f"--lr-scheduler {name}: choose one of {', '.join(NAMES)}")
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from alip.checkpoint import find_checkpoint, load_model
 from alip.data.shards import load_manifest
 from alip.errors import UserError
 from alip.train import logging, step
-from alip.train.arguments import PRESETS, parse_arguments, parse_interval
+from alip.train.arguments import parse_interval
 from tests.helpers.train_runs import events, train_here, train_lines
 
 
@@ -190,16 +190,6 @@ def test_shard_that_is_gone_before_a_resume(flags, own_data, tmp_path):
     load_manifest(own_data).path("tiny-00000.rec").unlink()
     with pytest.raises(UserError, match=r"tiny-00000\.rec"):
         train_here(*options, "--steps", "2", "--resume", "auto")
-
-
-def test_presets_and_overrides():
-    needed = ["--train-data", "x", "--output", "y"]
-    plain, released = parse_arguments(needed), parse_arguments([*needed, "--preset", "alip-released"])
-    assert {name: getattr(plain, name) for name in PRESETS["alip-paper"]} == PRESETS["alip-paper"]
-    differing = {n for n in vars(plain) if getattr(plain, n) != getattr(released, n)} - {"preset"}
-    assert differing == {"decay_all", "cycle_beta1", "grad_clip_norm"}
-    changed = parse_arguments([*needed, "--preset", "alip-released", "--lr", "0.5", "--no-decay-all"])
-    assert (changed.lr, changed.decay_all, changed.cycle_beta1) == (0.5, False, True)
 
 
 @pytest.mark.parametrize(

@@ -56,13 +56,10 @@ def score_samples(
     threads: int = 2,
 ) -> dict[str, np.ndarray]:
     """Similarities and weights of every sample, in the manifest's order: {name in SCORES: (samples,) float32}."""
-    preprocess = model.config["preprocess_cfg"]
     loader = create_loader(
         manifest,
         batch_size,
-        image_size=model.image_size,
-        mean=preprocess["mean"],
-        std=preprocess["std"],
+        **model.input_format,
         world=distributed.World(device=torch.device(device)),
         threads=threads,
         augmentation=None,
