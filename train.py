@@ -22,15 +22,16 @@ from alip.model.precision import resolve
 from alip.train import precision
 from alip.train.arguments import fingerprint_settings, options, parse_arguments
 from alip.train.evaluation import create_evaluations
+from alip.train.flops import ModelFlops
 from alip.train.optimizer import create_optimizer
 from alip.train.parallel import parallelise
 from alip.train.plan import create_plan
-from alip.train.resume import create_identity
+from alip.train.resume import create_fingerprint
 from alip.train.run_folder import open_run
 from alip.train.schedule import create_schedule
 from alip.train.state import create_state
 from alip.train.step import TrainStep
-from alip.train.trainer import Fit
+from alip.train.trainer import Trainer
 
 
 def main() -> int:
@@ -62,19 +63,24 @@ def train(args: argparse.Namespace, world: World) -> int:
     evaluations = create_evaluations(world=world, **options(args, "evaluations"))
 
     state = create_state(model, loss, optimizer, manifest, world, **options(args, "state"))
-    identity = create_identity(manifest, model, world, **fingerprint_settings(args))
-    run = open_run(state, identity, plan, world, folder=Path(args.output), settings=vars(args), **options(args, "run"))
-    step = TrainStep(
+    fingerprint = create_fingerprint(manifest, model, world, **fingerprint_settings(args))
+    run = open_run(
+        state, fingerprint, plan, world, folder=Path(args.output), settings=vars(args), **options(args, "run")
+    )
+    train_step = TrainStep(
         model,
         loss,
         optimizer,
         world.device,
         parallel_model=parallelise(model, world),
         scaler=state.scaler,
-        moving_average=state.moving_average,
+        ema=state.ema,
         **options(args, "step"),
     )
-    return Fit(state, step, loader, schedule, plan, world, run, evaluations).run()
+    trainer = Trainer(
+        state, train_step, loader, schedule, plan, world, run, evaluations=evaluations, flops=ModelFlops(model)
+    )
+    return trainer.train()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/engine.py [--width 256] [--batch-size 512] [--steps 200] [--rounds 5]
 
 A trivial model (one matrix for images, one embedding for texts), so that the towers hide nothing. "bare" is forward,
-loss, backward, clip, AdamW; "engine" is Fit with its state, schedule, meters, watch, signals, and a log line every 50
-steps into metrics.jsonl and TensorBoard (no checkpoints, no reader). Rounds alternate; medians are compared. Also
+loss, backward, clip, AdamW; "engine" is Trainer with its state, schedule, meters, watch, signals, and a log line every
+50 steps into metrics.jsonl and TensorBoard (no checkpoints, no loader). Rounds alternate; medians are compared. Also
 printed: what accumulation costs against the big batch, and EMA.
 """
 
@@ -28,15 +28,16 @@ from alip.distributed import World  # noqa: E402
 from alip.loss import AdaptiveContrastiveLoss  # noqa: E402
 from alip.model import create_model  # noqa: E402
 from alip.train.checkpoints import CheckpointFolder  # noqa: E402
+from alip.train.ema import EMA  # noqa: E402
 from alip.train.logging import RunLog  # noqa: E402
 from alip.train.meter import Meter  # noqa: E402
-from alip.train.optimizer import MovingAverage, create_optimizer  # noqa: E402
+from alip.train.optimizer import create_optimizer  # noqa: E402
 from alip.train.plan import Interval, Plan  # noqa: E402
 from alip.train.run_folder import Run  # noqa: E402
 from alip.train.schedule import create_schedule  # noqa: E402
 from alip.train.state import TrainState  # noqa: E402
 from alip.train.step import TrainStep  # noqa: E402
-from alip.train.trainer import Fit  # noqa: E402
+from alip.train.trainer import Trainer  # noqa: E402
 
 
 class Trivial(nn.Module):
@@ -119,12 +120,12 @@ def engine(parts, batches: list[Batch], steps: int, folder: Path) -> float:
     step = TrainStep(model, loss, optimizer, device)
     schedule = create_schedule("one-cycle", 1e-4, steps, "0.1")
     checkpoints = CheckpointFolder(folder / "checkpoints", 1)
-    fit = Fit(
+    trainer = Trainer(
         state, step, Same(batches, steps), schedule, plan, World(device=device), Run(folder, log, checkpoints, {})
     )
-    fit._save = lambda *_: True  # writing to a disk is not what is measured here
+    trainer._save = lambda *_: True  # writing to a disk is not what is measured here
     start = time.perf_counter()
-    fit.run()
+    trainer.train()
     wait(batches[0])
     return time.perf_counter() - start
 
@@ -172,9 +173,9 @@ def costs(args: argparse.Namespace, device: torch.device) -> None:
     for row, (_, options) in rows.items():
         torch.manual_seed(0)
         model = create_model(name).to(device)
-        average = MovingAverage(model, 0.999) if options else None
+        average = EMA(model, 0.999) if options else None
         loss = AdaptiveContrastiveLoss(check_finite=False, even_batches=True).to(device)
-        steps[row] = TrainStep(model, loss, create_optimizer(model, lr=1e-4), device, moving_average=average)
+        steps[row] = TrainStep(model, loss, create_optimizer(model, lr=1e-4), device, ema=average)
     for _ in range(args.rounds + 1):
         for row, (batches, _) in rows.items():
             start = time.perf_counter()

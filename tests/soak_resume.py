@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-CLOCKS = ("time", "pairs_per_s", "data_wait_s", "gpu_memory_gib")
+CLOCKS = ("time", "samples_per_s", "model_tflops_per_s", "mfu", "data_wait_s", "gpu_memory_gib")
 
 
 def main() -> int:

@@ -28,13 +28,20 @@ from torch import nn
 
 from alip.train.randomness import get_randomness, set_randomness
 
-# The two lower-case names are torch's own, and both batch-dependent.
+# The common base class of all of torch's batch norms, SyncBatchNorm too.
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
     """True if a sample's features depend on its micro-batch (BatchNorm in training)."""
     return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
+
+
+def running_statistics(model: nn.Module) -> list[torch.Tensor]:
+    """The means and variances that BatchNorm layers keep for evaluation."""
+    norms = [module for module in model.modules() if isinstance(module, _BATCH_NORMS)]
+    found = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    return [buffer for buffer in found if buffer is not None]
 
 
 def accumulated_backward(
@@ -51,7 +58,7 @@ def accumulated_backward(
     model: the plain model; parallel_model: the same one inside DistributedDataParallel, or itself.
     micro_batches: objects with .image, .text_tokens, .caption_tokens.
     loss: (image_features, text_features, caption_features, logit_scale) -> object with a scalar .loss.
-    scale: what backward() starts from, given the loss (fp16's scaler, or the identity).
+    scale: the loss → what backward() starts from (the scaled loss with fp16, else the loss itself).
     """
     randomness, features = [], []
     with torch.no_grad(), _running_statistics_frozen(model):

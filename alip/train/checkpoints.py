@@ -13,6 +13,7 @@ from alip.checkpoint import atomic_save
 from alip.errors import UserError
 from alip.files import atomic_path
 from alip.model.weights import read_file
+from alip.train.older_runs import with_new_keys
 
 
 class CheckpointFolder:
@@ -42,9 +43,9 @@ class CheckpointFolder:
             if best:
                 _also_named(path, self.folder / "best.pt")
         except (UserError, OSError, RuntimeError) as error:
-            # torch's zip writer finds itself at another place than it should be when its file took only a part.
-            reason = "the disk took only a part of it; free space" if "unexpected pos" in str(error) else error
-            self.warn(f"checkpoint of step {content['step']} was not saved, going on without it: {reason}")
+            # torch's zip writer fails its own position check when the file accepted only a part.
+            reason = "the disk accepted only a part of it; free space" if "unexpected pos" in str(error) else error
+            self.warn(f"checkpoint of step {content['step']} was not saved, continuing without it: {reason}")
             return None
         for old in self.steps()[self.keep :]:
             old.unlink(missing_ok=True)
@@ -64,16 +65,16 @@ class CheckpointFolder:
         if paths:
             raise UserError(
                 f"{self.folder}: none of its {len(paths)} checkpoints can be read; "
-                "give a readable one with --resume PATH, or another --output to begin anew"
+                "give a readable one with --resume PATH, or another --output to start again"
             )
         return None
 
     def set_aside_after(self, step: int) -> None:
-        """Renames step files beyond `step`: the run goes on from there, and must never go back to what they hold."""
+        """Renames step files beyond `step`: the run continues from there, and must never return to what they hold."""
         for path in self.steps():
             if int(path.stem.removeprefix("step-")) > step:
                 path.rename(path.with_suffix(".pt.set-aside"))
-                self.warn(f"set aside {path.name}: the run goes on from step {step}")
+                self.warn(f"set aside {path.name}: the run continues from step {step}")
 
     def clear_unfinished(self) -> None:
         """Removes what a killed save left behind."""
@@ -92,7 +93,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: holds weights only, not a training state; to start from its weights use --pretrained")
     if content.get("version") != 1:
         raise UserError(f"{path}: checkpoint version {content.get('version')}, this code reads version 1: update it")
-    return content
+    return with_new_keys(content)
 
 
 def _also_named(path: Path, name: Path) -> None:

@@ -10,23 +10,23 @@ import torch
 from torch import nn
 
 from alip.distributed import World
-from alip.train.optimizer import MovingAverage
+from alip.train.ema import EMA
 from alip.train.randomness import same_randomness_after
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One set to evaluate on. run: model -> numbers by name; headline: numbers -> the one that says "better"."""
+    """One dataset to evaluate on. run: model → numbers by name; primary: numbers → the primary metric's value."""
 
     task: str
-    set_name: str
+    dataset: str
     run: Callable[[nn.Module], dict]
-    headline: Callable[[dict], float]
+    primary: Callable[[dict], float]
 
     @property
     def name(self) -> str:
-        """A set may serve both tasks."""
-        return f"{self.task}/{self.set_name}"
+        """A dataset may serve both tasks."""
+        return f"{self.task}/{self.dataset}"
 
 
 def create_evaluations(
@@ -39,7 +39,7 @@ def create_evaluations(
     workers: int,
     precision: str,
 ) -> list[Evaluation]:
-    """The sets named by --eval-retrieval and --eval-zeroshot, opened now, so that a wrong name shows at the start."""
+    """The datasets of --eval-retrieval and --eval-zeroshot, opened now, so that a wrong name fails at the start."""
     from alip.eval import datasets
 
     common = {"world": world, "batch_size": batch_size, "workers": workers, "precision": precision}
@@ -60,17 +60,17 @@ def create_evaluations(
 
 
 def evaluate_all(
-    evaluations: Sequence[Evaluation], model: nn.Module, moving_average: MovingAverage | None, device: torch.device
+    evaluations: Sequence[Evaluation], model: nn.Module, ema: EMA | None, device: torch.device
 ) -> dict[str, dict]:
     """{evaluation name: numbers} of the model, or of its averaged weights; training is left undisturbed."""
-    with undisturbed(model, device), _averaged(model, moving_average), torch.no_grad():
+    with undisturbed(model, device), _averaged(model, ema), torch.no_grad():
         model.eval()
         return {evaluation.name: evaluation.run(model) for evaluation in evaluations}
 
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Puts random numbers and training mode back afterwards: a run with evaluations trains as one without."""
+    """Restores random numbers and training mode afterwards: a run with evaluations trains as one without."""
     was_training = model.training
     with same_randomness_after(device):
         try:
@@ -80,13 +80,13 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _averaged(model: nn.Module, moving_average: MovingAverage | None) -> Iterator[None]:
-    """Lends the averaged weights to the model."""
-    if moving_average is None:
+def _averaged(model: nn.Module, ema: EMA | None) -> Iterator[None]:
+    """The averaged weights are the model's while the block runs."""
+    if ema is None:
         yield
         return
     own = {key: value.clone() for key, value in model.state_dict().items()}
-    model.load_state_dict(moving_average.state_dict())
+    model.load_state_dict(ema.state_dict())
     try:
         yield
     finally:

@@ -29,13 +29,17 @@ class MismatchMetrics:
         self.values.append(torch.stack([outcome.text_caption_similarity, weight]).detach())
 
     def report(self, world: World) -> dict[str, float]:
-        """The epoch's numbers, as `labels.summarize` gives them, then starts empty again. All ranks call it."""
+        """The epoch's numbers, as `labels.summarize` gives them, then starts empty again. All ranks call it.
+
+        Its count is `scored_samples` here: in a log line, `samples` are those that the run has seen.
+        """
         parts = gather_objects(self.state(), world)
         self.index, self.values = [], []
         index = torch.cat([part["index"] for part in parts]).numpy()
         similarity, weight = torch.cat([part["values"] for part in parts], dim=1).double().numpy()
         finite = np.isfinite(similarity) & np.isfinite(weight)  # a step that was left out carries no information
-        return summarize(similarity[finite], weight[finite], self.is_mismatched[index][finite])
+        numbers = summarize(similarity[finite], weight[finite], self.is_mismatched[index][finite])
+        return {{"samples": "scored_samples"}.get(name, name): value for name, value in numbers.items()}
 
     def state(self) -> dict[str, torch.Tensor]:
         """For a checkpoint."""

@@ -1,4 +1,4 @@
-"""What a run tells: lines or a progress bar on the console, metrics.jsonl, TensorBoard, wandb."""
+"""The log of a run: lines or a progress bar on the console, metrics.jsonl, TensorBoard, wandb."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from alip.files import atomic_write
 
 # Keys of a train line that go to TensorBoard under another heading than "train/".
 _GATES = ("sample_weight", "text_weight", "caption_weight", "history_tc", "history_xt", "history_xc")
-_SPEED = ("pairs_per_s", "data_wait_s", "gpu_memory_gib")
+_SPEED = ("samples_per_s", "model_tflops_per_s", "mfu", "data_wait_s", "gpu_memory_gib")
 
 
 class RunLog:
     """The log of one run. On ranks other than 0 (`enabled=False`) every method does nothing.
 
     folder: RUN, gets metrics.jsonl and tensorboard/. total_steps: for the bar and the time left.
-    after_step: the step that a resumed run goes on from: lines beyond it are of a part of the run that was lost, and
-    are dropped, so that every step stands there once.
-    A disk that is full does not end the run: it is said once, and the console goes on.
+    after_step: the step that a run resumes from: later lines are of a part of the run that was lost, and are dropped,
+    so that every step is in the file once.
+    A full disk does not end the run: one warning, and the console continues.
     """
 
     def __init__(
@@ -55,22 +55,22 @@ class RunLog:
             self._bar = tqdm(total=total_steps, initial=after_step, unit="step", dynamic_ncols=True)
 
     def advance(self) -> None:
-        """Moves the progress bar by one update."""
+        """Moves the progress bar by one step."""
         if self._bar is not None:
             self._bar.update(1)
 
-    def train(self, place: dict[str, Any], values: dict[str, float], seconds_left: float) -> None:
-        """A log step. place: step, epoch, samples; values: the keys of a train line."""
+    def train(self, position: dict[str, Any], values: dict[str, float], seconds_left: float) -> None:
+        """A log step. position: step, epoch, samples; values: the keys of a train line."""
         if not self.enabled:
             return
-        self._write({"kind": "train", **place, **values})
-        self._scalars({_heading(key): value for key, value in values.items()}, place["step"])
+        self._write({"kind": "train", **position, **values})
+        self._scalars({_heading(key): value for key, value in values.items()}, position["step"])
         text = _train_line(values, seconds_left)
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         else:
             width = len(str(self.total_steps))
-            self.say(f"step {place['step']:>{width}}/{self.total_steps} epoch {place['epoch']:.2f} {text}")
+            self.say(f"step {position['step']:>{width}}/{self.total_steps} epoch {position['epoch']:.2f} {text}")
 
     def weights(self, step: int, weights: dict[str, torch.Tensor]) -> None:
         """Histograms of the gates' weights of one batch, (B,) each."""
@@ -78,28 +78,28 @@ class RunLog:
             for name, values in weights.items():
                 self._guard(self._tensorboard.add_histogram, f"weights/{name}", values.float().cpu(), step)
 
-    def evaluation(self, place: dict[str, Any], task: str, set_name: str, values: dict[str, Any]) -> None:
-        """Numbers of one evaluation set."""
+    def evaluation(self, position: dict[str, Any], task: str, dataset: str, values: dict[str, Any]) -> None:
+        """Numbers of one evaluation dataset."""
         if not self.enabled:
             return
-        self._write({"kind": "eval", **place, "task": task, "set": set_name, **values})
+        self._write({"kind": "eval", **position, "task": task, "dataset": dataset, **values})
         numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
-        self._scalars({f"{task}/{set_name}/{key}": value for key, value in numbers.items()}, place["step"])
-        self.say(f"step {place['step']} {task} {set_name}: " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()))
+        self._scalars({f"{task}/{dataset}/{key}": value for key, value in numbers.items()}, position["step"])
+        self.say(f"step {position['step']} {task} {dataset}: {_numbers(numbers)}")
 
-    def gates(self, place: dict[str, Any], values: dict[str, float]) -> None:
+    def gates(self, position: dict[str, Any], values: dict[str, float]) -> None:
         """Numbers of an epoch's gates against the mismatch labels."""
         if not self.enabled:
             return
-        self._write({"kind": "gates", **place, **values})
-        self._scalars({f"gates/{key}": value for key, value in values.items()}, place["step"])
-        self.say(f"step {place['step']} gates: " + " ".join(f"{key} {_short(value)}" for key, value in values.items()))
+        self._write({"kind": "gates", **position, **values})
+        self._scalars({f"gates/{key}": value for key, value in values.items()}, position["step"])
+        self.say(f"step {position['step']} gates: {_numbers(values)}")
 
-    def event(self, place: dict[str, Any], event: str, **details: Any) -> None:
+    def event(self, position: dict[str, Any], event: str, **details: Any) -> None:
         """Something that happened: start, resume, warning, stop. details: plain values; `message` is shown."""
         if not self.enabled:
             return
-        self._write({"kind": "event", **place, "event": event, **details})
+        self._write({"kind": "event", **position, "event": event, **details})
         if "message" in details:
             self.say(details["message"])
 
@@ -144,7 +144,7 @@ class RunLog:
                 self._tensorboard = None
             if not self._disk_full:
                 self._disk_full = True
-                self.say(f"warning: the run's log could not be written, going on without it: {error}")
+                self.say(f"warning: the run's log could not be written, continuing without it: {error}")
 
 
 def _append(path: Path, text: str) -> None:
@@ -191,8 +191,10 @@ def _train_line(v: dict[str, float], seconds_left: float) -> str:
         f"loss {v['loss']:.4f} (text {v['text_loss']:.4f} caption {v['caption_loss']:.4f})",
         f"weights {v['sample_weight']:.3f} {v['text_weight']:.3f} {v['caption_weight']:.3f}",
         f"lr {v['lr']:.2e} scale {v['logit_scale']:.2f} grad {v['grad_norm']:.2f}",
-        f"{v['pairs_per_s']:.0f} pairs/s wait {v['data_wait_s']:.2f} s",
+        f"{v['samples_per_s']:.0f} samples/s wait {v['data_wait_s']:.2f} s",
     ]
+    if "mfu" in v:
+        parts.append(f"mfu {100 * v['mfu']:.1f} %")
     if "gpu_memory_gib" in v:
         parts.append(f"mem {v['gpu_memory_gib']:.1f} GiB")
     return " ".join([*parts, f"left {_clock(seconds_left)}"])
@@ -204,8 +206,8 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-def _short(value: float) -> str:
-    return f"{value:.4g}"
+def _numbers(values: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Sums of what the updates tell, kept on the device and read once every so many steps."""
+"""Sums of what the steps give, kept on the device and read once every so many steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = (*_SCALARS, *_PER_SAMPLE, "grad_norm")
 
 
 class Meter:
-    """Means of NAMES since the last reading, over updates and ranks; updates that were skipped do not count.
+    """Means of NAMES since the last reading, over steps and ranks; steps that were skipped do not count.
 
     `add` never waits for the device; `read` does, once.
     """
@@ -33,7 +33,7 @@ class Meter:
 
     @torch.no_grad()
     def add(self, result: StepResult) -> None:
-        """Adds one update."""
+        """Adds one step."""
         outcome = result.outcome
         scalars = torch.stack([getattr(outcome, name).detach() for name in _SCALARS])
         means = torch.stack([getattr(outcome, name) for name in _PER_SAMPLE]).mean(dim=1)
@@ -43,7 +43,7 @@ class Meter:
         self.sums += torch.where(result.skipped, torch.zeros_like(values), values)
 
     def read(self, world: World) -> dict[str, float]:
-        """{name: mean}, and begins anew. All ranks call it. Without a single update that counted: NaN."""
+        """{name: mean}, then starts from zero. All ranks call it. Without a single step that counted: NaN."""
         sums = self.sums.clone()
         self.sums.zero_()
         if world.is_distributed:
@@ -56,7 +56,7 @@ class Meter:
         return self.sums.to("cpu", copy=True)
 
     def load(self, states: list[Any]) -> None:
-        """Takes up saved sums; several (other ranks') are added."""
+        """Restores saved sums; several (other ranks') are added."""
         self.sums.zero_()
         for saved in states:
             self.sums += saved.to(self.sums.device)

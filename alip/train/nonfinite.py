@@ -1,4 +1,4 @@
-"""Losses and gradients that are not numbers: noticed without waiting for the GPU, and stopped in time."""
+"""Losses and gradients that are not finite: noticed without waiting for the GPU, and stopped in time."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from alip.train.step import StepResult
 
 
 class NonFiniteWatch:
-    """Keeps one flag per update on the device, and the updates' sample numbers, until they are read.
+    """Keeps one flag per step on the device, and the steps' sample numbers, until they are read.
 
-    limit: that many bad updates in a row mean that the run is lost. The weights are safe meanwhile: an update that
-    is not finite is left out (alip.train.step), so reading the flags late costs time, not the model.
+    limit: that many bad steps in a row mean that the run is lost. The weights are safe meanwhile: a step that is not
+    finite is left out (alip.train.step), so reading the flags late costs time, not the model.
     only_loss: with fp16 gradients overflow now and then by design; only the loss counts then.
     """
 
     def __init__(self, limit: int, only_loss: bool):
         self.limit, self.only_loss = limit, only_loss
         self._flags: list[torch.Tensor] = []
-        self._updates: list[tuple[int, torch.Tensor]] = []
+        self._steps: list[tuple[int, torch.Tensor]] = []
         self._streak: list[tuple[int, torch.Tensor]] = []
 
     def add(self, step: int, index: torch.Tensor, result: StepResult) -> None:
-        """step: the update's number; index: (B,) sample numbers of this rank's part of it."""
+        """step: the step's number; index: (B,) sample numbers of this rank's part of it."""
         self._flags.append(~result.loss_finite if self.only_loss else result.skipped)
-        self._updates.append((step, index))
+        self._steps.append((step, index))
 
     def read(self) -> tuple[list[int], bool]:
-        """Steps of the bad updates since the last reading, and whether `limit` of them came in a row.
+        """Numbers of the bad steps since the last reading, and whether `limit` of them came in a row.
 
         The flags come from values that are equal on all ranks, so the answer is too.
         """
@@ -39,12 +39,12 @@ class NonFiniteWatch:
             return [], False
         flags = torch.stack(self._flags).tolist()
         bad, lost = [], False
-        for flag, update in zip(flags, self._updates):
-            self._streak = [*self._streak, update] if flag and not lost else self._streak if lost else []
+        for flag, entry in zip(flags, self._steps):
+            self._streak = [*self._streak, entry] if flag and not lost else self._streak if lost else []
             lost = lost or len(self._streak) >= self.limit
             if flag:
-                bad.append(update[0])
-        self._flags, self._updates = [], []
+                bad.append(entry[0])
+        self._flags, self._steps = [], []
         return bad, lost
 
     def write(self, folder: Path, world: World) -> Path:
@@ -56,5 +56,5 @@ class NonFiniteWatch:
         ]
         path = folder / f"nonfinite-step-{self._streak[-1][0]:08d}.json"
         if world.is_main:
-            write_json(path, {"updates": merged})
+            write_json(path, {"steps": merged})
         return path

@@ -1,4 +1,4 @@
-"""Checkpoints written by earlier versions: the names that settings had then, as they are called now."""
+"""Checkpoints written by earlier versions, under the present names."""
 
 from __future__ import annotations
 
@@ -36,3 +36,9 @@ def default_before(part: str, name: str) -> Any:
     """What a run did that was saved before this flag existed: the flag's default, which leaves things as they were."""
     flag = create_parser()[1].get(name) if part in ("recipe", "numerics") else None
     return flag.default if flag else None
+
+
+def with_new_keys(content: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's content under the present keys."""
+    old = {"identity": "fingerprint", "ema_updates": "ema_steps"}
+    return {old.get(key, key): value for key, value in content.items() if key != "reader"}

@@ -1,4 +1,4 @@
-"""AdamW, what it decays, and the moving average of the weights."""
+"""AdamW, and what it decays."""
 
 from __future__ import annotations
 
@@ -47,41 +47,3 @@ def gradient_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     # On a CPU torch reads a whole tensor on one thread, but its rows on all.
     rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
     return torch.linalg.vector_norm(torch.cat(rows))
-
-
-class MovingAverage:
-    """Exponential moving average of a model's weights, kept beside it (EMA).
-
-    decay: share of the old average that stays at each update; early on min(decay, (1 + n) / (10 + n)), so that the
-    random start is forgotten. Buffers (running statistics) are copied.
-    """
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.updates = 0
-        self.weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Moves the average towards the model's present weights; stays on the device."""
-        share = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        parameters = dict(model.named_parameters())
-        averages, values = [], []
-        for key, value in model.state_dict().items():
-            if key in parameters and value.is_floating_point():
-                averages.append(self.weights[key])
-                values.append(value)
-            else:
-                self.weights[key].copy_(value)
-        torch._foreach_lerp_(averages, values, share)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The averaged weights, under the model's own names."""
-        return self.weights
-
-    def load(self, weights: dict[str, torch.Tensor], updates: int) -> None:
-        """Takes up a saved average."""
-        for key, value in self.weights.items():
-            value.copy_(weights[key])
-        self.updates = updates

@@ -1,4 +1,4 @@
-"""The model on several ranks, and what is said when one of them is gone."""
+"""The model on several ranks, and the message when one of them is gone."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from alip.distributed import World
 
 
 class LostRank(RuntimeError):
-    """A rank that this one was waiting for has gone."""
+    """A rank that this one was waiting for is gone."""
 
 
 def parallelise(model: nn.Module, world: World) -> nn.Module:
     """The model inside DistributedDataParallel (gradients are averaged), or itself on a single rank.
 
     Buffers are not exchanged at every forward: only BatchNorm has any that change, training does not read them, and
-    `share_buffers` takes rank 0's where somebody does.
+    `share_buffers` copies rank 0's where somebody does.
     """
     if not world.is_distributed:
         return model
-    # torch 2.14 gave the switch a new name.
+    # torch 2.14 renamed the switch.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
@@ -45,7 +45,7 @@ def share_buffers(model: nn.Module, world: World) -> None:
 
 @contextlib.contextmanager
 def naming_lost_ranks(world: World) -> Iterator[None]:
-    """Says in words what a broken connection or a timeout between ranks means."""
+    """Explains a broken connection or a timeout between ranks."""
     try:
         yield
     except RuntimeError as error:

@@ -17,7 +17,7 @@ class Interval:
     unit: str  # "steps" or "epochs"
 
     def due(self, step: int, epoch: int, epoch_ended: bool) -> bool:
-        """After update number `step` (from 1); epoch: epochs completed."""
+        """After optimizer step number `step` (from 1); epoch: epochs completed."""
         if self.count == 0:
             return False
         return step % self.count == 0 if self.unit == "steps" else epoch_ended and epoch % self.count == 0
@@ -25,10 +25,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how often, in updates.
+    """How long and how often, in optimizer steps.
 
-    total: updates of the whole run; in_steps: total was asked for in steps, not epochs (it matters only to a run
-    resumed with another batch size). global_batch: triplets of one update, over all ranks; epoch_samples: of the data.
+    total: steps of the whole run; in_steps: total was asked for in steps, not epochs (it matters only to a run
+    resumed with another batch size). global_batch: samples of one step, over all ranks; epoch_samples: of the data.
     """
 
     total: int
@@ -43,8 +43,24 @@ class Plan:
     nonfinite_limit: int = 10
 
     def position(self, state: TrainState) -> int:
-        """How far along the schedule the next update is, in [0, total]."""
+        """How far along the schedule the next step is, in [0, total]."""
         return state.step if self.in_steps else state.epoch * self.steps_per_epoch + state.position // self.global_batch
+
+    def finished(self, state: TrainState) -> bool:
+        """Whether no step is left."""
+        return self.position(state) >= self.total
+
+    def log_due(self, state: TrainState) -> bool:
+        """Whether the step just made is one to log."""
+        return state.step % self.log_every == 0
+
+    def save_due(self, state: TrainState) -> bool:
+        """Whether to save after the step just made, besides the end of every epoch."""
+        return self.save_every.due(state.step, state.epoch, state.position == 0)
+
+    def eval_due(self, state: TrainState) -> bool:
+        """Whether to evaluate after the step just made."""
+        return self.eval_every.due(state.step, state.epoch, state.position == 0)
 
 
 def create_plan(
@@ -60,12 +76,12 @@ def create_plan(
     eval_every: Interval,
     nonfinite_limit: int,
 ) -> Plan:
-    """The plan of a run over `epoch_samples` triplets; UserError if they are not enough for one update."""
+    """The plan of a run over `epoch_samples` samples; UserError if they are not enough for one step."""
     global_batch = batch_size * accum_freq * world.world_size
     steps_per_epoch = epoch_samples // global_batch
     if steps_per_epoch == 0:
         raise UserError(
-            f"an update takes {global_batch} triplets (--batch-size x --accum-freq x ranks), and the data has "
+            f"a step takes {global_batch} samples (--batch-size x --accum-freq x ranks), and the data has "
             f"{epoch_samples}: lower --batch-size or --accum-freq"
         )
     return Plan(

@@ -25,7 +25,7 @@ def get_randomness(device: torch.device) -> dict[str, Any]:
 
 
 def set_randomness(state: dict[str, Any], device: torch.device) -> None:
-    """Puts every generator back to where `get_randomness` found it."""
+    """Restores what `get_randomness` gave."""
     torch.set_rng_state(state["torch"].cpu())
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)

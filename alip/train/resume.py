@@ -1,4 +1,4 @@
-"""Going on: is it the same run, and what cannot be kept exactly?"""
+"""Resuming: is it the same run, and what cannot be restored exactly?"""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from alip.train.checkpoints import CheckpointFolder, read_checkpoint
 from alip.train.older_runs import default_before, with_new_names
 from alip.train.state import TrainState
 
-# Parts of an identity. A change in the first three makes it another run; in the last two it is said, and goes on.
+# Parts of a run fingerprint. A change in the first three makes it another run; one in the last two is reported.
 DECISIVE = ("data", "model", "recipe")
 NOTED = ("layout", "numerics")
 
 
-def create_identity(
+def create_fingerprint(
     manifest: Manifest,
     model: nn.Module,
     world: World,
@@ -29,7 +29,7 @@ def create_identity(
     recipe: dict[str, Any],
     numerics: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """What a checkpoint says about its run, to be compared on a resume; plain values.
+    """What tells a run from others, to be compared on a resume; plain values.
 
     recipe: what decides the result (learning rates, gates, …); numerics: what changes rounding only (precision, …).
     """
@@ -43,7 +43,7 @@ def create_identity(
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any], parts: tuple[str, ...]) -> list[str]:
-    """ "recipe lr: 0.001, now 0.002" for every value that differs."""
+    """ "recipe lr: was 0.001, now 0.002" for every value that differs."""
     found = []
     for part in parts:
         before, after = _flat(with_new_names(saved.get(part, {}))), _flat(now[part])
@@ -54,20 +54,20 @@ def differences(saved: dict[str, Any], now: dict[str, Any], parts: tuple[str, ..
     return found
 
 
-def check_identity(saved: dict[str, Any], now: dict[str, Any], force: bool) -> list[str]:
-    """Lines on what is not the same; raises UserError if that makes it another run, unless forced."""
+def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], force: bool) -> list[str]:
+    """Lines on what differs; raises UserError if that makes it another run, unless forced."""
     decisive = differences(saved, now, DECISIVE)
     if decisive and not force:
         shown = "; ".join(decisive[:4]) + (f"; and {len(decisive) - 4} more" if len(decisive) > 4 else "")
         raise UserError(
-            f"this is not the run that the checkpoint is of ({shown}); give the run's own settings, "
-            "--resume-force to go on all the same, or another --output to begin anew"
+            f"the checkpoint is of a run with other settings ({shown}); give that run's own settings, "
+            "--resume-force to apply the new ones, or another --output to start again"
         )
     return decisive + differences(saved, now, NOTED)
 
 
 def find_start(resume: str | None, folder: CheckpointFolder, world: World) -> dict[str, Any] | None:
-    """The content of the checkpoint to go on from, equal on all ranks, or None to begin anew.
+    """The content of the checkpoint to resume from, equal on all ranks, or None to start from the beginning.
 
     1. `--resume PATH`: that file, or the newest readable one of that run folder.
     2. `--resume auto`: the newest readable one of --output, if there is any.
@@ -93,8 +93,8 @@ def _choose(resume: str | None, folder: CheckpointFolder) -> Path | None:
     if resume is None:
         if folder.steps():
             raise UserError(
-                f"{folder.folder.parent} holds a run already (newest checkpoint: {folder.steps()[0].name}); "
-                "go on with --resume auto, or choose another --output"
+                f"{folder.folder.parent} already holds a run (newest checkpoint: {folder.steps()[0].name}); "
+                "resume it with --resume auto, or choose another --output"
             )
         return None
     if resume != "auto":
@@ -110,31 +110,31 @@ def _choose(resume: str | None, folder: CheckpointFolder) -> Path | None:
     return found[0] if found else None
 
 
-def take_up(
+def restore(
     state: TrainState,
     saved: dict[str, Any],
-    identity: dict[str, Any],
+    fingerprint: dict[str, Any],
     world: World,
     *,
     seed: int,
     epoch_samples: int,
     force: bool,
 ) -> list[str]:
-    """Restores `state` from a checkpoint's content; returns lines that say what is not exactly as before."""
-    notes = check_identity(saved["identity"], identity, force)
+    """Restores `state` from a checkpoint's content; returns lines on what is not exactly as before."""
+    notes = check_fingerprint(saved["fingerprint"], fingerprint, force)
     state.restore(saved, world, seed)
-    before, after = saved["identity"]["layout"], identity["layout"]
+    before, after = saved["fingerprint"]["layout"], fingerprint["layout"]
     if before == after:
         return notes
     old_batch, new_batch = _global_batch(before), _global_batch(after)
     if before["world_size"] != after["world_size"]:
-        notes.append("with another number of ranks, dropout's random numbers begin anew and sums round differently")
+        notes.append("with another number of ranks, dropout is seeded again and sums round differently")
     if old_batch != new_batch:
         notes.append(
-            f"the batch was {old_batch} and is now {new_batch}: the reader goes on at the same triplet "
-            f"({state.position} of epoch {state.epoch}), the schedule at that place of its new length"
+            f"the batch was {old_batch} and is now {new_batch}: the data continue at the same sample "
+            f"({state.position} of epoch {state.epoch}), the schedule at that point of its new length"
         )
-        if state.position + new_batch > epoch_samples:  # what is left of the epoch is no whole update
+        if state.position + new_batch > epoch_samples:  # too few samples are left in the epoch for a step
             state.epoch, state.position = state.epoch + 1, 0
     return notes
 

@@ -21,7 +21,7 @@ from alip.train.checkpoints import CheckpointFolder
 from alip.train.logging import RunLog
 from alip.train.plan import Plan
 from alip.train.precision import seed_rank
-from alip.train.resume import find_start, take_up
+from alip.train.resume import find_start, restore
 from alip.train.state import TrainState
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda130", "numpy")
@@ -29,17 +29,17 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cud
 
 @dataclass
 class Run:
-    """An open run: its folder, its log and its checkpoints, and what makes it this run (see create_identity)."""
+    """An open run: its folder, its log and its checkpoints, and its fingerprint (see create_fingerprint)."""
 
     folder: Path
     log: RunLog
     checkpoints: CheckpointFolder
-    identity: dict[str, dict[str, Any]]
+    fingerprint: dict[str, dict[str, Any]]
 
 
 def open_run(
     state: TrainState,
-    identity: dict[str, dict[str, Any]],
+    fingerprint: dict[str, dict[str, Any]],
     plan: Plan,
     world: World,
     *,
@@ -51,66 +51,78 @@ def open_run(
     keep: int,
     wandb: str | None,
 ) -> Run:
-    """Begins a run in `folder`, or puts `state` back to where the run there stood. All ranks call it.
+    """Starts a run in `folder`, or restores `state` from what the run there has saved. All ranks call it.
 
     settings: the resolved arguments, for run.json. resume: None, "auto" or a path; force: though it is another run.
     keep: number of step checkpoints to keep.
     """
-    complaints: list[str] = []
-    if plan.accum_freq > 1 and uses_batch_statistics(state.model):
-        complaints.append(
-            "this model uses batch statistics (BatchNorm): with --accum-freq they are each micro-batch's own, so the "
-            "update is not exactly that of one big batch (negatives and gates are shared all the same)"
-        )
-    checkpoints = CheckpointFolder(folder / "checkpoints", keep, complaints.append)
+    warnings = _warnings(state, plan)
+    checkpoints = CheckpointFolder(folder / "checkpoints", keep, warnings.append)
     saved = find_start(resume, checkpoints, world)
-    notes, resumed_at = [], None
+    notes: list[str] = []
     if saved is None:
         seed_rank(seed, world.rank)
     else:
-        notes = take_up(state, saved, identity, world, seed=seed, epoch_samples=plan.epoch_samples, force=force)
-        resumed_at = state.step
+        notes = restore(state, saved, fingerprint, world, seed=seed, epoch_samples=plan.epoch_samples, force=force)
+    resumed_at = state.step if saved is not None else None
     if world.is_main:
         checkpoints.clear_unfinished()
         checkpoints.set_aside_after(state.step)
-        write_run(folder, settings, identity, world.world_size, resumed_at, [*complaints, *notes])
+        write_run(folder, settings, fingerprint, world.world_size, resumed_at, [*warnings, *notes])
 
     log = RunLog(
-        folder,
-        plan.total,
-        enabled=world.is_main,
-        after_step=state.step,
-        wandb_project=wandb,
-        settings=settings,
+        folder, plan.total, enabled=world.is_main, after_step=state.step, wandb_project=wandb, settings=settings
     )
     checkpoints.warn = lambda text: log.say(f"warning: {text}")
-    place = {"step": state.step, "epoch": state.epoch, "samples": state.samples}
-    for text in complaints:
-        log.event(place, "warning", message=f"warning: {text}")
-    if resumed_at is not None:
-        log.event(place, "resumed", notes=notes, message=f"resumed at step {state.step} of {plan.total}")
-        for note in notes:
-            log.say(f"note: {note}")
-    else:
-        log.event(place, "started", message=_opening(state, identity, plan))
-    return Run(folder, log, checkpoints, identity)
+    _announce(log, state, plan, fingerprint, warnings, notes, resumed_at)
+    return Run(folder, log, checkpoints, fingerprint)
 
 
-def _opening(state: TrainState, identity: dict[str, dict[str, Any]], plan: Plan) -> str:
+def _warnings(state: TrainState, plan: Plan) -> list[str]:
+    if plan.accum_freq == 1 or not uses_batch_statistics(state.model):
+        return []
+    return [
+        "this model uses batch statistics (BatchNorm): with --accum-freq they are each micro-batch's own, so the step "
+        "is not exactly that of one big batch (negatives and gates are shared all the same)"
+    ]
+
+
+def _announce(
+    log: RunLog,
+    state: TrainState,
+    plan: Plan,
+    fingerprint: dict[str, dict[str, Any]],
+    warnings: list[str],
+    notes: list[str],
+    resumed_at: int | None,
+) -> None:
+    """The first lines of the log: started or resumed, and what is not as expected."""
+    position = {"step": state.step, "epoch": state.epoch, "samples": state.samples}
+    for text in warnings:
+        log.event(position, "warning", message=f"warning: {text}")
+    if resumed_at is None:
+        log.event(position, "started", message=_opening(state, fingerprint, plan))
+        return
+    log.event(position, "resumed", notes=notes, message=f"resumed at step {state.step} of {plan.total}")
+    for note in notes:
+        log.say(f"note: {note}")
+
+
+def _opening(state: TrainState, fingerprint: dict[str, dict[str, Any]], plan: Plan) -> str:
     parameters = sum(p.numel() for p in state.model.parameters())
-    layout, data = identity["layout"], identity["data"]
+    layout, data = fingerprint["layout"], fingerprint["data"]
     parts = f"{layout['batch_size']} x {layout['accum_freq']} x {layout['world_size']} ranks"
     return (
-        f"training {parameters / 1e6:.1f} M parameters on {data['samples']} triplets of {data['name']}: "
-        f"{plan.total} updates of {plan.global_batch} ({parts}), {plan.steps_per_epoch} an epoch, "
-        f"{identity['numerics']['precision']}"
+        f"training {parameters / 1e6:.1f} M parameters on {data['samples']} samples of {data['name']}: "
+        f"{plan.total} steps of {plan.global_batch} ({parts}), {plan.steps_per_epoch} an epoch, "
+        f"{fingerprint['numerics']['precision']}"
     )
 
 
 def write_run(
     folder: Path,
     arguments: dict[str, Any],
-    identity: dict[str, Any],
+    fingerprint: dict[str, Any],
     world_size: int,
     resumed_at: int | None,
     notes: list[str],
@@ -128,10 +140,9 @@ def write_run(
         "machine": machine(),
     }
     starts = json.loads(path.read_text())["starts"] if resumed_at is not None and path.exists() else []
-    write_json(
-        path, {**now, "data": identity["data"], "recipe": identity["recipe"], "starts": [*starts, now]}, default=str
-    )
-    write_json(folder / "model.json", identity["model"])
+    content = {**now, "data": fingerprint["data"], "recipe": fingerprint["recipe"], "starts": [*starts, now]}
+    write_json(path, content, default=str)
+    write_json(folder / "model.json", fingerprint["model"])
 
 
 def versions() -> dict[str, str]:
@@ -162,7 +173,7 @@ def git_revision() -> str | None:
 
 def machine() -> dict[str, Any]:
     """What rank 0 runs on."""
-    facts: dict[str, Any] = {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    found: dict[str, Any] = {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
+        found["gpu"] = torch.cuda.get_device_name()
+    return found

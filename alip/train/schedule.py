@@ -26,12 +26,12 @@ def canonical_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate (and beta1) of update number `step`, counted from 0.
+    """Learning rate (and beta1) of optimizer step number `step`, counted from 0.
 
-    kind: one of NAMES. peak: the highest learning rate. total: number of updates.
-    warmup: updates of warm-up; cooldown: updates of the final linear cool-down ("const-cooldown" only).
-    cycle_beta1: let beta1 mirror the cycle, as OneCycleLR does unless told not to (the released runs did that,
-    which put their beta1 of 0.9 out of force).
+    kind: one of NAMES. peak: the highest learning rate. total: number of steps.
+    warmup: steps of warm-up; cooldown: steps of the final linear cool-down ("const-cooldown" only).
+    cycle_beta1: let beta1 mirror the cycle, as OneCycleLR does by default (the released runs did that,
+    so their beta1 of 0.9 was never used).
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Schedule:
             raise ValueError(f"schedule {self.kind!r} is none of {', '.join(NAMES)}")
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of update `step` in [0, total); later steps keep the last one's."""
+        """The learning rate of step `step` in [0, total); later steps keep the last one's."""
         step = min(step, self.total - 1)
         if self.kind == "one-cycle":
             start = self.peak / _START_DIVISOR
@@ -61,7 +61,7 @@ class Schedule:
         return self.peak
 
     def beta1(self, step: int) -> float | None:
-        """The first momentum of update `step`; None leaves the optimiser's own in force."""
+        """The optimizer's beta1 of step `step`; None leaves its own."""
         if not self.cycle_beta1 or self.kind != "one-cycle":
             return None
         return self._cycle(min(step, self.total - 1), _BETA1_HIGH, _BETA1_LOW, _BETA1_HIGH)
@@ -78,19 +78,19 @@ class Schedule:
 def create_schedule(
     kind: str, peak: float, total: int, warmup: str | float, cooldown: float = 0.2, cycle_beta1: bool = False
 ) -> Schedule:
-    """A schedule of `total` updates.
+    """A schedule of `total` steps.
 
-    warmup: a fraction of all updates (0.1, "0.1") or a number of updates (500, "500").
-    cooldown: the fraction of all updates that "const-cooldown" spends going down.
+    warmup: a fraction of all steps (0.1, "0.1") or a number of steps (500, "500").
+    cooldown: the fraction of all steps over which "const-cooldown" falls.
     """
-    return Schedule(kind, peak, total, _updates(warmup, total), round(cooldown * total), cycle_beta1)
+    return Schedule(kind, peak, total, _steps(warmup, total), round(cooldown * total), cycle_beta1)
 
 
-def _updates(value: str | float, total: int) -> int:
-    """ "0.1" -> a tenth of all updates; "500" -> 500 updates."""
+def _steps(value: str | float, total: int) -> int:
+    """ "0.1" → a tenth of all steps; "500" → 500 steps."""
     number = float(value)
     if number < 0:
-        raise ValueError(f"a warm-up of {value} makes no sense: give a fraction (0.1) or a number of updates (500)")
+        raise ValueError(f"a warm-up of {value} is not possible: give a fraction (0.1) or a number of steps (500)")
     fraction = number < 1 or (isinstance(value, str) and "." in value and number == 1.0)
     return min(total, round(number * total) if fraction else round(number))
 

@@ -1,4 +1,4 @@
-"""Pre-emption and Ctrl-C: the first signal asks for a save, a second Ctrl-C leaves at once."""
+"""Pre-emption and Ctrl-C: the first signal requests a save, a second Ctrl-C ends the process at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SAME_PRESS_S = 1.0
 class StopRequest:
     """Turns SIGTERM and SIGINT into an answer to `agreed()`, the same on all ranks at the same step.
 
-    Ranks hear of a signal at different moments, but must stop after the same update. So at every step each rank's
+    Ranks receive a signal at different moments, but must stop after the same step. So at every step each rank's
     answer is exchanged over a small CPU group of its own, and waited for one step later: no GPU is involved, and
     the exchange has had a whole step to finish.
     """
@@ -33,7 +33,7 @@ class StopRequest:
         self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def agreed(self) -> bool:
-        """Whether to save and leave now. Every rank calls it once per update."""
+        """Whether to save and leave now. Every rank calls it once per step."""
         if self._group is None:
             return self.name is not None
         answer = False
@@ -46,14 +46,14 @@ class StopRequest:
         return answer
 
     def close(self) -> None:
-        """Gives the signals back to whoever had them. (An exchange still under way ends by itself.)"""
+        """Restores the previous signal handlers. (An exchange still under way ends by itself.)"""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.name is not None and number == signal.SIGINT and now - self._since > _SAME_PRESS_S:
-            print("left at once, without saving", file=sys.stderr, flush=True)
+            print("ended at once, without saving", file=sys.stderr, flush=True)
             os._exit(130)
         if self.name is None:
             self.name, self._since = signal.Signals(number).name, now

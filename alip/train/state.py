@@ -1,4 +1,4 @@
-"""All that a resume needs, in one place; and the checkpoints of a run on disk."""
+"""All that a resume needs, in one place."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import nn
 
 from alip.data.shards import Manifest
 from alip.distributed import World, gather_objects
+from alip.errors import UserError
 from alip.eval.gates.labels import read_mismatch_labels
+from alip.train.ema import EMA
 from alip.train.gate_metrics import MismatchMetrics
 from alip.train.meter import Meter
-from alip.train.optimizer import MovingAverage
+from alip.train.moments import OptimizerState
 from alip.train.precision import create_scaler, seed_rank
 from alip.train.randomness import get_randomness, set_randomness
 
@@ -22,10 +24,10 @@ FORMAT, VERSION = "alip-checkpoint", 1
 
 @dataclass
 class TrainState:
-    """Where a run stands. What is made of tensors is changed in place; the counters move with `advance`.
+    """What a run has reached. What is made of tensors is changed in place; the counters move with `advance`.
 
-    step: updates made, never decreasing; epoch, position: the next update takes the triplets from `position` on of
-    epoch `epoch` (both from 0, over all ranks); samples: triplets seen; best: {set name: best headline number so far}.
+    step: optimizer steps made, never decreasing; epoch, position: the next step takes the samples from `position` on
+    of epoch `epoch` (both from 0, over all ranks); samples: samples seen; best: {dataset: best primary metric so far}.
     meter: sums since the last log line; mismatch_metrics: the epoch's gates, if mismatched texts are labelled.
     """
 
@@ -34,7 +36,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     meter: Meter
     scaler: torch.amp.GradScaler | None = None
-    moving_average: MovingAverage | None = None
+    ema: EMA | None = None
     mismatch_metrics: MismatchMetrics | None = None
     step: int = 0
     epoch: int = 0
@@ -42,57 +44,69 @@ class TrainState:
     samples: int = 0
     best: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self):
+        self._optimizer_state = OptimizerState(self.model, self.optimizer)
+
     def advance(self, global_batch: int, epoch_samples: int) -> None:
-        """Counts one update of `global_batch` triplets. What is left of an epoch and no whole update is left out."""
+        """Counts one step of `global_batch` samples; an epoch ends where fewer than that are left of it."""
         self.step += 1
         self.samples += global_batch
         self.position += global_batch
         if epoch_samples - self.position < global_batch:
             self.epoch, self.position = self.epoch + 1, 0
 
-    def capture(self, world: World, reader: dict, identity: dict) -> dict[str, Any] | None:
+    def capture(self, world: World, fingerprint: dict) -> dict[str, Any] | None:
         """The content of a checkpoint (tensors and plain values) on rank 0, None elsewhere. All ranks call it.
 
-        reader: Loader.state(); identity: what makes this run this run (alip.train.resume).
+        fingerprint: what tells this run from others (alip.train.resume).
         """
         ranks = gather_objects(self._of_this_rank(world), world)
         if not world.is_main:
             return None
-        average = self.moving_average
         return {
             "format": FORMAT,
             "version": VERSION,
             "model": self.model.state_dict(),
             "model_config": self.model.config,
-            "ema": average.state_dict() if average else None,
-            "ema_updates": average.updates if average else 0,
+            "ema": self.ema.state_dict() if self.ema else None,
+            "ema_steps": int(self.ema.steps) if self.ema else 0,
             "loss": self.loss.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._optimizer_state.capture(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "step": self.step,
             "epoch": self.epoch,
             "position": self.position,
             "samples": self.samples,
             "best": dict(self.best),
-            "reader": reader,
             "ranks": ranks,
-            "identity": identity,
+            "fingerprint": fingerprint,
         }
 
     def restore(self, saved: dict[str, Any], world: World, seed: int) -> None:
-        """Takes up a captured state. With another number of ranks, sums are kept and random numbers begin anew."""
-        self.model.load_state_dict(saved["model"])
-        self.loss.load_state_dict(saved["loss"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        """Restores a captured state; UserError where model or optimizer are others than the checkpoint's.
+
+        With another number of ranks, sums are kept and random numbers are seeded again.
+        """
+        try:
+            self.model.load_state_dict(saved["model"])
+            self.loss.load_state_dict(saved["loss"])
+        except RuntimeError as error:
+            reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3]) or str(error)
+            raise UserError(
+                f"the checkpoint's model is another one than --model gives ({reason[:200]}); give the run's own "
+                "--model, or start from its weights with --pretrained and another --output"
+            ) from error
+        self._optimizer_state.restore(saved["optimizer"])
         if self.scaler and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
-        if self.moving_average:
-            # A run that begins to average now begins at the weights as they are.
-            self.moving_average.load(saved["ema"] or saved["model"], saved["ema_updates"])
+        if self.ema:
+            # A run that begins to average now begins at the present weights.
+            self.ema.load(saved["ema"] or saved["model"], saved["ema_steps"])
         self.step, self.epoch, self.position = saved["step"], saved["epoch"], saved["position"]
         self.samples, self.best = saved["samples"], dict(saved["best"])
+        self._restore_ranks(saved["ranks"], world, seed)
 
-        ranks = saved["ranks"]
+    def _restore_ranks(self, ranks: list[dict[str, Any]], world: World, seed: int) -> None:
         if len(ranks) == world.world_size:
             mine = ranks[world.rank : world.rank + 1]
             set_randomness(mine[0]["rng"], world.device)
@@ -132,6 +146,6 @@ def create_state(
         optimizer,
         Meter(world.device),
         scaler=create_scaler(precision, world.device),
-        moving_average=MovingAverage(model, ema) if ema else None,
+        ema=EMA(model, ema) if ema else None,
         mismatch_metrics=MismatchMetrics(read_mismatch_labels(manifest, mismatch_column)) if mismatch_column else None,
     )

@@ -1,4 +1,4 @@
-"""One update of the weights."""
+"""One optimizer step."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from alip.model.precision import autocast
-from alip.train.accumulate import accumulated_backward
-from alip.train.optimizer import MovingAverage, gradient_norm
+from alip.train.accumulate import accumulated_backward, running_statistics
+from alip.train.ema import EMA
+from alip.train.optimizer import gradient_norm
 
 
 @dataclass
 class StepResult:
-    """What one update tells. Everything stays on the device: reading it is the caller's choice, and costs a wait.
+    """What one step gives. Everything stays on the device: reading it is the caller's choice, and costs a wait.
 
     outcome: the loss function's own output (loss, weights, similarities); grad_norm: before clipping;
     skipped: true if loss or gradient was not finite, and the weights were therefore left alone;
@@ -32,7 +33,7 @@ class StepResult:
 
 
 class TrainStep:
-    """Forward, loss, backward, clip, update: `step(micro_batches, lr, beta1)`.
+    """Forward, loss, backward, clip, optimizer: `step(micro_batches, lr, beta1)`.
 
     model: the plain model. loss: an AdaptiveContrastiveLoss. optimizer: fused AdamW.
     parallel_model: `model` inside DistributedDataParallel, or None.
@@ -49,24 +50,26 @@ class TrainStep:
         parallel_model: nn.Module | None = None,
         precision: str = "fp32",
         scaler: torch.amp.GradScaler | None = None,
-        moving_average: MovingAverage | None = None,
+        ema: EMA | None = None,
         grad_clip: float = 1.0,
         logit_scale_max: float = 100.0,
     ):
         self.model, self.loss, self.optimizer, self.device = model, loss, optimizer, device
         self.parallel_model = parallel_model if parallel_model is not None else model
-        self.precision, self.scaler, self.moving_average = precision, scaler, moving_average
+        self.precision, self.scaler, self.ema = precision, scaler, ema
         self.grad_clip, self.logit_scale_limit = grad_clip, math.log(logit_scale_max)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        # What a step moves besides the parameters: the gates' history, and BatchNorm's running statistics.
+        self.moved = [loss.history, *running_statistics(model)]
 
     def __call__(self, micro_batches: Sequence[Any], lr: float, beta1: float | None = None) -> StepResult:
-        """One update from all of `micro_batches` together (one of them, unless accumulating)."""
+        """One step from all of `micro_batches` together (one of them, unless accumulating)."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
             if beta1 is not None:
                 group["betas"] = (beta1, group["betas"][1])
         self.optimizer.zero_grad(set_to_none=True)
-        history = self.loss.history.clone()
+        before = self._snapshot()
 
         outcome = self._backward(micro_batches)
         if self.scaler is not None:
@@ -76,13 +79,24 @@ class TrainStep:
         skipped = ~(loss_finite & torch.isfinite(grad_norm))
         self._update(grad_norm, skipped)
 
+        self._undo(before, skipped)
         with torch.no_grad():
-            # An update that is left out leaves no trace in the gates either.
-            self.loss.history.copy_(torch.where(loss_finite, self.loss.history, history))
             self.model.logit_scale.clamp_(0.0, self.logit_scale_limit)
-        if self.moving_average is not None:
-            self.moving_average.update(self.model)
+        if self.ema is not None:
+            self.ema.update(self.model, skipped)
         return StepResult(outcome, grad_norm, skipped, loss_finite)
+
+    @torch.no_grad()
+    def _snapshot(self) -> torch.Tensor:
+        """A copy of everything in `moved`, in one piece."""
+        return torch.cat([tensor.flatten() for tensor in self.moved])
+
+    @torch.no_grad()
+    def _undo(self, before: torch.Tensor, skipped: torch.Tensor) -> None:
+        """Restores the snapshot, on the device, where `skipped` is true: a step that is left out leaves no trace."""
+        kept = torch.where(skipped, before, self._snapshot())
+        for tensor, values in zip(self.moved, kept.split([tensor.numel() for tensor in self.moved])):
+            tensor.copy_(values.view_as(tensor))
 
     def _backward(self, micro_batches: Sequence[Any]):
         if len(micro_batches) > 1:
@@ -97,7 +111,7 @@ class TrainStep:
         return outcome
 
     def _update(self, grad_norm: torch.Tensor, skipped: torch.Tensor) -> None:
-        """The optimiser's step with the gradient cut to grad_clip; left out, on the device, where `skipped` is true.
+        """The optimizer's step with the gradient cut to grad_clip; left out, on the device, where `skipped` is true.
 
         grad_norm: of the gradient as it is, which is the mean over the ranks already.
         """
@@ -107,8 +121,8 @@ class TrainStep:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             return
-        # What GradScaler tells a fused optimiser, said by us: it divides each gradient by grad_scale as it passes by,
-        # which spares a pass over all of them, and the update happens only if found_inf is 0.
+        # The protocol between GradScaler and fused optimizers: each gradient is divided by grad_scale as it is read,
+        # which saves a pass over all of them, and the weights change only if found_inf is 0.
         if self.grad_clip > 0:
             self.optimizer.grad_scale = ((grad_norm + 1e-6) / self.grad_clip).clamp(min=1.0)
         self.optimizer.found_inf = skipped.float()

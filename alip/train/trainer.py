@@ -1,16 +1,18 @@
-"""The loop: batch, update, log, evaluate, save."""
+"""The training loop: batches, step, log, evaluate, save."""
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from alip import tokens
 from alip.distributed import World
+from alip.train.clock import StepClock
 from alip.train.evaluation import Evaluation, evaluate_all
+from alip.train.flops import ModelFlops, device_peak
 from alip.train.nonfinite import NonFiniteWatch
 from alip.train.parallel import naming_lost_ranks, share_buffers
 from alip.train.plan import Plan
@@ -21,173 +23,175 @@ from alip.train.state import TrainState
 from alip.train.step import StepResult, TrainStep
 
 
-@dataclass
-class Fit:
-    """One run from where `state` stands to its end; `Fit(...).run()` gives the exit status.
+class Trainer:
+    """One run, from the step that `state` has reached to its end: `Trainer(...).train()` gives the exit status.
 
-    0: finished, or stopped by a signal and saved; 1: given up because the loss was not finite.
-    files: the run's folder, log and checkpoints. evaluations: done every plan.eval_every.
+    train_step: one optimizer step from micro-batches. loader: alip.data.loader's. run: folder, log and checkpoints.
+    evaluations: done every plan.eval_every. flops: the model's, for the utilisation in the log.
     """
 
-    state: TrainState
-    step: TrainStep
-    loader: Any
-    schedule: Schedule
-    plan: Plan
-    world: World
-    files: Run
-    evaluations: Sequence[Evaluation] = ()
-    _saved_at: int = field(default=-1, init=False)
-    _waited: float = field(default=0.0, init=False)
+    def __init__(
+        self,
+        state: TrainState,
+        train_step: TrainStep,
+        loader: Any,
+        schedule: Schedule,
+        plan: Plan,
+        world: World,
+        run: Run,
+        evaluations: Sequence[Evaluation] = (),
+        flops: ModelFlops | None = None,
+    ):
+        self.state, self.train_step, self.loader, self.schedule = state, train_step, loader, schedule
+        self.plan, self.world, self.run, self.evaluations, self.flops = plan, world, run, evaluations, flops
+        self.clock = StepClock()
+        self.nonfinite = NonFiniteWatch(plan.nonfinite_limit, only_loss=train_step.scaler is not None)
+        self.peak = device_peak(world.device, train_step.precision)
+        self._saved_at = -1
 
-    def run(self) -> int:
-        """Trains; see the class."""
-        plan, state = self.plan, self.state
-        self._watch = NonFiniteWatch(plan.nonfinite_limit, only_loss=self.step.scaler is not None)
-        self._window_start, self._window_steps = time.perf_counter(), 0
+    def train(self) -> int:
+        """0: finished, or stopped by a signal and saved. 1: given up because the loss was not finite, or not saved."""
         stop = StopRequest(self.world)
-        status = None
         try:
-            with naming_lost_ranks(self.world):
-                while status is None and plan.position(state) < plan.total:
-                    status = self._epoch(stop)
-                if status is None:
-                    status = self._finish()
+            with naming_lost_ranks(self.world), contextlib.closing(self._batches()) as batches:
+                return self._loop(batches, stop)
         finally:
             stop.close()
-            self.files.log.close()
-        return status
+            self.run.log.close()
 
-    def _epoch(self, stop: StopRequest) -> int | None:
-        """The rest of the present epoch; an exit status if the run is to end here."""
-        plan, state = self.plan, self.state
-        epoch = state.epoch
-        batches = iter(self.loader.epoch(epoch, start=state.position))
-        try:
-            while state.epoch == epoch and plan.position(state) < plan.total:
-                micro_batches = self._take(batches)
-                position = plan.position(state)
-                lr = self.schedule.learning_rate(position)
-                result = self.step(micro_batches, lr, self.schedule.beta1(position))
-                state.advance(plan.global_batch, plan.epoch_samples)
-                if self._after_update(micro_batches, result, lr):
-                    return self._give_up()
-                if stop.agreed():
-                    return self._leave(stop)
-        finally:
-            if hasattr(batches, "close"):
-                batches.close()
-        return None
+    def _loop(self, batches: Iterator[list[Any]], stop: StopRequest) -> int:
+        state, plan, schedule = self.state, self.plan, self.schedule
+        self.clock.restart()
+        for micro_batches in batches:
+            position = plan.position(state)
+            result = self.train_step(micro_batches, schedule.learning_rate(position), schedule.beta1(position))
+            state.advance(plan.global_batch, plan.epoch_samples)
+            self._record(micro_batches, result)
 
-    def _take(self, batches: Iterator[Any]) -> list[Any]:
-        """The micro-batches of one update; the time spent waiting for them is noted."""
-        start = time.perf_counter()
-        taken = [batch for _, batch in zip(range(self.plan.accum_freq), batches)]
-        self._waited += time.perf_counter() - start
-        if len(taken) < self.plan.accum_freq:
-            raise RuntimeError(
-                f"the reader ended early, after {self.state.position} triplets of epoch {self.state.epoch}"
-            )
-        return taken
+            finished, epoch_ended = plan.finished(state), state.position == 0
+            if finished or plan.log_due(state):
+                self._log(micro_batches, result, schedule.learning_rate(position))
+            if epoch_ended:
+                self._log_mismatches()
+            # Before saving, so that a run killed in between evaluates again.
+            improved = (finished or plan.eval_due(state)) and self._evaluate()
+            saving = improved or epoch_ended or plan.save_due(state)
+            # Read before saving as well: a run that is lost is not to be saved as a good one.
+            if (saving or finished or plan.log_due(state)) and self._is_lost():
+                return self._give_up()
+            if saving:
+                self._save(epoch_ended, improved)
+            if not finished and stop.agreed():
+                return self._leave(stop)
+        return self._finish()
 
-    def _after_update(self, micro_batches: list[Any], result: StepResult, lr: float) -> bool:
-        """All that follows an update. True if the run is lost to losses that are not finite."""
-        plan, state = self.plan, self.state
+    def _batches(self) -> Iterator[list[Any]]:
+        """The micro-batches of one optimizer step after another, epoch by epoch, to the end of the plan."""
+        state, plan = self.state, self.plan
+        while not plan.finished(state):
+            epoch = state.epoch
+            with contextlib.closing(self.loader.epoch(epoch, start=state.position)) as batches:
+                while state.epoch == epoch and not plan.finished(state):
+                    with self.clock.waiting():
+                        taken = [batch for _, batch in zip(range(plan.accum_freq), batches)]
+                    if len(taken) < plan.accum_freq:
+                        raise RuntimeError(
+                            f"the data loader ended early, after {state.position} samples of epoch {epoch}"
+                        )
+                    yield taken
+
+    def _record(self, micro_batches: list[Any], result: StepResult) -> None:
+        """Keeps what a step gave, on the device: nothing is read here."""
         index = torch.cat([batch.index for batch in micro_batches])
-        state.meter.add(result)
-        self._watch.add(state.step, index, result)
-        if state.mismatch_metrics:
-            state.mismatch_metrics.add(index, result)
-        self.files.log.advance()
-        self._window_steps += 1
+        self.state.meter.add(result)
+        self.nonfinite.add(self.state.step, index, result)
+        if self.state.mismatch_metrics:
+            self.state.mismatch_metrics.add(index, result)
+        self.run.log.advance()
+        self.clock.steps += 1
 
-        epoch_ended, finished = state.position == 0, plan.position(state) >= plan.total
-        if state.step % plan.log_every == 0 or finished:
-            self._log(result, lr)
-        if epoch_ended and state.mismatch_metrics:
-            self.files.log.gates(self._place(), state.mismatch_metrics.report(self.world))
-        due = (state.step, state.epoch, epoch_ended)
-        saving = epoch_ended or plan.save_every.due(*due)
-        # Before saving, so that a run killed in between evaluates again.
-        improved = bool(self.evaluations) and (plan.eval_every.due(*due) or finished) and self._evaluate()
-        # The flags are read before saving, too: a lost run is told from its checkpoint.
-        lost = self._read_watch() if saving or state.step % plan.log_every == 0 else False
-        if not lost and (saving or improved):
-            self._save(epoch_ended, improved)
-        return lost
-
-    def _log(self, result: StepResult, lr: float) -> None:
+    def _log(self, micro_batches: list[Any], result: StepResult, lr: float) -> None:
         state = self.state
-        values = state.meter.read(self.world)  # the only wait for the device
-        seconds = max(time.perf_counter() - self._window_start, 1e-9)
-        history = state.loss.history.tolist()
-        values |= dict(zip(("history_tc", "history_xt", "history_xc"), history))
-        values |= {
-            "lr": lr,
-            "logit_scale": state.model.logit_scale.exp().item(),
-            "pairs_per_s": self._window_steps * self.plan.global_batch / seconds,
-            "data_wait_s": self._waited,
-        }
+        values = state.meter.read(self.world)  # waits until the device has done this step
+        seconds = self.clock.seconds
+        samples_per_s = self.clock.steps * self.plan.global_batch / seconds
+        values |= dict(zip(("history_tc", "history_xt", "history_xc"), state.loss.history.tolist()))
+        values |= {"lr": lr, "logit_scale": state.model.logit_scale.exp().item(), "samples_per_s": samples_per_s}
+        values |= self._utilisation(micro_batches, samples_per_s)
+        values["data_wait_s"] = self.clock.waited
         if self.world.device.type == "cuda":
             values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        left = (self.plan.total - self.plan.position(state)) * seconds / max(self._window_steps, 1)
-        self.files.log.train(self._place(), values, left)
+        left = (self.plan.total - self.plan.position(state)) * seconds / max(self.clock.steps, 1)
+        self.run.log.train(self._position(), values, left)
         names = ("sample_weight", "text_weight", "caption_weight")
-        self.files.log.weights(state.step, {name: getattr(result.outcome, name) for name in names})
-        self._restart_clock()
+        self.run.log.weights(state.step, {name: getattr(result.outcome, name) for name in names})
+        self.clock.restart()
 
-    def _restart_clock(self) -> None:
-        """Logging, evaluation and saving are not training: their time is not in pairs_per_s."""
-        self._window_start, self._window_steps, self._waited = time.perf_counter(), 0, 0.0
+    def _utilisation(self, micro_batches: list[Any], samples_per_s: float) -> dict[str, float]:
+        """Model FLOPs per second of all ranks, and their fraction of the devices' peak where that is known.
 
-    def _read_watch(self) -> bool:
-        bad, lost = self._watch.read()
+        The texts' mean length is taken from this rank's last batch.
+        """
+        if self.flops is None:
+            return {}
+        texts = torch.cat([part for b in micro_batches for part in (b.text_tokens, b.caption_tokens)])
+        per_sample = self.flops.per_sample(tokens.lengths(texts).double().mean().item())
+        achieved = per_sample * samples_per_s
+        found = {"model_tflops_per_s": achieved / 1e12}
+        if self.peak is not None:
+            found["mfu"] = achieved / (self.peak * self.world.world_size)
+        return found
+
+    def _log_mismatches(self) -> None:
+        if self.state.mismatch_metrics:
+            self.run.log.gates(self._position(), self.state.mismatch_metrics.report(self.world))
+
+    def _is_lost(self) -> bool:
+        """True if too many steps in a row were not finite; names those that were not."""
+        bad, lost = self.nonfinite.read()
         if bad:
-            self.files.log.event(
-                self._place(),
-                "nonfinite",
-                steps=bad,
-                message=f"warning: loss or gradient not finite at steps {bad[:8]}; these updates were left out",
-            )
+            message = f"warning: loss or gradient not finite at steps {bad[:8]}; these steps were left out"
+            self.run.log.event(self._position(), "nonfinite", steps=bad, message=message)
         return lost
 
     def _evaluate(self) -> bool:
-        """Runs the evaluations; True if their mean headline number is the best so far."""
+        """Runs the evaluations; True if the mean of their primary metrics is the best so far."""
+        if not self.evaluations:
+            return False
         state = self.state
-        share_buffers(state.model, self.world)
-        started = time.perf_counter()
-        results = evaluate_all(self.evaluations, state.model, state.moving_average, self.world.device)
-        headlines = {e.name: e.headline(results[e.name]) for e in self.evaluations}
-        for evaluation in self.evaluations:
-            numbers = results[evaluation.name]
-            self.files.log.evaluation(self._place(), evaluation.task, evaluation.set_name, numbers)
-        mean = sum(headlines.values()) / len(headlines)
-        improved = mean > state.best.get("mean", float("-inf"))
-        if improved:
-            state.best = {**headlines, "mean": mean, "step": state.step}
-        self._window_start += time.perf_counter() - started
+        with self.clock.paused():
+            share_buffers(state.model, self.world)
+            results = evaluate_all(self.evaluations, state.model, state.ema, self.world.device)
+            primary = {e.name: e.primary(results[e.name]) for e in self.evaluations}
+            for evaluation in self.evaluations:
+                numbers = results[evaluation.name]
+                self.run.log.evaluation(self._position(), evaluation.task, evaluation.dataset, numbers)
+            mean = sum(primary.values()) / len(primary)
+            improved = mean > state.best.get("mean", float("-inf"))
+            if improved:
+                state.best = {**primary, "mean": mean, "step": state.step}
         return improved
 
     def _save(self, epoch_ended: bool = False, best: bool = False) -> bool:
         """Writes a checkpoint, unless this step's is written already; False if the disk refused it."""
         state = self.state
-        if self._saved_at == state.step:
-            return True
-        started = time.perf_counter()
-        share_buffers(state.model, self.world)
-        content = state.capture(self.world, self.loader.state(state.epoch, state.position), self.files.identity)
-        if content is None or self.files.checkpoints.save(content, state.epoch if epoch_ended else None, best):
-            self._saved_at = state.step
-        self._window_start += time.perf_counter() - started
+        if self._saved_at != state.step:
+            with self.clock.paused():
+                share_buffers(state.model, self.world)
+                content = state.capture(self.world, self.run.fingerprint)
+                ended = state.epoch if epoch_ended else None
+                if content is None or self.run.checkpoints.save(content, ended, best):
+                    self._saved_at = state.step
         return self._saved_at == state.step
 
     def _finish(self) -> int:
         saved = self._save()
-        outcome = f"finished after {self.state.step} steps"
-        message = (
-            outcome if saved else f"{outcome}, but the last checkpoint could not be saved; --resume auto repeats it"
-        )
-        self.files.log.event(self._place(), "finished", message=message)
+        message = f"finished after {self.state.step} steps"
+        if not saved:
+            message += (
+                ", but the last checkpoint could not be saved; --resume auto repeats the steps since the last one"
+            )
+        self.run.log.event(self._position(), "finished", message=message)
         return 0 if saved else 1
 
     def _leave(self, stop: StopRequest) -> int:
@@ -195,24 +199,24 @@ class Fit:
         name = stop.name or "a signal to another rank"
         message = (
             f"stopped by {name} at step {self.state.step}{' and saved' if saved else ', but could not save'}; "
-            "go on with the same command and --resume auto"
+            "resume with the same command and --resume auto"
         )
-        self.files.log.event(self._place(), "stopped", signal=name, message=message)
+        self.run.log.event(self._position(), "stopped", signal=name, message=message)
         return 0 if saved else 1
 
     def _give_up(self) -> int:
-        ids = self._watch.write(self.files.folder, self.world)
+        ids = self.nonfinite.write(self.run.folder, self.world)
         self._save()
         message = (
             f"gave up at step {self.state.step}: loss or gradient not finite {self.plan.nonfinite_limit} times in a "
             f"row; the weights are those before it, the batches' sample numbers are in {ids}; "
             "look at these samples, or lower --lr"
         )
-        self.files.log.event(self._place(), "gave-up", ids=str(ids), message=message)
+        self.run.log.event(self._position(), "gave-up", ids=str(ids), message=message)
         return 1
 
-    def _place(self) -> dict[str, Any]:
-        """Where the run stands, as every line of metrics.jsonl says it; epoch counts completed ones."""
+    def _position(self) -> dict[str, Any]:
+        """Step, epoch and samples for a line of metrics.jsonl; epoch counts completed ones."""
         state = self.state
         epoch = round(state.epoch + state.position / (self.plan.steps_per_epoch * self.plan.global_batch), 4)
         return {"step": state.step, "epoch": epoch, "samples": state.samples}

@@ -16,7 +16,7 @@ from alip.train.arguments import parse_arguments
 
 SAMPLES = 52
 # What a line tells about the machine and not about the run.
-CLOCKS = ("time", "pairs_per_s", "data_wait_s", "gpu_memory_gib")
+CLOCKS = ("time", "samples_per_s", "model_tflops_per_s", "mfu", "data_wait_s", "gpu_memory_gib")
 ROOT = Path(__file__).resolve().parents[2]
 
 # By its path: the folder of these tests is called train, too.

@@ -23,7 +23,7 @@ MODEL = {
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """DIR/NAME of shards with SAMPLES triplets in three files; every third raw text is labelled mismatched."""
+    """DIR/NAME of shards with SAMPLES samples in three files; every third raw text is labelled mismatched."""
     folder = tmp_path_factory.mktemp("train-data")
     draw = random.Random(0)
     lines = []

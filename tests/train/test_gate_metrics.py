@@ -28,7 +28,7 @@ def test_report_uses_each_steps_own_values():
         "auc_weight": 0.375,  # matched 1, 0.25 against mismatched 0.5, 1: one pair won, one even, two lost
         "mean_weight_matched": 0.625,
         "mean_weight_mismatched": 0.75,
-        "samples": 4,
+        "scored_samples": 4,
     }
     assert metrics.report(World()) == pytest.approx(expected)
     assert metrics.state()["index"].numel() == 0
@@ -41,4 +41,4 @@ def test_report_uses_each_steps_own_values():
 def test_values_that_are_not_finite_do_not_count():
     metrics = MismatchMetrics(np.array([False, True, False]))
     metrics.add(torch.tensor([0, 1, 2]), result([0.5, 0.1, float("nan")], [1.0, 1.0, float("nan")], [1.0, 1.0, 1.0]))
-    assert metrics.report(World())["samples"] == 2
+    assert metrics.report(World())["scored_samples"] == 2

@@ -1,9 +1,7 @@
-import copy
-
 import torch
 
 from alip.model import create_model
-from alip.train.optimizer import MovingAverage, create_optimizer, decays, gradient_norm
+from alip.train.optimizer import create_optimizer, decays, gradient_norm
 
 
 def test_decay_spares_biases_norms_positions_and_the_scale(model_file):
@@ -32,24 +30,6 @@ def test_locked_tower_is_not_optimised(model_file):
     optimised = {id(p) for group in create_optimizer(model, lr=1e-3).param_groups for p in group["params"]}
     assert optimised.isdisjoint(id(p) for p in model.visual.parameters())
     assert id(model.token_embedding.weight) in optimised
-
-
-def test_moving_average_against_a_plain_one():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    average = MovingAverage(model, decay=0.9)
-    reference = copy.deepcopy(model.state_dict())
-    for n in range(30):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter))
-        model(torch.randn(5, 3))  # moves the running statistics
-        average.update(model)
-        keep = min(0.9, (1 + n) / (10 + n))
-        for key, value in model.state_dict().items():
-            is_parameter = key in dict(model.named_parameters())
-            reference[key] = keep * reference[key] + (1 - keep) * value if is_parameter else value.clone()
-    for key, value in average.state_dict().items():
-        torch.testing.assert_close(value, reference[key])
 
 
 def test_gradient_norm_is_the_length_of_all_gradients_as_one_vector():

@@ -131,7 +131,7 @@ def test_run_json_says_what_was_done(flags, tmp_path):
     train_here(*flags, "--preset", "alip-released", "--steps", "2", "--output", tmp_path / "run")
     train_here(*flags, "--preset", "alip-released", "--steps", "2", "--output", tmp_path / "run", "--resume", "auto")
     content = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert content["arguments"]["decay_all"] is True and content["recipe"]["grad_clip"] == 16.0
+    assert content["arguments"]["decay_all"] is True and content["recipe"]["grad_clip_norm"] == 16.0
     assert content["data"]["samples"] == 52 and content["data"]["fingerprint"]
     assert content["versions"]["torch"] and content["world_size"] == 1
     assert [entry["resumed_at_step"] for entry in content["starts"]] == [None, 2]

@@ -8,9 +8,9 @@ import torch
 from alip.distributed import World
 from alip.errors import UserError
 from alip.train import step
-from alip.train import trainer as fit
 from alip.train.older_runs import RENAMED
 from alip.train.resume import differences
+from alip.train.trainer import Trainer
 from tests.helpers.ranks import on_ranks
 from tests.helpers.train_runs import SAMPLES, events, train_here, train_lines, train_on_rank, weights_of
 
@@ -92,7 +92,7 @@ def test_unreadable_newest_checkpoint(flags, tmp_path, capsys):
 
 def test_a_run_is_not_overwritten_by_accident(flags, tmp_path):
     train_here(*flags, "--steps", "1", "--output", tmp_path / "run")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         train_here(*flags, "--steps", "1", "--output", tmp_path / "run")
 
 
@@ -132,8 +132,8 @@ def test_settings_of_an_earlier_version_are_known_by_their_old_names(flags, tmp_
     saved = torch.load(path, weights_only=True)
     new_to_old = {new: old for old, new in RENAMED.items()}
     for part in ("recipe", "numerics"):
-        saved["identity"][part] = {new_to_old.get(k, k): v for k, v in saved["identity"][part].items()}
-    assert {"momentum", "initial_similarity", "weight_decay"} <= saved["identity"]["recipe"].keys()
+        saved["fingerprint"][part] = {new_to_old.get(k, k): v for k, v in saved["fingerprint"][part].items()}
+    assert {"momentum", "initial_similarity", "weight_decay"} <= saved["fingerprint"]["recipe"].keys()
     torch.save(saved, path)
     assert train_here(*options, "--resume", "auto") == 0
     assert events(tmp_path / "run", "resumed")[0]["notes"] == []
@@ -141,17 +141,17 @@ def test_settings_of_an_earlier_version_are_known_by_their_old_names(flags, tmp_
         train_here(*options, "--resume", "auto", "--history-momentum", "0.5")
 
 
-def test_another_batch_size_goes_on_at_the_same_triplet(flags, tmp_path, cut_at, capsys):
+def test_another_batch_size_continues_at_the_same_sample(flags, tmp_path, cut_at, capsys):
     seen = []
-    original = fit.Fit._take
+    original = Trainer._batches
 
-    def recording(self, batches):
-        taken = original(self, batches)
-        seen.extend(index for batch in taken for index in batch.index.tolist())
-        return taken
+    def recording(self):
+        for micro_batches in original(self):
+            seen.extend(index for batch in micro_batches for index in batch.index.tolist())
+            yield micro_batches
 
     patch = cut_at(4)
-    patch.setattr(fit.Fit, "_take", recording)
+    patch.setattr(Trainer, "_batches", recording)
     options = [*flags, "--epochs", "1", "--save-every", "1", "--output", tmp_path / "run"]
     with pytest.raises(Cut):
         train_here(*options)
@@ -159,7 +159,7 @@ def test_another_batch_size_goes_on_at_the_same_triplet(flags, tmp_path, cut_at,
     cut_at(10_000)
     assert train_here(*options, "--batch-size", "4", "--resume", "auto") == 0
     assert "the batch was 8 and is now 4" in capsys.readouterr().out
-    assert len(seen) == len(set(seen)) == SAMPLES  # the epoch's triplets once each
+    assert len(seen) == len(set(seen)) == SAMPLES  # the epoch's samples once each
     steps = [line["step"] for line in train_lines(tmp_path / "run")]
     assert steps == list(range(1, 4 + 5 + 1))  # steps never go back
     rates = [line["lr"] for line in train_lines(tmp_path / "run")]

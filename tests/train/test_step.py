@@ -8,9 +8,10 @@ import torch
 
 from alip.distributed import World
 from alip.loss import AdaptiveContrastiveLoss
+from alip.train.ema import EMA
 from alip.train.meter import NAMES, Meter
 from alip.train.nonfinite import NonFiniteWatch
-from alip.train.optimizer import MovingAverage, create_optimizer
+from alip.train.optimizer import create_optimizer
 from alip.train.step import TrainStep
 from tests.helpers.ranks import on_ranks
 from tests.helpers.steps import CPU, make_batch, make_model
@@ -76,12 +77,12 @@ def test_learning_rate_and_beta1_reach_the_optimiser(model_file):
     assert {group["betas"] for group in step.optimizer.param_groups} == {(0.5, 0.98)}
 
 
-def test_moving_average_follows(model_file):
+def test_ema_follows(model_file):
     step = make(model_file)
-    step.moving_average = MovingAverage(step.model, 0.5)
+    step.ema = EMA(step.model, 0.5)
     start = step.model.state_dict()["text_projection"].clone()
     step([make_batch(6)], 1e-2)
-    now, averaged = step.model.state_dict()["text_projection"], step.moving_average.weights["text_projection"]
+    now, averaged = step.model.state_dict()["text_projection"], step.ema.weights["text_projection"]
     torch.testing.assert_close(averaged, start + 0.9 * (now - start))  # the first share: 1 - 1/10
 
 

@@ -46,15 +46,17 @@ def test_a_line_has_all_that_is_promised(flags, tmp_path, capsys):
     line = lines_of(tmp_path / "run", "train")[-1]
     names = """step epoch samples loss text_loss caption_loss sample_weight text_weight caption_weight
         text_caption_similarity image_text_similarity image_caption_similarity history_tc history_xt history_xc
-        lr logit_scale grad_norm pairs_per_s data_wait_s"""
+        lr logit_scale grad_norm samples_per_s model_tflops_per_s data_wait_s"""
     assert set(names.split()) <= set(line)
     assert (line["step"], line["samples"], line["epoch"]) == (4, 32, pytest.approx(4 / 6, abs=1e-3))
     assert line["loss"] == pytest.approx(line["text_loss"] + line["caption_loss"], rel=1e-6)
     printed = capsys.readouterr().out
-    assert "4 updates of 8 (4 x 2 x 1 ranks), 6 an epoch" in printed
-    assert "step 4/4" in printed and "pairs/s" in printed
+    assert "4 steps of 8 (4 x 2 x 1 ranks), 6 an epoch" in printed
+    assert "step 4/4" in printed and "samples/s" in printed
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert {"train/loss", "gates/history_tc", "speed/pairs_per_s"} <= set(board.Tags()["scalars"])
+    assert {"train/loss", "gates/history_tc", "speed/samples_per_s", "speed/model_tflops_per_s"} <= set(
+        board.Tags()["scalars"]
+    )
     assert {"weights/sample_weight", "weights/text_weight"} <= set(board.Tags()["histograms"])
     loss = board.Scalars("train/loss")
     assert [event.step for event in loss] == [1, 2, 3, 4] and loss[-1].value == pytest.approx(line["loss"])
@@ -114,7 +116,7 @@ def test_gives_up_with_a_checkpoint_and_the_ids(flags, tmp_path, on_update, caps
     options = [*flags, "--nonfinite-limit", "3", "--log-every", "1", "--output", tmp_path / "run"]
     assert train_here(*options) == 1
     content = json.loads((tmp_path / "run" / "nonfinite-step-00000005.json").read_text())
-    assert content["updates"] == [{"step": n, "index": seen[n]} for n in (3, 4, 5)]
+    assert content["steps"] == [{"step": n, "index": seen[n]} for n in (3, 4, 5)]
     assert "gave up at step 5" in capsys.readouterr().out
     saved = torch.load(find_checkpoint(tmp_path / "run"), weights_only=True)
     assert saved["step"] == 5 and all(torch.isfinite(value).all() for value in saved["model"].values())
@@ -141,7 +143,7 @@ def test_disk_that_fills_up_does_not_end_the_run(flags, tmp_path, on_update, mon
     finally:
         clear(None)
     printed = capsys.readouterr().out
-    assert "checkpoint of step 6 was not saved, going on without it" in printed
+    assert "checkpoint of step 6 was not saved, continuing without it" in printed
     assert printed.count("the run's log could not be written") == 1
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert names == ["step-00000003.pt", "step-00000009.pt", "step-00000012.pt"]
