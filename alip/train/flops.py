@@ -15,6 +15,8 @@ from open_clip.transformer import Transformer, VisionTransformer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from alip.model.precision import canonical
+
 # Dense peaks in TFLOP/s by number type, from the makers' data sheets (without sparsity); fp32 is without TF32, which
 # --precision fp32 does not use. The first pattern that is found in the device's name holds. None: no such unit.
 _PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
@@ -42,9 +44,9 @@ _PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
 def peak_flops_per_s(device_name: str, precision: str) -> float | None:
     """The dense peak of a data-centre GPU in FLOP/s; None where it is not known (CPUs, other cards).
 
-    precision: "fp32", or a form of bf16 or fp16 (amp_bf16 and amp are autocast to them).
+    precision: one of alip.model.precision's names.
     """
-    number_type = {"amp_bf16": "bf16", "amp": "fp16", "amp_bfloat16": "bf16"}.get(precision, precision)
+    number_type = {"amp_bf16": "bf16", "amp": "fp16", "fp32": "fp32"}[canonical(precision)]
     for pattern, peaks in _PEAKS:
         if re.search(pattern, device_name):
             peak = peaks.get(number_type)

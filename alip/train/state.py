@@ -135,7 +135,7 @@ def create_state(
     ema: float = 0.0,
     mismatch_column: str | None = None,
 ) -> TrainState:
-    """The state of a run that begins.
+    """The state of a new run.
 
     precision: resolved; "fp16" brings a gradient scaler. ema: decay of the averaged weights, 0 for none.
     mismatch_column: the metadata column that is true where the raw text is mismatched.
