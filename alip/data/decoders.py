@@ -19,13 +19,19 @@ from alip.errors import UserError
 IN_FLIGHT = 3  # batches given to a decoder before the first is asked back
 
 
+_DALI_FILTERS = {"bilinear": "INTERP_LINEAR", "bicubic": "INTERP_CUBIC"}
+_PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
 @dataclass(frozen=True)
 class PixelFormat:
-    """image_size: side of the square; mean, std: of red, green, blue, for values 0 to 1."""
+    """image_size: side of the square; mean, std: of red, green, blue, for values 0 to 1; interpolation: of the crop's
+    resize to the square, "bilinear" or "bicubic", low-pass filtered where it shrinks."""
 
     image_size: int
     mean: Sequence[float]
     std: Sequence[float]
+    interpolation: str = "bilinear"
 
 
 class BrokenImage(Exception):
@@ -132,7 +138,9 @@ class DaliDecoder:
                 output_type=types.RGB,
                 adjust_orientation=False,  # stored images are upright
             )
-            image = fn.resize(image, size=(side, side), interp_type=types.INTERP_LINEAR)
+            image = fn.resize(
+                image, size=(side, side), interp_type=getattr(types, _DALI_FILTERS[self.form.interpolation])
+            )
             if self.augmentation and self.augmentation.warps:
                 image = fn.warp_affine(image, matrix=source("matrix", types.FLOAT, 2), fill_value=255.0)
             if self.augmentation and self.augmentation.colours:
@@ -228,7 +236,7 @@ def decode_one(encoded: np.ndarray, params: AugmentationParams, i: int, form: Pi
             image = Image.open(io.BytesIO(encoded)).convert("RGB")
     except Exception as error:
         raise BrokenImage(i, str(error)) from None
-    image = image.crop((x, y, x + width, y + height)).resize((side, side), Image.Resampling.BILINEAR)
+    image = image.crop((x, y, x + width, y + height)).resize((side, side), _PIL_FILTERS[form.interpolation])
     if params.matrix is not None:
         image = image.transform(
             (side, side),

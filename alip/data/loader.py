@@ -57,6 +57,7 @@ def create_loader(
     shuffle: bool = True,
     drop_last: bool = True,
     reader: str = "dali",
+    interpolation: str | None = None,
     context_length: int = CONTEXT_LENGTH,
     tokenizer: str = TOKENIZER,
     vocab_size: int = VOCAB_SIZE,
@@ -64,6 +65,7 @@ def create_loader(
     """A loader over `DIR/NAME`.
 
     batch_size: of this rank. augmentation None: the centre square. reader: `dali` or `torch` (plain, any system).
+    interpolation: of the resize, `bilinear` (the default, as the paper's recipe) or `bicubic`.
     context_length, tokenizer, vocab_size: what the model takes; UserError if the data does not fit, if it is
     too small for one batch on every rank, or if the first and last records of its shards are not sound.
     """
@@ -78,7 +80,7 @@ def create_loader(
             f"{name} holds {manifest.context_length} tokens of {manifest.tokenizer}, the model takes "
             f"{context_length} of {tokenizer}: build the shards again with that tokenizer"
         )
-    form = PixelFormat(image_size, tuple(mean), tuple(std))
+    form = PixelFormat(image_size, tuple(mean), tuple(std), interpolation or "bilinear")
     records = Records(manifest, vocab_size)
     records.check()
     decoder = READERS[reader](form, augmentation, batch_size, threads, world.device)

@@ -25,6 +25,8 @@ from alip.errors import UserError
 from alip.model import varlen, weights
 from alip.model.attention import take_rows
 from alip.model.config import resolve_config
+from alip.model.lock import frozen_batch_norms, lock_image_tower, lock_text_tower
+from alip.model.overrides import override_images
 from alip.model.transformer import run_blocks, runs_unpadded
 
 
@@ -35,10 +37,15 @@ def create_model(
     grad_checkpointing: bool = False,
     patch_dropout: float | None = None,
     lock_image: bool = False,
+    lock_image_unlocked_groups: int = 0,
+    lock_image_freeze_bn_stats: bool = False,
     lock_text: bool = False,
+    lock_text_unlocked_layers: int = 0,
+    lock_text_freeze_layer_norm: bool = True,
     quick_gelu: bool = False,
     compile: bool = False,
     pad_texts: bool = False,
+    **image_overrides: Any,
 ) -> nn.Module:
     """A bi-path model (see `BiPath`) in training mode, on the CPU, in fp32.
 
@@ -48,10 +55,13 @@ def create_model(
         name, which is downloaded.
     grad_checkpointing: recompute the blocks in the backward pass: less memory, a third more work.
     patch_dropout: fraction of image patches left out in training, in [0, 1).
-    lock_image, lock_text: freeze that tower (LiT freezes the image tower; its normalisation statistics too).
+    lock_image, lock_text: freeze that tower (LiT freezes the image tower), but for its last `…_unlocked_groups` or
+        `…_unlocked_layers`, counted as open_clip does; see `alip.model.lock`.
+    lock_image_freeze_bn_stats: the running statistics of frozen BatchNorm layers do not move either.
     quick_gelu: OpenAI's approximate GELU, for weights that were trained with it.
     compile: torch.compile the towers' MLPs, or a whole ResNet (costs a minute at the start).
     pad_texts: run all texts at full length, as open_clip does: for comparisons.
+    image_overrides: size, mean, std, … of the images: see `alip.model.overrides.override_images`.
     """
     name, model_cfg, preprocess_cfg = resolve_config(name_or_config)
     if "multimodal_cfg" in model_cfg:
@@ -62,12 +72,17 @@ def create_model(
         model_cfg["vision_cfg"]["patch_dropout"] = patch_dropout
     if quick_gelu:
         model_cfg["quick_gelu"] = True
+    override_images(model_cfg, preprocess_cfg, **image_overrides)
     model = build(name, model_cfg, preprocess_cfg)
     model.pad_texts = pad_texts
     if pretrained is not None:
         _load_pretrained(model, name, pretrained)
-    if lock_image or lock_text:
-        model.lock(image=lock_image, text=lock_text)
+    if lock_image:
+        lock_image_tower(model, lock_image_unlocked_groups)
+        model.freeze_bn_stats = lock_image_freeze_bn_stats
+        model.train(model.training)
+    if lock_text:
+        lock_text_tower(model, lock_text_unlocked_layers, lock_text_freeze_layer_norm)
     if grad_checkpointing:
         model.set_grad_checkpointing(True)
     if compile:
@@ -90,6 +105,8 @@ def build(name: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) 
         preprocess["size"] = model.visual.image_size
     set_model_preprocess_cfg(model, preprocess)
     # Loading weights into a rebuilt model must not fetch the base towers again.
+    if vision_cfg.get("timm_model_pretrained"):
+        vision_cfg["timm_model_pretrained"] = False
     if text_cfg.get("hf_model_name"):
         text_cfg["hf_model_pretrained"] = False
     model.config = {"model_cfg": model_cfg, "preprocess_cfg": _plain(preprocess)}
@@ -150,7 +167,7 @@ class BiPath:
     config: dict[str, Any]
     pad_texts = False
     _compiled = False
-    _locked_image = False
+    freeze_bn_stats = False
 
     def forward(
         self, image: torch.Tensor, text_tokens: torch.Tensor, caption_tokens: torch.Tensor
@@ -226,19 +243,11 @@ class BiPath:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
-    def lock(self, image: bool = False, text: bool = False) -> None:
-        """Freezes a tower's parameters; a locked image tower also stays in evaluation mode (its BatchNorm too)."""
-        if image:
-            self.visual.requires_grad_(False)
-            self._locked_image = True
-            self.train(self.training)
-        if text:
-            self.lock_text_tower()
-
     def train(self, mode: bool = True):
         super().train(mode)
-        if self._locked_image:
-            self.visual.eval()
+        if self.freeze_bn_stats:
+            for norm in frozen_batch_norms(self.visual):
+                norm.eval()
         return self
 
     def compile_towers(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alip.errors import UserError
+from alip.model.overrides import INTERPOLATIONS
 from alip.train import open_clip_flags, schedule
 from alip.train.flags import Flag, Tag, create_parser
 from alip.train.plan import Interval
@@ -32,6 +33,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     open_clip_flags.answer(args)
     _resolve_run(args)
     _resolve_recipe(args)
+    _resolve_images(args)
     _resolve_logging(args)
     _check(args)
     return args
@@ -95,6 +97,24 @@ def _resolve_recipe(args: argparse.Namespace) -> None:
         if not 0 <= args.epochs_cooldown <= args.epochs:
             raise UserError(f"--epochs-cooldown {args.epochs_cooldown:g}: the run has {args.epochs} epochs")
         args.cooldown = args.epochs_cooldown / args.epochs
+
+
+def _resolve_images(args: argparse.Namespace) -> None:
+    """open_clip's lists of one, two or three numbers → what the model takes."""
+    if args.force_image_size is not None:
+        if len(set(args.force_image_size)) > 1 or len(args.force_image_size) > 2:
+            raise UserError(f"--force-image-size {args.force_image_size}: images are square here, give one number")
+        args.force_image_size = args.force_image_size[0]
+    for name in ("image_mean", "image_std"):
+        values = getattr(args, name)
+        if values is not None:
+            if len(values) not in (1, 3) or (name == "image_std" and min(values) <= 0):
+                raise UserError(f"--{name.replace('_', '-')} {values}: give three numbers (std above 0)")
+            setattr(args, name, values * 3 if len(values) == 1 else values)
+    if args.image_interpolation == "random":
+        raise UserError("--image-interpolation random: DALI resizes a batch in one way; choose bilinear or bicubic")
+    if args.image_interpolation not in (None, *INTERPOLATIONS):
+        raise UserError(f"--image-interpolation {args.image_interpolation}: choose bilinear or bicubic")
 
 
 def _resolve_logging(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, NoReturn
 
 from alip.errors import UserError
+from alip.model.overrides import RESIZE_MODES
 from alip.model.precision import canonical
 from alip.train.open_clip_flags import add_refused
 from alip.train.presets import PAPER, PRESETS
@@ -134,8 +135,21 @@ def _model_flags(add) -> None:
     add("--force-quick-gelu --quick-gelu", RECIPE, "model.quick_gelu", **_SWITCH, help="OpenAI's approximate GELU")
     dropout = "--force-patch-dropout --patch-dropout"
     add(dropout, RECIPE, "model.patch_dropout", **_FLOAT, help="fraction of image patches left out in training")
+    add("--pretrained-image", SOURCE, "model", **_SWITCH, help="start a timm image tower from its ImageNet weights")
+    size = "square input in pixels, instead of the model's own"
+    add("--force-image-size", RECIPE, "model.image_size", type=positive, nargs="+", metavar="SIDE", help=size)
     add("--lock-image", RECIPE, "model", **_SWITCH, help="freeze the image tower")
+    add("--lock-image-unlocked-groups", RECIPE, "model", type=int, default=0, help="but for its last groups of layers")
+    add("--lock-image-freeze-bn-stats", RECIPE, "model", **_SWITCH, help="BatchNorm's running statistics of it too")
     add("--lock-text", RECIPE, "model", **_SWITCH, help="freeze the text tower")
+    add("--lock-text-unlocked-layers", RECIPE, "model", type=int, default=0, help="but for its last layers")
+    norms = "LayerNorms of a Hugging Face text tower too"
+    add("--lock-text-freeze-layer-norm", RECIPE, "model", **_SWITCH, help=norms)
+    three: dict[str, Any] = {"type": float, "nargs": "+", "metavar": "X"}
+    add("--image-mean", RECIPE, "model", **three, help="of red, green and blue, for values 0 to 1")
+    add("--image-std", RECIPE, "model", **three, help="of red, green and blue, for values 0 to 1")
+    add("--image-interpolation", RECIPE, "model loader.interpolation", help="bilinear or bicubic, of every resize")
+    add("--image-resize-mode", RECIPE, "model", choices=RESIZE_MODES, help="of evaluation; training crops at random")
 
 
 def _optimizer_flags(add) -> None:

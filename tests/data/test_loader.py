@@ -181,6 +181,20 @@ def test_both_readers_give_the_same_pictures(shards, augmentation, mean, most):
         assert difference.mean() < mean and difference.max() <= most
 
 
+def test_interpolation_reaches_both_readers(shards):
+    """Bicubic agrees with bicubic, and is another picture than bilinear, in both."""
+    std = torch.tensor(FORM["std"]).view(3, 1, 1) * 255
+    images = {}
+    for reader in ("dali", "torch"):
+        for interpolation in (None, "bilinear", "bicubic"):
+            one = loader(shards, reader=reader, interpolation=interpolation)
+            images[reader, interpolation] = next(iter(one.epoch(0))).image * std
+        assert torch.equal(images[reader, None], images[reader, "bilinear"])
+        assert (images[reader, "bicubic"] - images[reader, "bilinear"]).abs().mean() > 0.5
+    difference = (images["dali", "bicubic"] - images["torch", "bicubic"]).abs()
+    assert difference.mean() < 0.4 and difference.max() <= 6
+
+
 def test_both_readers_turn_and_shift_alike(shards):
     """At the picture's edge on white one blends and the other does not: so the median and the mean are compared."""
     one, other = (loader(shards, 64, reader=reader, augmentation=EVERYTHING) for reader in ("dali", "torch"))

@@ -257,7 +257,7 @@ def test_patch_dropout_drops_patches_in_training_only():
 
 
 def test_locked_image_tower_learns_nothing_and_keeps_its_statistics():
-    model = create_model(RESNET, lock_image=True)
+    model = create_model(RESNET, lock_image=True, lock_image_freeze_bn_stats=True)
     before = copy.deepcopy(model.visual.state_dict())
     model.train()
     image, text, caption, scale = model(*batch(RESNET))

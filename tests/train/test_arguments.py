@@ -73,10 +73,7 @@ def test_every_flag_of_open_clip_is_known_or_answered():
 
 PENDING = {  # not yet here
     *("--cache-dir", "--delete-previous-checkpoint", "--save-frequency", "--dataset-type", "--train-num-samples"),
-    "--debug",
-    *("--image-interpolation", "--image-mean", "--image-std", "--image-resize-mode", "--force-image-size"),
-    *("--lock-image-unlocked-groups", "--lock-image-freeze-bn-stats", "--lock-text-unlocked-layers"),
-    *("--lock-text-freeze-layer-norm", "--pretrained-image", "--use-bn-sync", "--imagenet-val", "--opt"),
+    *("--debug", "--use-bn-sync", "--imagenet-val", "--opt"),
 }
 
 
@@ -122,6 +119,11 @@ def test_other_methods_flags_are_unknown():
         (["--wandb", "project"], "report_to", "tensorboard,wandb"),
         (["--report-to", "wandb", "--wandb-project-name", "p"], "wandb", "p"),
         (["--wandb-project-name", "p"], "wandb", None),
+        (["--force-image-size", "64"], "force_image_size", 64),
+        (["--force-image-size", "64", "64"], "force_image_size", 64),
+        (["--image-mean", "0.5"], "image_mean", [0.5, 0.5, 0.5]),
+        (["--image-std", "0.2", "0.3", "0.4"], "image_std", [0.2, 0.3, 0.4]),
+        (["--image-interpolation", "bicubic"], "image_interpolation", "bicubic"),
     ],
 )
 def test_names_and_aliases(words, name, value):
@@ -147,6 +149,10 @@ def test_logs_and_name_are_the_output_folder():
         ([*NEEDED, "--report-to", "mlflow"], "tensorboard, wandb, all or none"),
         ([*NEEDED, "--lr", "fast"], "argument --lr"),
         ([*NEEDED, "--batch-size", "0"], "at least 1"),
+        ([*NEEDED, "--force-image-size", "64", "32"], "square"),
+        ([*NEEDED, "--image-mean", "0.5", "0.5"], "three numbers"),
+        ([*NEEDED, "--image-std", "0"], "above 0"),
+        ([*NEEDED, "--image-interpolation", "random"], "DALI resizes a batch in one way"),
         ([*NEEDED, "--flip", "2"], "--flip must be between 0 and 1"),
     ],
 )
