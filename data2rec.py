@@ -4,6 +4,7 @@
     python data2rec.py --verify DIR/NAME [--decode]
     python data2rec.py --show 16 --output DIR/NAME
     python data2rec.py --merge --output DIR/NAME          # after --shard 1/4 … --shard 4/4 on four machines
+    python data2rec.py --from DIR/NAME --scores gates.parquet --keep 'image_text_similarity > 0.2' --output DIR/CLEAN
 
 Interrupted in any way, the same command resumes where it stopped. See docs/data.md.
 """
@@ -28,6 +29,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument_group("what to do (one of)").add_argument
     add("--input", nargs="+", metavar="SRC", help="tars, tables, JSON, a folder; patterns with {00..99} and *")
     add("--merge", action="store_true", help="merge what --shard 1/N … N/N built into --output")
+    add("--from", dest="source", metavar="DIR/NAME", help="select samples of a dataset by their gate scores")
     add("--verify", metavar="DIR/NAME", help="check framing, index, checksums and labels of a dataset")
     add("--show", type=int, metavar="K", help="plot K samples of --output with their texts: NAME-samples.png")
 
@@ -47,6 +49,11 @@ def arguments() -> argparse.Namespace:
     add("--splits", default="train,restval", help="of Karpathy's JSON")
     add("--missing-caption", choices=MISSING_CAPTION, default="skip", help="a sample without a caption")
     add("--missing-text", choices=MISSING_TEXT, default="skip", help="a sample without a raw text")
+
+    add = parser.add_argument_group("what to select, with --from (docs/gates.md)").add_argument
+    add("--scores", metavar="FILE", help="the dataset's table of `python -m alip.eval.gates`")
+    add("--keep", metavar="EXPR", help="keep the samples for which it is true, such as 'image_text_similarity > 0.2'")
+    add("--replace-text-where", metavar="EXPR", help="where true, the caption takes the place of the raw text")
 
     add = parser.add_argument_group("images").add_argument
     add("--short-side", type=int, default=SHORT_SIDE, help="larger images are shrunk to it; 0: never")
@@ -79,17 +86,43 @@ def main() -> int:
         from alip.build.merge import merge
 
         return merge(args.output, overwrite=args.overwrite)
+    for flag, least, most in (("quality", 1, 100), ("samples_per_shard", 1, 10**9), ("workers", 0, 10_000)):
+        if not least <= getattr(args, flag) <= most:
+            raise UserError(f"--{flag.replace('_', '-')} should be from {least} to {most}, not {getattr(args, flag)}")
+    if args.source:
+        return select(args)
+    for flag in ("scores", "keep", "replace_text_where"):
+        if getattr(args, flag) is not None:
+            raise UserError(f"--{flag.replace('_', '-')} belongs to --from DIR/NAME, the dataset to select from")
     if not args.input:
-        raise UserError("give --input SRC, or one of --merge, --verify, --show")
+        raise UserError("give --input SRC, or one of --merge, --verify, --show, --from")
     return build(args)
+
+
+def select(args: argparse.Namespace) -> int:
+    """Builds shards from some samples of a dataset."""
+    from alip.build.select import select as select_samples
+
+    if args.input:
+        raise UserError("--from and --input: give one of them")
+    if not args.scores:
+        raise UserError("--from needs --scores FILE: python -m alip.eval.gates --data DIR/NAME writes it")
+    summary = select_samples(
+        args.source,
+        args.scores,
+        args.output,
+        keep=args.keep,
+        replace_text_where=args.replace_text_where,
+        samples_per_shard=args.samples_per_shard,
+        overwrite=args.overwrite,
+        quiet=args.quiet,
+    )
+    print(summary.text())
+    return 0
 
 
 def build(args: argparse.Namespace) -> int:
     """Builds shards from the input."""
-    for flag, least, most in (("quality", 1, 100), ("samples_per_shard", 1, 10**9), ("workers", 0, 10_000)):
-        if not least <= getattr(args, flag) <= most:
-            raise UserError(f"--{flag.replace('_', '-')} should be from {least} to {most}, not {getattr(args, flag)}")
-
     from alip.build import writer
     from alip.build.input_shard import InputShard
 

@@ -48,7 +48,7 @@ CHECKPOINT=$RUN DATA_ROOT=$(dirname "$DATA") OUTPUT=$RUN/results bash run_retrie
 CHECKPOINT=$RUN DATA_ROOT=$(dirname "$DATA") OUTPUT=$RUN/results bash run_zeroshot.sh
 
 say "6/7 what the gates saw, and plots"
-python -m alip.eval.gates --checkpoint "$RUN" --data "$DATA/train" --mismatch-column is_mismatched --output "$RUN/results/gates.parquet"
+python -m alip.eval.gates --checkpoint "$RUN" --data "$DATA/train" --mismatch-column is_mismatched --output "$RUN/results"
 python scripts/demo/baseline.py --data-root "$(dirname "$DATA")" --output "$RUN/results/pixels.json"
 python -m alip.eval.run_plots --run "$RUN" --data "$DATA/train" --mismatch-column is_mismatched \
     --scores "$RUN/results/gates.parquet" --output "$RUN/plots"

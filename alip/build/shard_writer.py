@@ -7,6 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
@@ -35,10 +36,14 @@ class ShardWriter:
 
     def add(self, sample: PreparedSample) -> None:
         """Appends one sample; the id in its record is its number in the shard."""
-        record = self._records.write(pack(sample.label, sample.image, self.samples))
-        self._sha256.update(record)
-        self.max_token = max(self.max_token, int(sample.label.max()))
-        self._rows.append(sample.row)
+        self.add_record(pack(sample.label, sample.image, self.samples), sample.label, sample.row)
+
+    def add_record(self, payload: bytes, label: np.ndarray, row: tuple) -> None:
+        """Appends a record as it is. payload: as recordio.pack makes it; label: float32, the one in it; row: strings
+        in the order of SIDECAR_COLUMNS."""
+        self._sha256.update(self._records.write(payload))
+        self.max_token = max(self.max_token, int(label.max()))
+        self._rows.append(row)
         self.samples += 1
         if len(self._rows) == _ROWS:
             self._flush_rows()

@@ -90,9 +90,9 @@ def build(
         "input_shard": [input_shard.index + 1, input_shard.count],
     }
     if overwrite:
-        _remove(folder, name)
+        remove_dataset(folder, name)
     elif (folder / f"{name}.json").exists():
-        return BuildSummary(_finished(folder, name, options), already_there=True)
+        return BuildSummary(finished_dataset(folder, name, options), already_there=True)
     with explain_full_disk(folder):
         job = _Build(source, folder, name, options, policy, input_shard)
         try:
@@ -109,7 +109,8 @@ def _describe_captions(captions: str | None) -> list | None:
     return [Path(captions).name, Path(captions).stat().st_size]
 
 
-def _remove(folder: Path, name: str) -> None:
+def remove_dataset(folder: Path, name: str) -> None:
+    """Removes the shards, the manifest, the rejects and the work folder of DIR/NAME, whatever of them is there."""
     pattern = re.compile(re.escape(name) + r"(-\d{5}\.(rec|idx|parquet)|-rejects\.jsonl|\.json)")
     for path in folder.glob("*") if folder.is_dir() else ():
         if pattern.fullmatch(path.name):
@@ -117,7 +118,8 @@ def _remove(folder: Path, name: str) -> None:
     shutil.rmtree(folder / f"{name}.partial", ignore_errors=True)
 
 
-def _finished(folder: Path, name: str, options: dict) -> Manifest:
+def finished_dataset(folder: Path, name: str, options: dict) -> Manifest:
+    """The manifest of a complete build; UserError if it was built with other options."""
     manifest = load_manifest(folder / f"{name}.json")
     before = manifest.metadata.get("options", {})
     changed = [key for key in options if before.get(key) != options[key]]

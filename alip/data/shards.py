@@ -217,12 +217,16 @@ def merged_index(manifest: Manifest, path: str | os.PathLike) -> list[str]:
     return recs
 
 
-def read_texts(manifest: Manifest) -> Iterator[dict]:
-    """The sidecar's rows, row i of sample i: dicts of key, text, caption, metadata (JSON in a string), source."""
+def read_texts(manifest: Manifest, start: int = 0) -> Iterator[dict]:
+    """The sidecar's rows, in the order of the samples from sample `start` on: dicts of key, text, caption, metadata
+    (JSON in a string), source."""
     import pyarrow
     import pyarrow.parquet
 
-    for shard in manifest.shards:
+    for shard, first in zip(manifest.shards, manifest.starts.tolist()):
+        skip = max(0, start - first)
+        if skip >= shard.samples:
+            continue
         if shard.sidecar is None:
             raise UserError(f"{manifest.path(shard.rec)} has no sidecar: released rec files carry no strings")
         path = manifest.path(shard.sidecar)
@@ -231,7 +235,8 @@ def read_texts(manifest: Manifest) -> Iterator[dict]:
                 if table.metadata.num_rows != shard.samples:
                     raise UserError(f"{path} has {table.metadata.num_rows} rows, its shard {shard.samples} samples")
                 for batch in table.iter_batches(batch_size=4096):
-                    yield from batch.to_pylist()
+                    yield from batch.slice(min(skip, batch.num_rows)).to_pylist()
+                    skip = max(0, skip - batch.num_rows)
         except FileNotFoundError:
             raise UserError(f"no sidecar {path}: it is written beside the shards when they are built") from None
         except pyarrow.ArrowException as error:

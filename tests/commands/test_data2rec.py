@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.helpers.shards import ROOT, encoded, make_tars, picture
+from tests.helpers.score_tables import write_made_up_table
+from tests.helpers.shards import ROOT, build_shards, encoded, make_tars, picture
 
 SCRIPT = str(ROOT / "data2rec.py")
 
@@ -29,6 +30,9 @@ def run(*arguments, cwd=None) -> subprocess.CompletedProcess:
         (["--input", ".", "--output", "x/y"], "no usable sample in the input"),
         (["--verify", "x/none"], "no shards at x/none"),
         (["--merge", "--output", "x/none"], "no input shards of x/none"),
+        (["--from", "x/none", "--output", "x/y"], "--from needs --scores FILE"),
+        (["--from", "x/none", "--scores", "s", "--keep", "true", "--output", "x/y"], "no shards at x/none"),
+        (["--input", ".", "--keep", "true", "--output", "x/y"], "--keep belongs to --from"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, message):
@@ -50,6 +54,20 @@ def test_end_to_end(tmp_path):
         file.truncate(9000)
     damaged = run("--verify", "out/set", "--workers", 1, cwd=tmp_path)
     assert damaged.returncode == 1 and "cut short" in damaged.stdout
+
+
+def test_selection(tmp_path):
+    make_tars(tmp_path / "tars", 40)
+    build_shards(tmp_path / "tars", tmp_path / "set")
+    scores = write_made_up_table(tmp_path / "set", tmp_path / "gates.parquet")
+    words = ("--from", tmp_path / "set", "--scores", scores, "--output", tmp_path / "clean")
+    done = run(*words, "--keep", "sample_weight > quantile(sample_weight, 0.25)", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "30 of 40 samples kept (75.0 %) in 1 shards" in done.stdout
+    refused = run(*words, "--keep", "sample_weigth > 0.2", "--overwrite")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "no column 'sample_weigth'; the table has index, key, shard" in refused.stderr
+    assert run("--verify", tmp_path / "clean", "--workers", 1).returncode == 0
 
 
 MEASURE = """

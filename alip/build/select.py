@@ -1,0 +1,230 @@
+"""Cleaning: shards and their gate scores → new shards of the samples to keep, with distrusted raw texts replaced.
+
+A kept record is copied byte for byte. Where a text is replaced, the raw text's tokens become the caption's, and the
+sidecar keeps the old text in its metadata under `replaced_text`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from alip.build.expression import Expression, column_types, evaluate_all, parse_condition
+from alip.build.journal import Journal, explain_full_disk
+from alip.build.shard_writer import ShardWriter
+from alip.build.writer import SAMPLES_PER_SHARD, finished_dataset, remove_dataset
+from alip.data.recordio import IndexedReader, RecordError, unpack_label
+from alip.data.score_table import ScoreTable
+from alip.data.shards import SIDECAR_COLUMNS, Manifest, Shard, load_manifest, read_texts
+from alip.errors import UserError
+from alip.files import sha256_of_file, sync_folder
+
+
+@dataclass(frozen=True)
+class SelectSummary:
+    """What a selection did. samples: of the source; replaced: raw texts; already_there: nothing was to do."""
+
+    manifest: Manifest
+    samples: int
+    replaced: int
+    already_there: bool = False
+
+    def text(self) -> str:
+        """A few lines for the person who started it."""
+        manifest = self.manifest
+        there = "already complete: " if self.already_there else ""
+        line = f"{there}{manifest.folder / manifest.name}: {manifest.samples:,} of {self.samples:,} samples kept"
+        line += f" ({100 * manifest.samples / self.samples:.1f} %) in {len(manifest.shards)} shards"
+        return line + (f"; {self.replaced:,} raw texts replaced by the caption" if self.replaced else "")
+
+
+def select(
+    source: str | Path,
+    scores: str | Path,
+    output: str | Path,
+    *,
+    keep: str | None = None,
+    replace_text_where: str | None = None,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> SelectSummary:
+    """Builds `DIR/NAME` from a dataset and its scores, or resumes a build that was interrupted.
+
+    source: DIR/NAME of shards; scores: the table of `python -m alip.eval.gates` for them. keep, replace_text_where:
+    expressions over the table's columns (alip.build.expression); None: keep all, replace none.
+    UserError: bad expressions, a table of other data, nothing kept, other options than those of the build to resume.
+    """
+    if keep is None and replace_text_where is None:
+        raise UserError("--from copies nothing new without --keep EXPR or --replace-text-where EXPR")
+    manifest = load_manifest(source)
+    folder, name = Path(output).parent, Path(output).name
+    if (folder / name).resolve() == (manifest.folder / manifest.name).resolve():
+        raise UserError(f"--output {output} is the dataset to read: give another name")
+    with ScoreTable(scores) as table:
+        types = column_types(table.columns)
+        conditions = [
+            parse_condition(text, types, flag) if text is not None else None
+            for text, flag in ((keep, "--keep"), (replace_text_where, "--replace-text-where"))
+        ]
+        table.check_data(manifest)
+        options = {
+            "from": manifest.name,
+            "from_fingerprint": manifest.fingerprint,
+            "scores_sha256": sha256_of_file(scores),
+            "keep": keep,
+            "replace_text_where": replace_text_where,
+            "samples_per_shard": samples_per_shard,
+        }
+        if overwrite:
+            remove_dataset(folder, name)
+        elif (folder / f"{name}.json").exists():
+            return _summary(finished_dataset(folder, name, options), already_there=True)
+        kept, replaced = _decide(conditions, table)
+        with explain_full_disk(folder):
+            job = _Selection(manifest, table, kept, replaced, folder, name, options)
+            try:
+                return _summary(job.run(quiet))
+            finally:
+                job.close()
+
+
+def _summary(manifest: Manifest, already_there: bool = False) -> SelectSummary:
+    selection = manifest.metadata["selection"]
+    return SelectSummary(manifest, selection["samples"], selection["replaced"], already_there)
+
+
+def _decide(conditions: list[Expression | None], table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
+    """The indices to keep, in order, and for every sample whether its raw text is to be replaced: (samples,) bool."""
+    keep, swap = np.ones(table.rows, dtype=bool), np.zeros(table.rows, dtype=bool)
+    at = 0
+    for kept, swapped in evaluate_all(conditions, table.batches):
+        for target, values in ((keep, kept), (swap, swapped)):
+            if values is not None:
+                target[at : at + len(values)] = values
+        at += len(kept if kept is not None else swapped)
+    if not keep.any():
+        raise UserError(f"--keep {conditions[0].text!r} is true for none of the {table.rows} samples: nothing to write")
+    return np.flatnonzero(keep), swap
+
+
+class _Selection:
+    """One selection: its journal, and the shard in the making."""
+
+    def __init__(
+        self,
+        source: Manifest,
+        table: ScoreTable,
+        kept: np.ndarray,
+        replaced: np.ndarray,
+        folder: Path,
+        name: str,
+        options: dict,
+    ):
+        self.source, self.table, self.kept, self.replaced = source, table, kept, replaced
+        self.folder, self.name, self.options = folder, name, options
+        folder.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(folder / f"{name}.partial", options)
+        self.shards = [Shard(**line["shard"]) for line in self.journal.lines if "shard" in line]
+        self.shard: ShardWriter | None = None
+        self._reader: IndexedReader | None = None
+        self._open_number = -1  # of the source's shard that _reader reads
+
+    def close(self) -> None:
+        """Closes all files; what was not committed is left for the next run to overwrite."""
+        if self._reader:
+            self._reader.close()
+        if self.shard:
+            self.shard.abandon()
+        self.journal.close()
+
+    def run(self, quiet: bool) -> Manifest:
+        """Everything that is still to do."""
+        done = sum(shard.samples for shard in self.shards)
+        if done < len(self.kept):
+            rows = self._rows(int(self.kept[done]))
+            with tqdm(total=len(self.kept), initial=done, desc="select", unit=" samples", disable=quiet or None) as bar:
+                for index in self.kept[done:].tolist():
+                    self._copy(index, next(row for number, row in rows if number == index))
+                    bar.update()
+        if self.shard:
+            self._commit()
+        return self._finish()
+
+    def _rows(self, start: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """(index, strings of the sidecar) from a sample on. Released rec files have no sidecar: the table's texts."""
+        if all(shard.sidecar for shard in self.source.shards):
+            for index, row in enumerate(read_texts(self.source, start), start):
+                yield index, tuple(row[name] for name in SIDECAR_COLUMNS)
+            return
+        for batch in self.table.batches(["index", "key", "text", "caption"]):
+            for index, *strings in zip(*(batch[name].tolist() for name in ("index", "key", "text", "caption"))):
+                if index >= start:
+                    yield index, (*strings, "{}", "")
+
+    def _copy(self, index: int, row: tuple[str, ...]) -> None:
+        if self.shard is None:
+            self.shard = ShardWriter(self.folder, f"{self.name}-{len(self.shards):05d}", self.journal.folder)
+        payload = self._payload(index)
+        label, image_start = unpack_label(payload)
+        if self.replaced[index]:
+            half = self.source.context_length
+            label = np.concatenate([label[half:], label[half:]])
+            payload = payload[: image_start - label.nbytes] + label.tobytes() + payload[image_start:]
+            key, text, caption, metadata, source = row
+            metadata = json.dumps({**json.loads(metadata or "{}"), "replaced_text": text}, ensure_ascii=False)
+            row = (key, caption, caption, metadata, source)
+        self.shard.add_record(payload, label, row)
+        if self.shard.samples == self.options["samples_per_shard"]:
+            self._commit()
+
+    def _payload(self, index: int) -> bytes:
+        number, record = self.source.locate(index)
+        if number != self._open_number:
+            if self._reader:
+                self._reader.close()
+            self._reader, self._open_number = self.source.open_shard(number), number
+        try:
+            payload = self._reader[record]
+            if len(unpack_label(payload)[0]) != 2 * self.source.context_length:
+                raise RecordError(f"a label that is not of {2 * self.source.context_length} numbers")
+            return payload
+        except RecordError as error:
+            raise UserError(
+                f"record {record} of {self.source.path(self.source.shards[number].rec)}: {error} "
+                f"(`python data2rec.py --verify {self.source.folder / self.source.name}` looks closer)"
+            ) from None
+
+    def _commit(self) -> None:
+        shard = self.shard.commit()
+        self.shard = None
+        self.shards.append(shard)
+        self.journal.add({"shard": asdict(shard)})
+
+    def _finish(self) -> Manifest:
+        """The manifest gets its name; the work folder goes."""
+        selection = {
+            "name": self.source.name,
+            "fingerprint": self.source.fingerprint,
+            "samples": self.source.samples,
+            "replaced": int(self.replaced[self.kept].sum()),
+            "checkpoints": self.table.metadata.get("checkpoints", []),
+        }
+        manifest = replace(
+            self.source,
+            name=self.name,
+            folder=self.folder,
+            samples=len(self.kept),
+            shards=tuple(self.shards),
+            rejects={},
+            metadata={"untouched": len(self.kept), "options": self.options, "selection": selection},
+        )
+        manifest.save()
+        sync_folder(self.folder)
+        self.journal.remove()
+        return load_manifest(self.folder / f"{self.name}.json")

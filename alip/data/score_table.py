@@ -1,0 +1,122 @@
+"""The table of gate scores: a Parquet file, row i of sample i, that `alip.eval.gates` writes and data2rec.py reads.
+
+Its schema metadata holds, under `alip-gates`, a JSON object that names the dataset by its fingerprint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alip.data.shards import Manifest
+from alip.errors import UserError
+
+METADATA_KEY = b"alip-gates"
+VERSION = 1
+ROWS = 8192  # of a row group: what is in memory at a time
+SIMILARITIES = ("text_caption_similarity", "image_text_similarity", "image_caption_similarity")
+WEIGHTS = ("sample_weight", "text_weight", "caption_weight")
+PRODUCTS = ("sample_text_weight", "sample_caption_weight")
+SCORES = (*SIMILARITIES, *WEIGHTS, *PRODUCTS)
+LABELS = ("is_mismatched", "is_caption_mismatched")
+
+
+def table_schema(labels: Sequence[str], metadata: dict[str, Any]) -> pa.Schema:
+    """The columns: index (of the sample), key, shard (its rec file), record (number in it), texts, scores, labels.
+
+    labels: those of LABELS that are known. metadata: plain values, with `data` (see `data_metadata`).
+    """
+    fields = [("index", pa.int64()), ("key", pa.string()), ("shard", pa.string()), ("record", pa.int32())]
+    fields += [("text", pa.string()), ("caption", pa.string())]
+    fields += [(name, pa.float32()) for name in SCORES] + [(name, pa.bool_()) for name in labels]
+    content = {"version": VERSION, **metadata}
+    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(content)})
+
+
+def data_metadata(manifest: Manifest) -> dict[str, Any]:
+    """What ties a table to its dataset."""
+    return {"name": manifest.name, "samples": manifest.samples, "fingerprint": manifest.fingerprint}
+
+
+class ScoreTable:
+    """An open table. metadata: what was scored, with what; columns: {name: type}. UserError if it is none."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        try:
+            self._file = pq.ParquetFile(self.path)
+        except FileNotFoundError:
+            raise UserError(f"no score table {self.path}: write one with `python -m alip.eval.gates`") from None
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self.path} cannot be read as Parquet ({error}): write it again") from None
+        schema = self._file.schema_arrow
+        try:
+            self.metadata = json.loads((schema.metadata or {})[METADATA_KEY])
+            version = self.metadata["version"]
+            self._data = {key: self.metadata["data"][key] for key in ("name", "samples", "fingerprint")}
+        except (KeyError, ValueError, TypeError):
+            self.close()
+            raise UserError(
+                f"{self.path} is no table of `python -m alip.eval.gates`, or a tool wrote it again without its schema "
+                "metadata: give the table as it was written"
+            ) from None
+        if version != VERSION:
+            self.close()
+            raise UserError(f"{self.path} has version {version}, this code reads version {VERSION}: write it again")
+        self.columns = {field.name: field.type for field in schema}
+        self.rows: int = self._file.metadata.num_rows
+
+    def check_data(self, manifest: Manifest) -> None:
+        """UserError unless the table is of this dataset and has all of its rows, in order."""
+        name = manifest.folder / manifest.name
+        if self._data["fingerprint"] != manifest.fingerprint:
+            raise UserError(
+                f"{self.path} is of other data: {self._data['name']} with {self._data['samples']} samples (fingerprint "
+                f"{self._data['fingerprint']}), {name} has {manifest.samples} ({manifest.fingerprint}): score {name}"
+            )
+        if self.rows != manifest.samples:
+            raise UserError(
+                f"{self.path} has {self.rows} rows, {name} has {manifest.samples} samples: rows are missing or double, "
+                "write the table again"
+            )
+        at = 0
+        for batch in self.batches(["index"]):
+            index = np.asarray(batch["index"])
+            wrong = np.flatnonzero(index != np.arange(at, at + len(index)))
+            if len(wrong):
+                row = at + int(wrong[0])
+                raise UserError(
+                    f"{self.path}: row {row} is of sample {index[wrong[0]]}: the rows are not in the order of {name}, "
+                    "write the table again"
+                )
+            at += len(index)
+
+    def batches(self, columns: Sequence[str], rows: int = ROWS) -> Iterator[dict[str, Any]]:
+        """{column: array} of some rows at a time: numbers and booleans as numpy arrays, strings as object arrays."""
+        try:
+            for batch in self._file.iter_batches(batch_size=rows, columns=list(columns)):
+                yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in columns}
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self.path} is damaged ({error}): write it again") from None
+
+    def column(self, name: str) -> np.ndarray:
+        """One whole column, (rows,)."""
+        parts = [batch[name] for batch in self.batches([name])]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> ScoreTable:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

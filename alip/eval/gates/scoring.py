@@ -1,0 +1,164 @@
+"""Every sample of a dataset scored: streaming, on any number of ranks, into one Parquet table with flat memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from alip.data.loader import create_loader
+from alip.data.score_table import LABELS, ROWS, SCORES, ScoreTable, data_metadata, table_schema
+from alip.data.shards import Manifest, read_texts
+from alip.distributed import World, barrier, share
+from alip.errors import UserError
+from alip.eval.gates.checkpoints import Scorer
+from alip.eval.gates.labels import mismatch_label
+from alip.files import atomic_path
+
+
+def score_dataset(
+    scorers: Sequence[Scorer],
+    manifest: Manifest,
+    output: Path,
+    world: World,
+    *,
+    columns: dict[str, str] | None = None,
+    batch_size: int = 256,
+    workers: int = 2,
+    quiet: bool = False,
+) -> None:
+    """Writes the table of `manifest`'s scores to `output`: with several scorers, the mean of each score over them.
+
+    columns: {label of alip.data.score_table.LABELS: field of the sources' JSON} where labels are known. Images are
+    taken without augmentation. All ranks call it; each handles a run of whole batches, always the same batches, so the
+    table is the same on any number of ranks. Rank 0 returns when the table is complete.
+    """
+    columns = {name: columns[name] for name in LABELS if columns and columns.get(name)}
+    metadata = {"data": data_metadata(manifest), "checkpoints": [scorer.source for scorer in scorers]}
+    schema = table_schema(list(columns), metadata | {"batch_size": batch_size})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = _part_path(output, world.rank)
+    try:
+        rows = _rows(scorers, manifest, world, columns, batch_size, workers, quiet)
+        _write(part, schema, (pa.RecordBatch.from_pydict(columns_of, schema=schema) for columns_of in rows))
+        barrier(world)
+        if world.is_main:
+            _join([_part_path(output, rank) for rank in range(world.world_size)], output, schema)
+        barrier(world)  # no rank removes its part before it is read
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _part_path(output: Path, rank: int) -> Path:
+    return output.with_name(f".{output.name}.rank{rank}.tmp")
+
+
+def _rows(
+    scorers: Sequence[Scorer],
+    manifest: Manifest,
+    world: World,
+    columns: dict[str, str],
+    batch_size: int,
+    workers: int,
+    quiet: bool,
+) -> Iterator[dict[str, Any]]:
+    """This rank's rows, one batch at a time, as {column: values}."""
+    loader = create_loader(
+        manifest,
+        batch_size,
+        **scorers[0].model.input_format,
+        # Alone, as far as the loader knows: it would split a batch over the ranks, here each takes whole ones.
+        world=World(local_rank=world.local_rank, device=world.device),
+        threads=workers,
+        augmentation=None,
+        shuffle=False,
+        drop_last=False,
+    )
+    mine = share(-(-manifest.samples // batch_size), world)
+    start, stop = (min(edge * batch_size, manifest.samples) for edge in (mine.start, mine.stop))
+    texts = _texts(manifest, start)
+    hidden = quiet or not world.is_main
+    with tqdm(total=stop - start, desc="scoring", unit="sample", disable=hidden or None, dynamic_ncols=True) as bar:
+        for batch in islice(loader.epoch(0, start), len(mine)):
+            scores = torch.stack([scorer.score(batch) for scorer in scorers]).mean(0).float().numpy()
+            index = batch.index.numpy()
+            rows = list(islice(texts, len(index))) if texts else _decoded(batch)
+            yield _as_columns(manifest, index, rows, columns) | dict(zip(SCORES, scores, strict=True))
+            bar.update(len(index))
+
+
+def _texts(manifest: Manifest, start: int) -> Iterator[dict] | None:
+    """The sidecars' rows; None for released rec files, which carry no strings."""
+    if any(shard.sidecar is None for shard in manifest.shards):
+        return None
+    return read_texts(manifest, start)
+
+
+def _decoded(batch) -> list[dict]:
+    """Texts from the tokens: lower-cased, as the tokenizer left them."""
+    from alip.tokens import decode
+
+    pairs = zip(batch.text_tokens, batch.caption_tokens, strict=True)
+    return [{"key": None, "text": decode(text), "caption": decode(caption)} for text, caption in pairs]
+
+
+def _as_columns(manifest: Manifest, index: np.ndarray, rows: list[dict], columns: dict[str, str]) -> dict[str, Any]:
+    places = [manifest.locate(int(i)) for i in index]
+    recs = [manifest.shards[shard].rec for shard, _ in places]
+    numbers = [number for _, number in places]
+    keys = [row["key"] or f"{rec}:{number}" for row, rec, number in zip(rows, recs, numbers, strict=True)]
+    content = {"index": index, "key": keys, "shard": recs, "record": np.array(numbers, dtype=np.int32)}
+    content |= {name: [row[name] for row in rows] for name in ("text", "caption")}
+    for label, column in columns.items():
+        if "metadata" not in rows[0]:
+            raise UserError(f"{manifest.name} has no sidecars: released rec files carry no field {column!r}")
+        content[label] = [mismatch_label(row, column, manifest.name) for row in rows]
+    return content
+
+
+def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    """Row groups of ROWS, whatever the sizes of the batches."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in batches:
+            waiting.append(batch)
+            count += batch.num_rows
+            if count >= ROWS:
+                table = pa.Table.from_batches(waiting)
+                whole = count // ROWS * ROWS
+                writer.write_table(table.slice(0, whole), row_group_size=ROWS)
+                waiting = table.slice(whole).combine_chunks().to_batches()
+                count -= whole
+        if count:
+            writer.write_table(pa.Table.from_batches(waiting), row_group_size=ROWS)
+
+
+def _join(parts: list[Path], output: Path, schema: pa.Schema) -> None:
+    """The ranks' parts, in order, as one table under its final name."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(pq.ParquetFile(part)) for part in parts]
+        batches = (batch for file in files for batch in file.iter_batches(batch_size=ROWS))
+        with atomic_path(output) as temporary:
+            _write(temporary, schema, (pa.RecordBatch.from_arrays(b.columns, schema=schema) for b in batches))
+
+
+def write_scores(path: Path, manifest: Manifest, content: Iterator[dict[str, Any]], labels: Sequence[str]) -> None:
+    """A table from scores that come from elsewhere, as {column: values} of some rows at a time, in order."""
+    schema = table_schema(labels, {"data": data_metadata(manifest), "checkpoints": []})
+    with atomic_path(path) as temporary:
+        _write(temporary, schema, (pa.RecordBatch.from_pydict(rows, schema=schema) for rows in content))
+
+
+def summary_columns(table: ScoreTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """S_tc, W^s·W^t and is_mismatched, (rows,) each: what labels.summarize takes."""
+    names = ("text_caption_similarity", "sample_text_weight", "is_mismatched")
+    return tuple(table.column(name) for name in names)

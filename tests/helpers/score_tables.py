@@ -1,0 +1,44 @@
+"""Tables of made-up gate scores, for tests of what reads them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from alip.data.score_table import ROWS, SCORES
+from alip.data.shards import Manifest, load_manifest, read_texts
+from alip.eval.gates.scoring import write_scores
+
+
+def made_up_scores(index: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """{score: (n,) float32} that depend on the samples' numbers only."""
+    columns = [np.sin((index + 1) * (k + 1) * 12.9898 + seed) for k in range(len(SCORES))]
+    return {name: column.astype(np.float32) for name, column in zip(SCORES, columns)}
+
+
+def write_made_up_table(data: str | Path | Manifest, path: Path, label: str | None = None) -> Path:
+    """Scores for every sample of a dataset, texts from its sidecars; label: metadata field for is_mismatched."""
+    import json
+
+    manifest = data if isinstance(data, Manifest) else load_manifest(data)
+
+    def rows():
+        texts = list(read_texts(manifest))
+        for start in range(0, manifest.samples, ROWS // 2):
+            index = np.arange(start, min(manifest.samples, start + ROWS // 2))
+            positions = [manifest.locate(int(i)) for i in index]
+            some = [texts[i] for i in index]
+            content = {
+                "index": index,
+                "key": [row["key"] for row in some],
+                "shard": [manifest.shards[shard].rec for shard, _ in positions],
+                "record": np.array([number for _, number in positions], dtype=np.int32),
+                "text": [row["text"] for row in some],
+                "caption": [row["caption"] for row in some],
+                **made_up_scores(index),
+            }
+            if label:
+                content["is_mismatched"] = [json.loads(row["metadata"])[label] for row in some]
+            yield content
+
+    write_scores(path, manifest, rows(), ["is_mismatched"] if label else [])
+    return path
