@@ -11,8 +11,9 @@ from alip.errors import UserError
 from alip.model.overrides import INTERPOLATIONS
 from alip.train import open_clip_flags, schedule
 from alip.train.flags import Flag, Tag, create_parser
+from alip.train.optimizer import ADAMW
 from alip.train.plan import Interval
-from alip.train.presets import PAPER, PRESETS
+from alip.train.presets import PRESETS
 
 FLAGS: dict[str, Flag] = create_parser()[1]
 _FRACTIONS = ("flip", "beta1", "beta2", "ema", "history_momentum", "cooldown")
@@ -28,7 +29,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser, _ = create_parser()
     chosen, _ = parser.parse_known_args(argv)
     if chosen.preset is not None:
-        parser.set_defaults(**PRESETS[chosen.preset])
+        adamws_own = () if chosen.opt == "adamw" else ("beta1", "beta2", "cycle_beta1")
+        parser.set_defaults(**{name: v for name, v in PRESETS[chosen.preset].items() if name not in adamws_own})
     args = parser.parse_args(argv)
     open_clip_flags.answer(args)
     _resolve_run(args)
@@ -86,9 +88,12 @@ def _resolve_run(args: argparse.Namespace) -> None:
 
 def _resolve_recipe(args: argparse.Namespace) -> None:
     """Values that follow from other flags."""
-    for name in ("beta1", "beta2"):
-        if getattr(args, name) is None:
-            setattr(args, name, PAPER[name])
+    if args.opt == "adamw":
+        for name, value in (("beta1", ADAMW["betas"][0]), ("beta2", ADAMW["betas"][1]), ("eps", ADAMW["eps"])):
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+    elif args.cycle_beta1:
+        raise UserError(f"--cycle-beta1 moves AdamW's beta1: with --opt {args.opt} say --no-cycle-beta1")
     if args.epochs_cooldown is not None:
         if args.lr_scheduler != "const-cooldown":
             raise UserError("--epochs-cooldown belongs to --lr-scheduler const-cooldown")
@@ -140,7 +145,7 @@ def _resolve_logging(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     for name in _FRACTIONS:
         value = getattr(args, name)
-        if not 0 <= value <= 1:
+        if value is not None and not 0 <= value <= 1:
             raise UserError(f"--{name.replace('_', '-')} must be between 0 and 1, not {value}")
     for name in ("crop_area", "crop_aspect", "zoom"):
         low, high = getattr(args, name)
