@@ -74,8 +74,7 @@ def parse_interval(text: str, unit: str) -> Interval:
 
 def _resolve_run(args: argparse.Namespace) -> None:
     """The run's data and folder."""
-    if not args.train_data:
-        raise UserError("say what to train on: --train-data DIR/NAME, the shards that data2rec.py wrote")
+    _resolve_data(args)
     if args.output is None:
         if args.name is None:
             raise UserError("say where the run is kept: --output RUN, or --logs DIR --name NAME for DIR/NAME")
@@ -84,6 +83,26 @@ def _resolve_run(args: argparse.Namespace) -> None:
         raise UserError("--output RUN is the same as --logs DIR --name NAME: give one of them")
     if args.resume == "latest":
         args.resume = "auto"
+
+
+def _resolve_data(args: argparse.Namespace) -> None:
+    """Rec shards, or synthetic samples; for the input of open_clip's trainer, how to make rec shards of it."""
+    if args.dataset_type == "synthetic":
+        if args.train_data or args.mismatch_column:
+            raise UserError("--dataset-type synthetic has neither --train-data nor a --mismatch-column")
+        if args.train_num_samples is None:
+            raise UserError("--dataset-type synthetic needs --train-num-samples N")
+        return
+    source = args.train_data or "SRC"
+    build = f"python data2rec.py --input '{source}' --output DIR/NAME, then --train-data DIR/NAME"
+    if args.dataset_type not in ("auto", "rec"):
+        raise UserError(f"--dataset-type {args.dataset_type}: train.py reads rec shards; build them: {build}")
+    if not args.train_data:
+        raise UserError("say what to train on: --train-data DIR/NAME, the shards that data2rec.py wrote")
+    if "::" in args.train_data or args.train_data.endswith((".tar", ".csv", ".tsv", ".json", ".jsonl", ".parquet")):
+        raise UserError(f"train.py reads rec shards, not what --train-data names; build them: {build}")
+    if args.train_num_samples is not None:
+        raise UserError("--train-num-samples: the manifest of the shards knows their count; leave it out")
 
 
 def _resolve_recipe(args: argparse.Namespace) -> None:

@@ -121,7 +121,10 @@ def _run_flags(add) -> None:
 
 
 def _data_flags(add) -> None:
-    add("--train-data", SOURCE, metavar="DIR/NAME", help="shards that data2rec.py wrote, or released rec files")
+    shards = "shards that data2rec.py wrote, or released rec files"
+    add("--train-data", SOURCE, "data", metavar="DIR/NAME", help=shards)
+    add("--dataset-type", SOURCE, "data", default="auto", help="auto, rec, or synthetic: random images and texts")
+    add("--train-num-samples", SOURCE, "data", type=positive, metavar="N", help="of the synthetic dataset")
     add("--reader", NUMERICS, "loader", choices=("dali", "torch"), default="dali", help="what decodes the images")
     workers = "loader.threads evaluations"
     add("--workers --threads", MACHINE, workers, type=positive, default=2, help="preprocessing workers per rank")

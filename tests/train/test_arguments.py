@@ -72,7 +72,7 @@ def test_every_flag_of_open_clip_is_known_or_answered():
 
 
 PENDING = {  # not yet here
-    *("--cache-dir", "--delete-previous-checkpoint", "--save-frequency", "--dataset-type", "--train-num-samples"),
+    *("--cache-dir", "--delete-previous-checkpoint", "--save-frequency"),
     *("--debug", "--use-bn-sync", "--imagenet-val"),
 }
 
@@ -164,6 +164,11 @@ def test_logs_and_name_are_the_output_folder():
         ([*NEEDED, "--image-interpolation", "random"], "DALI resizes a batch in one way"),
         ([*NEEDED, "--opt", "timm/lamb", "--cycle-beta1"], "--no-cycle-beta1"),
         ([*NEEDED, "--opt-kwargs", "momentum"], "not KEY=VALUE"),
+        ([*NEEDED, "--dataset-type", "webdataset"], "data2rec.py --input 'x' --output DIR/NAME"),
+        (["--train-data", "a/{0..9}.tar", "--name", "n"], "data2rec.py --input 'a/{0..9}.tar'"),
+        ([*NEEDED, "--train-num-samples", "9"], "the manifest of the shards knows"),
+        (["--dataset-type", "synthetic", "--output", "y"], "needs --train-num-samples N"),
+        ([*NEEDED, "--dataset-type", "synthetic"], "neither --train-data"),
         ([*NEEDED, "--flip", "2"], "--flip must be between 0 and 1"),
     ],
 )
