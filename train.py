@@ -23,7 +23,7 @@ from alip.train.arguments import fingerprint_settings, options, parse_arguments
 from alip.train.evaluation import create_evaluations
 from alip.train.flops import ModelFlops
 from alip.train.optimizer import create_optimizer
-from alip.train.parallel import parallelise
+from alip.train.parallel import parallelise, synchronise_batch_norm
 from alip.train.plan import create_plan
 from alip.train.resume import create_fingerprint
 from alip.train.run_folder import open_run
@@ -50,6 +50,8 @@ def train(args: argparse.Namespace, world: World) -> int:
     data = open_data(**options(args, "data"))
     model = create_model(args.model, **options(args, "model")).to(world.device)
     precision.set_layout(model)
+    if args.use_bn_sync:
+        synchronise_batch_norm(model, world)
     # The step looks for values that are not finite, on the device; drop_last makes every rank's batch equal.
     loss = AdaptiveContrastiveLoss(**options(args, "loss"), check_finite=False, even_batches=True).to(world.device)
     optimizer = create_optimizer(model, **options(args, "optimizer"))

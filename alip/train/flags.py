@@ -144,6 +144,7 @@ def _model_flags(add) -> None:
     add("--lock-image", RECIPE, "model", **_SWITCH, help="freeze the image tower")
     add("--lock-image-unlocked-groups", RECIPE, "model", type=int, default=0, help="but for its last groups of layers")
     add("--lock-image-freeze-bn-stats", RECIPE, "model", **_SWITCH, help="BatchNorm's running statistics of it too")
+    add("--use-bn-sync", RECIPE, **_SWITCH, help="BatchNorm with the statistics of all ranks")
     add("--lock-text", RECIPE, "model", **_SWITCH, help="freeze the text tower")
     add("--lock-text-unlocked-layers", RECIPE, "model", type=int, default=0, help="but for its last layers")
     norms = "LayerNorms of a Hugging Face text tower too"
