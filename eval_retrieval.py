@@ -22,7 +22,7 @@ from alip.eval.shared_flags import add_common, encoding_from
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--dataset", "--datasets", nargs="+", required=True, metavar="SET", help="names or caption files"
+        "--dataset", "--datasets", nargs="+", required=True, metavar="NAME", help="names or caption files"
     )
     add_common(parser)
     args = parser.parse_args(argv)
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         datasets = [open_retrieval(name, args.data_root) for name in split_names(args.dataset)]
         model = load_model(args.checkpoint, model_name=args.model, device=world.device, weights=args.weights)
         folder = results_folder(args.checkpoint, args.output)
-        draw = not args.no_pictures
+        draw = not args.no_plots
         return retrieval(
             model, datasets, encoding, protocol=args.protocol, source=args.checkpoint, folder=folder, draw=draw
         )

@@ -22,10 +22,10 @@ from alip.eval.shared_flags import add_common, encoding_from
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--datasets", "--dataset", nargs="+", required=True, metavar="SET", help="names, folders or files"
+        "--datasets", "--dataset", nargs="+", required=True, metavar="NAME", help="names, folders or files"
     )
-    parser.add_argument("--classnames", metavar="FILE", help="class names in SLIP's form: a JSON object {set: [names]}")
-    parser.add_argument("--prompts", metavar="FILE", help="templates in SLIP's form: a JSON object {set: [templates]}")
+    parser.add_argument("--classnames", metavar="FILE", help="class names, as JSON {dataset: [names]}")
+    parser.add_argument("--prompts", metavar="FILE", help="templates, as JSON {dataset: [templates]}")
     parser.add_argument("--task", default="zeroshot", choices=("zeroshot", "probe", "both"), help="probe: linear probe")
     add_common(parser)
     args = parser.parse_args(argv)
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         datasets = [open_classification(name, args.data_root, **lists) for name in split_names(args.datasets)]
         model = load_model(args.checkpoint, model_name=args.model, device=world.device, weights=args.weights)
         folder = results_folder(args.checkpoint, args.output)
-        draw = not args.no_pictures
+        draw = not args.no_plots
         return zeroshot(
             model,
             datasets,

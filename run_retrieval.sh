@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Zero-shot retrieval. As it stands, it measures the quickstart's model on the demo sets; for the paper's numbers:
+# Zero-shot retrieval. As it stands, it measures the quickstart's model on the demo datasets; for the paper's numbers:
 #   CHECKPOINT=runs/yfcc15m DATASETS="coco flickr30k" DATA_ROOT=/data bash run_retrieval.sh
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -7,8 +7,8 @@ cd "$(dirname "$0")"
 CHECKPOINT=${CHECKPOINT:-runs/quickstart}           # run folder, checkpoint file, released weights, open_clip or HF folder
 DATASETS=${DATASETS:-demo-style demo-concept}      # names of docs/evaluation.md, or caption files
 DATA_ROOT=${DATA_ROOT:-data}                        # the folder that holds them
-PROTOCOL=${PROTOCOL:-field}                         # field, or released
-OUTPUT=${OUTPUT:-}                                  # results and pictures; empty: in the run folder
+PROTOCOL=${PROTOCOL:-standard}                      # standard, or alip
+OUTPUT=${OUTPUT:-}                                  # results and plots; empty: in the run folder
 BATCH_SIZE=${BATCH_SIZE:-256}                       # images per step and process
 WORKERS=${WORKERS:-2}                               # processes that read images, per process
 PRECISION=${PRECISION:-auto}                        # auto, amp_bf16, amp or fp32

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Zero-shot classification. As it stands, it measures the quickstart's model on the demo sets; for the paper's numbers:
+# Zero-shot classification. As it stands, it measures the quickstart's model on the demo datasets; for the paper's numbers:
 #   CHECKPOINT=runs/yfcc15m DATASETS="cifar10 pets imagenet" DATA_ROOT=/data bash run_zeroshot.sh
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -7,15 +7,15 @@ cd "$(dirname "$0")"
 CHECKPOINT=${CHECKPOINT:-runs/quickstart}           # run folder, checkpoint file, released weights, open_clip or HF folder
 DATASETS=${DATASETS:-demo-style demo-concept}      # names of docs/evaluation.md, or folders of images
 DATA_ROOT=${DATA_ROOT:-data}                        # the folder that holds them
-PROTOCOL=${PROTOCOL:-field}                         # field, or released
-OUTPUT=${OUTPUT:-}                                  # results and pictures; empty: in the run folder
+PROTOCOL=${PROTOCOL:-standard}                      # standard, or alip
+OUTPUT=${OUTPUT:-}                                  # results and plots; empty: in the run folder
 BATCH_SIZE=${BATCH_SIZE:-256}                       # images per step and process
 WORKERS=${WORKERS:-2}                               # processes that read images, per process
 PRECISION=${PRECISION:-auto}                        # auto, amp_bf16, amp or fp32
 TASK=${TASK:-zeroshot}                              # zeroshot, probe (linear probe), both
 NPROC=${NPROC:-1}                                   # processes: one per GPU
-CLASSNAMES=${CLASSNAMES:-}                          # class names as a JSON file {set: [names]}; empty: the set's own
-PROMPTS=${PROMPTS:-}                                # templates as a JSON file {set: [templates]}; empty: the set's own
+CLASSNAMES=${CLASSNAMES:-}                          # class names as a JSON file {dataset: [names]}; empty: the dataset's own
+PROMPTS=${PROMPTS:-}                                # templates as a JSON file {dataset: [templates]}; empty: the dataset's own
 
 if [[ "$CHECKPOINT" == runs/quickstart && ! -e "$CHECKPOINT" ]]; then
     echo "error: there is no demo model yet: run \`bash scripts/quickstart.sh\` first, or set CHECKPOINT" >&2

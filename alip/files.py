@@ -52,16 +52,33 @@ def write_json(path: str | Path, content: Any, **options: Any) -> None:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON object from a file; UserError with the position of the mistake otherwise."""
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; check the path") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+    content = parse_json(read_text(path), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a JSON {type(content).__name__}, not an object")
     return content
+
+
+def read_text(path: str | Path) -> str:
+    """A file as UTF-8 text, with or without a byte-order mark; UserError when it cannot be read as such."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():  # a FIFO would wait, a device never end
+            raise UserError(f"{path}: is not a regular file; name a file")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; check the path") from error
+
+
+def parse_json(text: str, source: str) -> Any:
+    """JSON text as Python values; UserError otherwise. source: the file, or file and line, for the message."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{source}: not valid JSON (nested too deeply)") from error
+    except ValueError as error:
+        raise UserError(f"{source}: not valid JSON ({error}); correct it there") from error
 
 
 def sync_file(path: str | Path) -> None:

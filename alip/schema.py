@@ -58,6 +58,8 @@ def _problem(error) -> str:
     if error.validator == "additionalProperties":
         unknown = sorted(set(map(str, error.instance)) - set(error.schema.get("properties", {})))
         return f"unknown key {_short(', '.join(unknown), 60)}"
+    if error.validator == "pattern" and limit == r"\S":
+        return "must not be blank"
     names = {
         "minimum": "at least",
         "maximum": "at most",

@@ -50,7 +50,7 @@ CHECKPOINT=$RUN DATA_ROOT=$(dirname "$DATA") OUTPUT=$RUN/results bash run_zerosh
 say "6/7 what the gates saw, and plots"
 python -m alip.eval.gates --checkpoint "$RUN" --data "$DATA/train" --mismatch-column is_mismatched --output "$RUN/results"
 python scripts/demo/baseline.py --data-root "$(dirname "$DATA")" --output "$RUN/results/pixels.json"
-python -m alip.eval.run_plots --run "$RUN" --data "$DATA/train" --mismatch-column is_mismatched \
+python -m alip.eval.plots --run "$RUN" --data "$DATA/train" --mismatch-column is_mismatched \
     --scores "$RUN/results/gates.parquet" --output "$RUN/plots"
 
 say "7/7 summary (everything after the installation took $((SECONDS - started)) s)"

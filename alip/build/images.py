@@ -182,10 +182,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         return Image.fromarray(np.clip(np.nan_to_num(np.asarray(image)), 0, 255).astype(np.uint8)).convert("RGB")
+    return rgb_on_white(image)
+
+
+def rgb_on_white(image: Image.Image) -> Image.Image:
+    """RGB; where the image is transparent, it is put on white. The one place where transparency is resolved."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        white = Image.new("RGB", picture.size, (255, 255, 255))
-        white.paste(picture, mask=picture.getchannel("A"))
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
         return white
     return image.convert("RGB")
 

@@ -18,6 +18,7 @@ from alip.build.workers import start_worker
 from alip.data.recordio import RecordError, read_index, scan, unpack
 from alip.data.shards import Manifest, Shard, load_manifest
 from alip.files import sha256_of_file
+from alip.text_table import plain_table
 
 _NAMED = 5  # faults of one shard that are printed in full
 
@@ -67,15 +68,19 @@ def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1) -
 
 def table(reports: list[Report], decoded: bool) -> str:
     """The reports as a text table."""
-    width = max([len(report.rec) for report in reports] + [5])
-    lines = [f"{'shard':{width}}  {'records':>10}  {'MB':>10}  {'checksum':>8}  {'images':>8}  faults"]
-    for report in reports:
-        images = "decoded" if decoded else "-"
-        lines.append(
-            f"{report.rec:{width}}  {report.records:>10,}  {report.bytes / 1e6:>10,.1f}  {report.checksum:>8}  "
-            f"{images:>8}  {len(report.faults) or 'none'}"
-        )
-    return "\n".join(lines)
+    images = "decoded" if decoded else "-"
+    rows = [
+        [
+            report.rec,
+            f"{report.records:,}",
+            f"{report.bytes / 1e6:,.1f}",
+            report.checksum,
+            images,
+            str(len(report.faults) or "none"),
+        ]
+        for report in reports
+    ]
+    return plain_table(["shard", "records", "MB", "checksum", "images", "faults"], rows)
 
 
 def verify_shard(manifest: Manifest, number: int, decode: bool) -> Report:

@@ -9,6 +9,9 @@ from typing import Any
 from torch import nn
 
 from alip.files import read_json
+from alip.model.weights import weights_hash
+from alip.schema import check
+from alip.text_table import markdown_table
 
 _LOAD = {
     "open_clip": (
@@ -49,7 +52,7 @@ def write_card(
         _section("Model", _model_lines(model, metadata, difference)),
         _section("Training data", _data_lines(about)),
         _section("Recipe", _recipe_lines(about)),
-        _section("Results", _results_lines(run)),
+        _section("Results", _results_lines(run, weights_hash(model))),
         _section("Licence", _licence_line(license_name)),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -92,17 +95,36 @@ def _recipe_lines(about: dict[str, Any]) -> str:
     return ranks + "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
-def _results_lines(run: Path | None) -> str:
+def _results_lines(run: Path | None, weights: str) -> str:
+    """Results of these very weights (their hash): a run folder may hold those of other checkpoints and of the EMA."""
     path = run / "results" / "results.json" if run is not None else None
-    if path is None or not path.is_file():
+    entries = read_json(path).get("entries", []) if path is not None and path.is_file() else []
+    check(entries, _ENTRIES, path, "delete the file and evaluate again")
+    rows = []
+    for entry in entries:
+        if entry.get("weights_hash") != weights:
+            continue
+        task = entry.get("task", entry.get("kind"))  # `kind` until version 0.1
+        details = [str(entry.get(key)) for key in ("protocol", "precision") if entry.get(key)]
+        details += [f"{name} from {Path(file).name}" for name, file in (entry.get("given") or {}).items()]
+        rows += [
+            [_short(entry["dataset"]), f"{task} ({', '.join(details)})", name, f"{value:.2f}"]
+            for name, value in entry["numbers"].items()
+            if isinstance(value, float)
+        ]
+    if not rows:
         return "None recorded with these weights."
-    rows = [
-        f"| {entry['dataset']} | {entry['kind']} ({entry['protocol']}) | {key} | {value:.2f} |"
-        for entry in read_json(path).get("entries", [])
-        for key, value in entry["numbers"].items()
-        if isinstance(value, float)
-    ]
-    return "\n".join(["| dataset | task | metric | value |", "|---|---|---|---:|", *rows])
+    return markdown_table(["dataset", "task", "metric", "value"], rows)
+
+
+_ENTRIES = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["dataset", "numbers"],
+        "properties": {"numbers": {"type": "object"}, "given": {"type": ["object", "null"]}},
+    },
+}
 
 
 def _licence_line(license_name: str) -> str:

@@ -1,4 +1,4 @@
-"""What raw pixels can do: the nearest training picture at 32 × 32, a floor for a small model to stand above.
+"""What raw pixels can do: the nearest training image at 32 × 32, which a small model should beat.
 
 It is given more than the model: every training image's true name or class.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from alip.eval.datasets import ClassificationSet, RetrievalSet
+from alip.eval.datasets import ClassificationDataset, RetrievalDataset
 from alip.eval.image_readers import ImageFiles, Images
 from alip.eval.retrieval import recall_from_scores
 from alip.eval.zeroshot import accuracies
@@ -24,7 +24,7 @@ _UNKNOWN = -1e9
 
 
 def pixels(images: Images, size: int = 32) -> Tensor:
-    """(n, 3·size·size) float32: each image shrunk to size × size, its mean colour taken off, scaled to length 1."""
+    """(n, 3·size·size) float32: each image shrunk to size × size, its mean colour subtracted, scaled to length 1."""
     rows = np.stack(
         [np.asarray(images[i][0].resize((size, size), Image.Resampling.BOX), np.float32) for i in range(len(images))]
     )
@@ -32,10 +32,12 @@ def pixels(images: Images, size: int = 32) -> Tensor:
     return F.normalize(flat - flat.mean(1, keepdim=True), dim=1)
 
 
-def pixel_retrieval(train: Sequence[tuple[str | Path, str]], dataset: RetrievalSet, size: int = 32) -> dict[str, float]:
-    """Retrieval without a model: a caption stands for the training images that have it as their name.
+def pixel_retrieval(
+    train: Sequence[tuple[str | Path, str]], dataset: RetrievalDataset, size: int = 32
+) -> dict[str, float]:
+    """Retrieval without a model: a caption is represented by the training images with that name.
 
-    train: (image file, true name) pairs; a caption of the test set matches when it equals the name, but for case.
+    train: (image file, true name) pairs; a caption of the test dataset matches when it equals the name, but for case.
     A test image's score for a caption is its best pixel correlation with those images; a caption that no training image
     has scores the same with everything and so is never found.
     Returns the numbers of `recall_from_scores`, and `known_captions`, the percentage that has a training image.
@@ -59,15 +61,15 @@ def pixel_retrieval(train: Sequence[tuple[str | Path, str]], dataset: RetrievalS
 
 def pixel_classification(
     train: Sequence[tuple[str | Path, str]],
-    dataset: ClassificationSet,
+    dataset: ClassificationDataset,
     labels: Sequence[str],
     size: int = 32,
     k: int = 5,
 ) -> dict[str, float]:
     """Classification without a model: the k nearest training images vote, each with its correlation.
 
-    train: (image file, true class) pairs. labels: the set's classes as they are written in `train`, in the order of
-    `dataset.classnames`. Returns the numbers of `alip.eval.zeroshot.accuracies`, and `headline`.
+    train: (image file, true class) pairs. labels: the dataset's classes as they are written in `train`, in the order of
+    `dataset.classnames`. Returns the numbers of `alip.eval.zeroshot.accuracies`, and `primary`.
     """
     number = {label: i for i, label in enumerate(labels)}
     train_labels = torch.tensor([number[label] for _, label in train])
@@ -76,7 +78,7 @@ def pixel_classification(
     nearest = (pixels(dataset.images, size) @ train_pixels.T).topk(min(k, len(train)), dim=1)
     votes = torch.zeros(len(truth), len(labels)).scatter_add_(1, train_labels[nearest.indices], nearest.values + 1)
     numbers, _ = accuracies(votes, truth)
-    return {**numbers, "headline": numbers[dataset.metric]}
+    return {**numbers, "primary": numbers[dataset.metric]}
 
 
 def _plain(text: str) -> str:

@@ -14,27 +14,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alip.files import atomic_path
+from alip.model.weights import weights_hash
 
 _VERSION = 1  # raise it when the same inputs give other features
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """A short hash of the model's weights and configuration: the same model has the same, wherever it came from."""
-    digest = hashlib.sha256(json.dumps(model.config, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def key_of(model: nn.Module, *facts: Any) -> str:
-    """The key for what this model makes of `facts` (JSON-able: the data's key, the precision …)."""
-    text = json.dumps([_VERSION, torch.__version__, weights_fingerprint(model), *facts])
+def key_of(model: nn.Module, *inputs: Any) -> str:
+    """The key for what this model makes of `inputs` (JSON-able: the data's key, the precision …)."""
+    text = json.dumps([_VERSION, torch.__version__, weights_hash(model), *inputs])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def read(folder: Path, key: str) -> dict[str, Tensor] | None:
-    """The tensors kept under the key, or None; a damaged file is said and counts as none."""
+    """The tensors kept under the key, or None; a damaged file is reported and counts as none."""
     path = folder / f"{key}.safetensors"
     if not path.exists():
         return None

@@ -1,6 +1,6 @@
-"""What each set's classes are called in a prompt, in the order of the set's own class numbers.
+"""What each dataset's classes are called in a prompt, in the order of the dataset's own class numbers.
 
-The names are those that CLIP published and the field uses since: the sets' own, written as words. They are checked
+The names are those that CLIP published and the field uses since: the datasets' own, written as words. They are checked
 against the names that the data on disk has (`check_order`), so that a list in another order is an error, not a number.
 ImageNet's are open_clip's.
 """
@@ -209,7 +209,7 @@ SUN397 = _words(
 
 IMAGENET = list(IMAGENET_CLASSNAMES)
 
-# Where a prompt's name is more than the set's own name with its punctuation taken off.
+# Where a prompt's name is more than the dataset's own name with its punctuation taken off.
 _OWN = {
     "off-center face": "Faces",
     "centered face": "Faces_easy",
@@ -225,16 +225,20 @@ _OWN = {
     "yin and yang symbol": "yin_yang",
     "pink and yellow dahlia": "pink-yellow dahlia?",
     "air plant": "ball moss",
+    "background": "BACKGROUND_Google",
+    "Yorkshire Terrie": "Yorkshire Terrier",  # a typo of the release
 }
 
 
-def check_order(set_name: str, names: Sequence[str], own: Sequence[str]) -> None:
-    """Raises UserError unless the set's own class names (from disk) are these, one by one."""
+def check_order(dataset_name: str, names: Sequence[str], own: Sequence[str]) -> None:
+    """Raises UserError unless the dataset's own class names (from disk) are these, one by one."""
     if len(names) != len(own):
-        raise UserError(f"{set_name}: the data has {len(own)} classes, but {len(names)} are expected; is it complete?")
+        raise UserError(
+            f"{dataset_name}: the data has {len(own)} classes, but {len(names)} are expected; is it complete?"
+        )
     for number, (name, found) in enumerate(zip(names, own)):
         if _letters(found) not in (_letters(name), _letters(_OWN.get(name, name))):
-            raise UserError(f"{set_name}: class {number} is {found!r} in the data, but {name!r} is expected")
+            raise UserError(f"{dataset_name}: class {number} is {found!r} in the data, but {name!r} is expected")
 
 
 def _letters(name: str) -> str:

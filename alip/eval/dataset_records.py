@@ -1,138 +1,174 @@
-"""The table of named sets: one small record each.
+"""The table of named datasets: one small record each.
 
 A classification record says how to open the test and training images with torchvision's own class, what the data calls
-its classes, and which templates and headline metric go with it. Adding a set is adding a record; deleting one is
-deleting its line.
+its classes, how many test images there must be, and which templates and primary metric go with it. Adding a dataset is
+adding a record; deleting one is deleting its line.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torchvision import datasets as torchvision_sets
+from torch import nn
+from torchvision import datasets as torchvision_datasets
 
 from alip.errors import UserError
-from alip.eval import classnames
-from alip.eval.image_readers import Images, JoinedImages, RecordImages, TorchvisionImages, file_of
+from alip.eval import classnames, release
+from alip.eval.image_readers import ImageFiles, Images, JoinedImages, RecordImages, TorchvisionImages, file_of
 from alip.eval.prompts import TEMPLATES
 
 Opener = Callable[[Path, str], Images]  # (data root, protocol) → images
+TransformMaker = Callable[[nn.Module], Callable]  # model → (PIL image → tensor)
 
 
 @dataclass(frozen=True)
 class RetrievalRecord:
-    """files: caption files looked for under the data root, first match wins. images: where their images may lie."""
+    """files: caption files looked for under the data root, first match wins. folders: where to look for their images.
+
+    images: how many test images the benchmark has; None: not fixed.
+    """
 
     files: tuple[str, ...]
-    images: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    images: int | None = None
 
 
 @dataclass(frozen=True)
 class ClassificationRecord:
-    """place: what must exist under the data root. test, train: openers; train is None where no probe is defined.
+    """location: what must exist under the data root. test, train: openers; train is None where no probe is defined.
 
+    images: how many test images there are; the first number is the usual one, others are in use too.
     own: reads the data's own class names from the opened test images, to be checked against `names`.
+    alip_names, alip_images, alip_transform: where the protocol `alip` differs.
     """
 
-    place: str
+    location: str
     names: Sequence[str]
     templates: Sequence[str]
     metric: str
     test: Opener
     train: Opener | None
+    images: tuple[int, ...]
     own: Callable[[Images], Sequence[str]]
+    alip_names: Sequence[str] | None = None
+    alip_images: tuple[int, ...] | None = None
+    alip_transform: TransformMaker | None = None
+
+    def class_names(self, protocol: str) -> list[str]:
+        """The names of the classes in prompts."""
+        return list(self.alip_names if protocol == "alip" and self.alip_names else self.names)
+
+    def image_counts(self, protocol: str) -> tuple[int, ...]:
+        """How many test images are right."""
+        return self.alip_images if protocol == "alip" and self.alip_images else self.images
 
 
 RETRIEVAL: dict[str, RetrievalRecord] = {
     "coco": RetrievalRecord(
         ("coco/dataset_coco.json", "coco/coco_karpathy_test.json", "dataset_coco.json", "coco_karpathy_test.json"),
         ("coco", "coco/images", "", "coco/val2014", "val2014"),
+        images=5000,
     ),
     "flickr30k": RetrievalRecord(
         ("flickr30k/dataset_flickr30k.json", "flickr30k/flickr30k_test.json", "dataset_flickr30k.json"),
         ("flickr30k", "flickr30k/flickr30k-images", "flickr30k/images", "", "flickr30k-images"),
+        images=1000,
     ),
     "demo-style": RetrievalRecord(("demo/eval/held-out-style/captions.jsonl",)),
     "demo-concept": RetrievalRecord(("demo/eval/held-out-concept/captions.jsonl",)),
 }
 
 
-def _simple(kind: Callable[..., Any], **arguments: Any) -> Opener:
-    return lambda root, protocol: TorchvisionImages(kind(root, **arguments))
+def _simple(dataset: Callable[..., Any], **arguments: Any) -> Opener:
+    return lambda root, protocol: TorchvisionImages(dataset(root, **arguments))
 
 
-def _joined(kind: Callable[..., Any], *splits: str) -> Opener:
-    return lambda root, protocol: JoinedImages([TorchvisionImages(kind(root, split=split)) for split in splits])
+def _joined(dataset: Callable[..., Any], *splits: str) -> Opener:
+    return lambda root, protocol: JoinedImages([TorchvisionImages(dataset(root, split=split)) for split in splits])
 
 
 def _classes(images: Images) -> Sequence[str]:
     return images.dataset.classes
 
 
-def _seeded_parts(count: int, test: float, train: float, seed: int) -> tuple[list[int], list[int]]:
-    """(train, test) numbers as the release draws them: torch's permutation from the seed, train part first."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+def _seeded_parts(count: int, test: float, train: float) -> tuple[list[int], list[int]]:
+    """(train, test) numbers as the release samples them: torch's permutation from its seed, the train part first."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(release.SEED)).tolist()
     first, second = round(count * train), round(count * test)
     return order[:first], order[first : first + second]
 
 
-_RELEASE_SEED = 3072
+class _ClassFolders(ImageFiles):
+    """A folder of images per class, classes and files in sorted order; `classes`: the folders' names."""
+
+    def __init__(self, classes: Sequence[str], paths: Sequence[Path], labels: Sequence[int]):
+        super().__init__(paths, labels)
+        self.classes = list(classes)
+
+
+_TRAIN_IMAGES_PER_CLASS = 30
+_TFDS_SEED = 1234
 
 
 def _caltech(part: str) -> Opener:
     """Caltech-101 has no split of its own.
 
-    field: 30 images a class for training, drawn by a hash of the file's name (at least one is left for the test); the
-    rest, 5,647, is the test part. released: 3,000 and 5,677 of the 8,677 images at random, with the release's seed.
+    standard: as CLIP, VTAB and CLIP_benchmark count: the background class is the 102nd, 30 images of each class are
+    for training and the rest (6,085) is the test part. Which 30 follows TensorFlow Datasets' rule (NumPy's sampling
+    from seed 1234, class after class), on sorted files: theirs are in the order of the disk that made the split.
+    alip: the 101 classes without background, 3,000 and 5,677 of the 8,677 images at random, with the release's seed.
     """
 
     def open_part(root: Path, protocol: str) -> Images:
-        dataset = torchvision_sets.Caltech101(root)
-        if protocol == "released":
-            train, test = _seeded_parts(len(dataset), 5677 / 8677, 3000 / 8677, _RELEASE_SEED)
-        else:
-            train, test = [], []
-            for number in range(len(dataset.categories)):
-                own = [place for place, label in enumerate(dataset.y) if label == number]
-                own.sort(key=lambda place: hashlib.sha256(_tail(file_of(dataset, place))).digest())
-                cut = min(30, len(own) - 1)
-                train += own[:cut]
-                test += own[cut:]
-        return TorchvisionImages(dataset, sorted(train if part == "train" else test))
+        if protocol == "alip":
+            dataset = torchvision_datasets.Caltech101(root)
+            train, test = _seeded_parts(len(dataset), 5677 / 8677, 3000 / 8677)
+            return TorchvisionImages(dataset, sorted(train if part == "train" else test))
+        folders = sorted(entry for entry in (root / "caltech101" / "101_ObjectCategories").iterdir() if entry.is_dir())
+        sampler = np.random.RandomState(_TFDS_SEED)
+        paths, labels = [], []
+        for label, folder in enumerate(folders):
+            files = sorted(folder.glob("*.jpg"))
+            count = min(_TRAIN_IMAGES_PER_CLASS, max(0, len(files) - 1))  # one is left for the test
+            train = set(sampler.choice(len(files), count, replace=False).tolist()) if files else set()
+            chosen = [file for number, file in enumerate(files) if (number in train) == (part == "train")]
+            paths += chosen
+            labels += [label] * len(chosen)
+        return _ClassFolders([folder.name for folder in folders], paths, labels)
 
     return open_part
 
 
-def _tail(path: Path) -> bytes:
-    return "/".join(path.parts[-2:]).encode()
+def _caltech_own(images: Images) -> Sequence[str]:
+    return images.classes if isinstance(images, _ClassFolders) else images.dataset.categories
 
 
 def _sun(part: str) -> Opener:
-    """SUN397: field takes the official first partition (Training_01.txt, Testing_01.txt: 50 images a class each).
+    """SUN397: standard is the official first partition (Training_01.txt, Testing_01.txt: 50 images a class each).
 
-    released: 19,850 images each, at random. The release seeds that with Python's hash of a text, which differs from
+    alip: 19,850 images each, at random. The release seeds that with Python's hash of a text, which differs from
     one process to the next; here the seed is fixed and the files are sorted first.
     """
 
     def open_part(root: Path, protocol: str) -> Images:
-        dataset = torchvision_sets.SUN397(root)
+        dataset = torchvision_datasets.SUN397(root)
         folder = Path(dataset.root) / "SUN397"
         # torchvision lists the files in the disk's own order, which differs between machines.
-        order = sorted(range(len(dataset)), key=lambda place: str(file_of(dataset, place)))
-        if protocol == "released":
-            train, test = _seeded_parts(len(order), 19850 / 108754, 19850 / 108754, _RELEASE_SEED)
+        order = sorted(range(len(dataset)), key=lambda position: str(file_of(dataset, position)))
+        if protocol == "alip":
+            train, test = _seeded_parts(len(order), 19850 / 108754, 19850 / 108754)
             return TorchvisionImages(dataset, sorted(order[n] for n in (train if part == "train" else test)))
         name = "Training_01.txt" if part == "train" else "Testing_01.txt"
-        places = [folder / "Partitions" / name, folder / name, Path(root) / "Partitions" / name]
-        found = next((place for place in places if place.is_file()), None)
+        candidates = [folder / "Partitions" / name, folder / name, Path(root) / "Partitions" / name]
+        found = next((path for path in candidates if path.is_file()), None)
         if found is None:
-            raise UserError(f"sun397 needs {places[0]} (Partitions.zip of the dataset's page), or --protocol released")
-        number = {"/" + file_of(dataset, place).relative_to(folder).as_posix(): place for place in order}
+            raise UserError(f"sun397 needs {candidates[0]} (Partitions.zip of the dataset's page), or --protocol alip")
+        number = {"/" + file_of(dataset, n).relative_to(folder).as_posix(): n for n in order}
         wanted = found.read_text().split()
         missing = [line for line in wanted if line not in number]
         if missing:
@@ -148,7 +184,7 @@ def _imagenet_test(root: Path, protocol: str) -> Images:
     rec = root / "imagenet" / "val.rec"
     if rec.is_file():
         return RecordImages(rec)
-    return TorchvisionImages(torchvision_sets.ImageFolder(root / "imagenet" / "val"))
+    return TorchvisionImages(torchvision_datasets.ImageFolder(root / "imagenet" / "val"))
 
 
 def _imagenet_own(images: Images) -> Sequence[str]:
@@ -163,12 +199,21 @@ def _imagenet_own(images: Images) -> Sequence[str]:
 
 
 def _record(
-    place: str, names: Sequence[str], templates: str, metric: str, test: Opener, train: Opener | None, own=None
-):
-    return ClassificationRecord(place, names, TEMPLATES[templates], metric, test, train, own or _classes)
+    location: str,
+    names: Sequence[str],
+    templates: str,
+    metric: str,
+    test: Opener,
+    train: Opener | None,
+    images: int | tuple[int, ...],
+    own: Callable[[Images], Sequence[str]] = _classes,
+    **alip: Any,
+) -> ClassificationRecord:
+    counts = images if isinstance(images, tuple) else (images,)
+    return ClassificationRecord(location, names, TEMPLATES[templates], metric, test, train, counts, own, **alip)
 
 
-_tv = torchvision_sets
+_tv = torchvision_datasets
 CLASSIFICATION: dict[str, ClassificationRecord] = {
     "cifar10": _record(
         "cifar-10-batches-py",
@@ -177,6 +222,7 @@ CLASSIFICATION: dict[str, ClassificationRecord] = {
         "top1",
         _simple(_tv.CIFAR10, train=False),
         _simple(_tv.CIFAR10, train=True),
+        10_000,
     ),
     "cifar100": _record(
         "cifar-100-python",
@@ -185,6 +231,7 @@ CLASSIFICATION: dict[str, ClassificationRecord] = {
         "top1",
         _simple(_tv.CIFAR100, train=False),
         _simple(_tv.CIFAR100, train=True),
+        10_000,
     ),
     "food101": _record(
         "food-101",
@@ -193,6 +240,7 @@ CLASSIFICATION: dict[str, ClassificationRecord] = {
         "top1",
         _simple(_tv.Food101, split="test"),
         _simple(_tv.Food101, split="train"),
+        25_250,
     ),
     "pets": _record(
         "oxford-iiit-pet",
@@ -201,6 +249,8 @@ CLASSIFICATION: dict[str, ClassificationRecord] = {
         "mean_per_class",
         _simple(_tv.OxfordIIITPet, split="test"),
         _simple(_tv.OxfordIIITPet, split="trainval"),
+        3_669,
+        alip_names=release.PETS,
     ),
     "flowers": _record(
         "flowers-102",
@@ -209,10 +259,11 @@ CLASSIFICATION: dict[str, ClassificationRecord] = {
         "mean_per_class",
         _simple(_tv.Flowers102, split="test"),
         _joined(_tv.Flowers102, "train", "val"),
+        6_149,
         # The archive has no names at all, only numbers; torchvision's list goes with them.
         lambda images: getattr(images.dataset, "classes", classnames.FLOWERS),
     ),
-    "sun397": _record("SUN397", classnames.SUN397, "sun397", "top1", _sun("test"), _sun("train")),
+    "sun397": _record("SUN397", classnames.SUN397, "sun397", "top1", _sun("test"), _sun("train"), 19_850),
     "cars": _record(
         "stanford_cars",
         classnames.CARS,
@@ -220,18 +271,28 @@ CLASSIFICATION: dict[str, ClassificationRecord] = {
         "top1",
         _simple(_tv.StanfordCars, split="test"),
         _simple(_tv.StanfordCars, split="train"),
+        8_041,
     ),
     "dtd": _record(
-        "dtd/dtd", classnames.DTD, "dtd", "top1", _simple(_tv.DTD, split="test"), _joined(_tv.DTD, "train", "val")
+        "dtd/dtd",
+        classnames.DTD,
+        "dtd",
+        "top1",
+        _simple(_tv.DTD, split="test"),
+        _joined(_tv.DTD, "train", "val"),
+        1_880,
     ),
     "caltech101": _record(
         "caltech101/101_ObjectCategories",
-        classnames.CALTECH101,
+        ["background", *classnames.CALTECH101],
         "caltech101",
         "mean_per_class",
         _caltech("test"),
         _caltech("train"),
-        lambda images: images.dataset.categories,
+        (6_085, 6_084),  # CLIP's count; VTAB's
+        _caltech_own,
+        alip_names=classnames.CALTECH101,
+        alip_images=(5_677,),
     ),
     "aircraft": _record(
         "fgvc-aircraft-2013b",
@@ -240,10 +301,20 @@ CLASSIFICATION: dict[str, ClassificationRecord] = {
         "mean_per_class",
         _simple(_tv.FGVCAircraft, split="test"),
         _simple(_tv.FGVCAircraft, split="trainval"),
+        3_333,
     ),
-    "imagenet": _record("imagenet", classnames.IMAGENET, "imagenet", "top1", _imagenet_test, None, _imagenet_own),
+    "imagenet": _record(
+        "imagenet",
+        classnames.IMAGENET,
+        "imagenet",
+        "top1",
+        _imagenet_test,
+        None,
+        50_000,
+        _imagenet_own,
+        alip_transform=release.ImageNetTransform,
+    ),
 }
 
-# The demo's zero-shot sets: folders under the data root with a classes.jsonl; lists beside them.
+# The demo's zero-shot datasets: folders under the data root with a classes.jsonl; lists beside them.
 DEMO_CLASSIFICATION = {"demo-style": "demo/eval/held-out-style", "demo-concept": "demo/eval/held-out-concept"}
-PAPER_PROBE = tuple(name for name, record in CLASSIFICATION.items() if record.train is not None)

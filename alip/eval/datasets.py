@@ -1,31 +1,39 @@
-"""The evaluation sets by name, and any file or folder in the same form."""
+"""The evaluation datasets by name, and any file or folder in the same form."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from alip.errors import UserError
-from alip.eval.caption_files import RetrievalSet, read_caption_file
+from alip.eval.caption_files import FILE_NAME, RetrievalDataset, read_caption_file
 from alip.eval.classnames import check_order
 from alip.eval.dataset_records import CLASSIFICATION, DEMO_CLASSIFICATION, RETRIEVAL, ClassificationRecord, Opener
 from alip.eval.image_readers import ImageFiles, Images
-from alip.eval.prompts import PLAIN_TEMPLATES, check_protocol, check_templates, read_lists
+from alip.eval.prompts import PLAIN_TEMPLATES, canonical_protocol, check_templates, read_lists
+from alip.files import parse_json, read_text
+from alip.schema import check
 
-__all__ = ["ClassificationSet", "RetrievalSet", "open_classification", "open_retrieval"]
+__all__ = ["ClassificationDataset", "RetrievalDataset", "open_classification", "open_retrieval"]
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+_HELP = "see docs/evaluation.md, or `bash scripts/quickstart.sh` for the demo's datasets"
 
 
 @dataclass(frozen=True)
-class ClassificationSet:
+class ClassificationDataset:
     """Labelled images, and what is needed to classify them from words.
 
-    classnames: class number → name. templates: texts with one {}. metric: the headline, "top1" or "mean_per_class".
+    classnames: class number → name. templates: texts with one {}. metric: the primary one, "top1" or "mean_per_class".
     train: opens the labelled images of the linear probe; None where there are none.
+    benchmark: the name in the table of datasets it was opened by, None for somebody's own files.
+    image_counts: how many images the benchmark has, the usual number first; empty where that is not known.
+    transform: model → (PIL image → tensor), where the protocol does not take the model's own.
+    given: the files that replaced the dataset's own lists: {"prompts": path, "classnames": path}.
     """
 
     name: str
@@ -34,12 +42,24 @@ class ClassificationSet:
     templates: list[str]
     metric: str = "top1"
     train: Callable[[], Images] | None = None
+    benchmark: str | None = None
+    image_counts: tuple[int, ...] = ()
+    transform: Callable[[nn.Module], Callable] | None = None
+    given: dict[str, str] | None = None
 
 
-def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None) -> RetrievalSet:
-    """A retrieval set: a name of the table, or a caption file of any form in `alip.eval.caption_files`.
+_ROW = {
+    "type": "object",
+    "required": ["image", "label"],
+    "properties": {"image": FILE_NAME, "label": {"type": ["string", "integer"]}},
+}
 
-    data_root: the folder under which the sets lie; for a file, a further place to look for its images.
+
+def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None) -> RetrievalDataset:
+    """A retrieval dataset: a name of the table, or a caption file of any form in `alip.eval.caption_files`.
+
+    data_root: the folder that holds the datasets; for a file, a further place to look for its images.
+    A file is named after itself and its folder (`coco/my`), `captions.jsonl` after its folder alone.
     """
     name = str(name_or_path)
     root = Path(data_root) if data_root is not None else Path("data")
@@ -48,32 +68,43 @@ def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None
         found = next((root / file for file in record.files if (root / file).is_file()), None)
         if found is None:
             raise UserError(f"{name} needs {' or '.join(str(root / file) for file in record.files)}; {_HELP}")
-        return read_caption_file(found, [root / folder for folder in record.images], name)
+        dataset = read_caption_file(found, [root / folder for folder in record.folders], name)
+        return replace(dataset, benchmark=name, expected_images=record.images)
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "captions.jsonl"
     if not path.is_file():
-        raise UserError(f"no such retrieval set or caption file: {name} (sets: {', '.join(RETRIEVAL)})")
-    return read_caption_file(path, [root] if data_root is not None else [], path.resolve().parent.name or path.stem)
-
-
-_HELP = "see docs/evaluation.md, or `bash scripts/quickstart.sh` for the demo's sets"
+        raise UserError(f"no such retrieval dataset or caption file: {name} (datasets: {', '.join(RETRIEVAL)})")
+    folder = path.resolve().parent.name
+    own_name = folder if path.name == "captions.jsonl" and folder else f"{folder}/{path.stem}"
+    return read_caption_file(path, [root] if data_root is not None else [], own_name)
 
 
 def open_classification(
     name_or_path: str | Path,
     data_root: str | Path | None = None,
     *,
-    protocol: str = "field",
+    protocol: str = "standard",
     classnames: str | Path | None = None,
     prompts: str | Path | None = None,
-) -> ClassificationSet:
-    """A zero-shot set: a name of the table, a folder with one folder per class, or a classes.jsonl.
+) -> ClassificationDataset:
+    """A zero-shot dataset: a name of the table, a folder with one folder per class, or a classes.jsonl.
 
-    classnames, prompts: JSON files in SLIP's form, {set: [names]} and {set: [templates]}, in place of the set's own.
+    classnames, prompts: JSON files in SLIP's form, {dataset: [text, …]}, that replace the dataset's own lists.
     """
-    check_protocol(protocol)
-    name = str(name_or_path)
+    protocol = canonical_protocol(protocol)
+    given = {name: str(file) for name, file in (("classnames", classnames), ("prompts", prompts)) if file}
+    dataset = _open_classification(str(name_or_path), data_root, protocol, classnames, prompts)
+    return replace(dataset, given=given)
+
+
+def _open_classification(
+    name: str,
+    data_root: str | Path | None,
+    protocol: str,
+    classnames: str | Path | None,
+    prompts: str | Path | None,
+) -> ClassificationDataset:
     root = Path(data_root) if data_root is not None else Path("data")
     if name in CLASSIFICATION:
         return _from_table(name, root, protocol, classnames, prompts)
@@ -83,77 +114,106 @@ def open_classification(
         if not lines.is_file():
             raise UserError(f"{name} needs {lines}; {_HELP}")
         names = classnames or folder.parent / "classnames.json"
-        return _from_lines(lines, name, names, prompts or folder.parent / "templates.json")
-    path = Path(name_or_path)
+        dataset = _from_lines(lines, name, names, prompts or folder.parent / "templates.json")
+        return replace(dataset, benchmark=name)
+    path = Path(name)
     if path.is_dir() and (path / "classes.jsonl").is_file():
         path = path / "classes.jsonl"
     if path.is_file():
-        return _from_lines(path, path.resolve().parent.name, classnames, prompts)
+        folder = path.resolve().parent.name
+        own_name = folder if path.name == "classes.jsonl" and folder else f"{folder}/{path.stem}"
+        return _from_lines(path, own_name, classnames, prompts)
     if path.is_dir():
         return _from_folder(path, classnames, prompts)
     known = ", ".join([*CLASSIFICATION, *DEMO_CLASSIFICATION])
-    raise UserError(f"no such zero-shot set, folder or classes.jsonl: {name} (sets: {known})")
+    raise UserError(f"no such zero-shot dataset, folder or classes.jsonl: {name} (datasets: {known})")
 
 
 def _from_table(
     name: str, root: Path, protocol: str, classnames: str | Path | None, prompts: str | Path | None
-) -> ClassificationSet:
+) -> ClassificationDataset:
     record = CLASSIFICATION[name]
     images = _opened(name, root, record, record.test, protocol)
-    check_order(name, record.names, record.own(images))
-    names, templates = list(record.names), list(record.templates)
+    names, templates = record.class_names(protocol), list(record.templates)
+    with _archive(name, root, record):
+        own = list(record.own(images))
+    check_order(name, names, own)
     if classnames:
+        count = len(names)
         names = read_lists(classnames, name, "class names")
-        if len(names) != len(record.names):
-            raise UserError(f"{classnames}: {len(names)} class names for {name}, which has {len(record.names)} classes")
+        if len(names) != count:
+            raise UserError(f"{classnames}: {len(names)} class names for {name}, which has {count} classes")
     if prompts:
         templates = read_lists(prompts, name, "templates")
-    train = None
-    if record.train is not None:
-        train = partial(_opened, name, root, record, record.train, protocol)
-    return ClassificationSet(name, images, names, check_templates(templates, name), record.metric, train)
+    return ClassificationDataset(
+        name,
+        images,
+        names,
+        check_templates(templates, name),
+        record.metric,
+        None if record.train is None else partial(_opened, name, root, record, record.train, protocol),
+        benchmark=name,
+        image_counts=record.image_counts(protocol),
+        transform=record.alip_transform if protocol == "alip" else None,
+    )
+
+
+class _archive:
+    """Errors of the parsers of a dataset's own files as one line.
+
+    What torchvision, SciPy and the like raise for files that are missing, cut or malformed is no fixed list of types.
+    """
+
+    def __init__(self, name: str, root: Path, record: ClassificationRecord):
+        self.name, self.location = name, root / record.location
+
+    def __enter__(self) -> None:
+        if not self.location.exists():
+            raise UserError(f"{self.name} needs {self.location}, which does not exist; {_HELP}")
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UserError(
+                f"{self.name}: the files under {self.location} are not complete: {detail}; {_HELP}"
+            ) from error
 
 
 def _opened(name: str, root: Path, record: ClassificationRecord, opener: Opener, protocol: str) -> Images:
-    place = root / record.place
-    if not place.exists():
-        raise UserError(f"{name} needs {place}, which does not exist; {_HELP}")
-    try:
+    with _archive(name, root, record):
         images = opener(root, protocol)
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
-        # torchvision's way to say that files are missing or are not the published ones.
-        raise UserError(f"{name}: the files under {place} are not complete: {error}; {_HELP}") from error
-    if len(images) == 0:
-        raise UserError(f"{name}: no images under {place}; {_HELP}")
+        count = len(images)
+    if count == 0:
+        raise UserError(f"{name}: no images under {root / record.location}; {_HELP}")
     return images
 
 
-def _from_lines(path: Path, name: str, classnames: str | Path | None, prompts: str | Path | None) -> ClassificationSet:
+def _from_lines(
+    path: Path, name: str, classnames: str | Path | None, prompts: str | Path | None
+) -> ClassificationDataset:
     """Lines {"image": path from the file's folder, "label": class name}."""
     files, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip():
+            place = f"{path}, line {number}"
+            row = parse_json(line, place)
+            check(row, _ROW, place, 'each line must be {"image": path, "label": class name}')
             files.append(path.parent / row["image"])
             labels.append(str(row["label"]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f'{path}, line {number}: expected {{"image": path, "label": class name}}') from error
     if not files:
         raise UserError(f"{path} lists no images")
     names = read_lists(classnames, name, "class names") if classnames else sorted(set(labels))
     if len(set(names)) < len(names):
-        raise UserError(f"{classnames}: a class name of {name} stands twice, so that labels are ambiguous")
+        raise UserError(f"{classnames}: a class name of {name} is listed twice, so that labels are ambiguous")
     number = {class_name: i for i, class_name in enumerate(names)}
     unknown = next((label for label in labels if label not in number), None)
     if unknown is not None:
         raise UserError(f"{path}: the label {unknown!r} is not in the class list ({', '.join(names[:5])}, …)")
     images = ImageFiles(files, [number[label] for label in labels])
-    return ClassificationSet(name, images, names if classnames else _spoken(names), _templates(prompts, name))
+    return ClassificationDataset(name, images, names if classnames else _spoken(names), _templates(prompts, name))
 
 
-def _from_folder(path: Path, classnames: str | Path | None, prompts: str | Path | None) -> ClassificationSet:
+def _from_folder(path: Path, classnames: str | Path | None, prompts: str | Path | None) -> ClassificationDataset:
     """A folder with one folder per class; the class names are the folders' names, or the list given (sorted order)."""
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     if not folders:
@@ -175,7 +235,7 @@ def _from_folder(path: Path, classnames: str | Path | None, prompts: str | Path 
     else:  # folders such as n01440764: the list gives their words, in the folders' sorted order
         number = {label: i for i, label in enumerate(own)}
     images = ImageFiles(files, [number[label] for label in labels])
-    return ClassificationSet(name, images, names, _templates(prompts, name))
+    return ClassificationDataset(name, images, names, _templates(prompts, name))
 
 
 def _spoken(names: Sequence[str]) -> list[str]:

@@ -1,22 +1,29 @@
-"""What eval_retrieval.py and eval_zeroshot.py do: load, measure, print, write results and pictures."""
+"""What eval_retrieval.py and eval_zeroshot.py do: measure, save the numbers, print, and plot."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from alip.errors import UserError
-from alip.eval import plots as pictures
 from alip.eval import report, results
-from alip.eval.cache import weights_fingerprint
-from alip.eval.datasets import ClassificationSet, RetrievalSet
+from alip.eval.datasets import ClassificationDataset, RetrievalDataset
 from alip.eval.features import Encoding
+from alip.eval.image_readers import ImageFiles
+from alip.eval.plots import classification as classification_plots
+from alip.eval.plots import retrieval as retrieval_plots
+from alip.eval.plots.style import draw_or_warn
 from alip.eval.probe import measure_probe
+from alip.eval.prompts import retrieval_prefix
 from alip.eval.retrieval import measure_retrieval
 from alip.eval.zeroshot import measure_zeroshot
+from alip.model.weights import weights_hash
+from alip.text_table import markdown_table
+
+_TITLES = {"retrieval": "retrieval", "zeroshot": "zero-shot", "probe": "linear probe"}
 
 
 def split_names(given: Sequence[str]) -> list[str]:
@@ -41,7 +48,7 @@ def results_folder(checkpoint: str, output: str | None) -> Path:
 
 def retrieval(
     model: nn.Module,
-    datasets: Sequence[RetrievalSet],
+    datasets: Sequence[RetrievalDataset],
     encoding: Encoding,
     *,
     protocol: str,
@@ -49,26 +56,33 @@ def retrieval(
     folder: Path,
     draw: bool = True,
 ) -> int:
-    """Measures retrieval on each set; source is where the model came from, folder is for results and pictures.
+    """Measures retrieval on each dataset; source is where the model came from, folder is for results and plots.
 
     Returns the exit status: 1 when images had to be left out, else 0.
     """
-    facts = _facts(model, source, encoding)
-    entries, left_out = [], 0
+    recorder = _Recorder(model, source, encoding, protocol, folder, draw)
     for dataset in datasets:
         found = measure_retrieval(model, dataset, encoding, protocol)
-        left_out += len(found.unreadable)
-        entries.append(results.entry("retrieval", dataset.name, protocol, found.numbers, facts, found.unreadable))
-        if encoding.world.is_main and draw:
-            pictures.gallery(found, folder / f"gallery-{dataset.name}.png")
-        _warn(encoding, dataset.name, found.unreadable)
-    _finish(encoding, folder, entries, draw)
-    return 1 if left_out else 0
+        if encoding.world.is_main:
+            content = [ImageFiles(dataset.images).content_hash(), *dataset.captions, str(dataset.caption_owner)]
+            recorder.record(
+                "retrieval",
+                dataset,
+                found.numbers,
+                found.unreadable,
+                dataset_hash=results.text_hash(content),
+                expected_images=[dataset.expected_images] if dataset.expected_images else [],
+                prompts_hash=results.text_hash([retrieval_prefix(protocol)]),
+                primary_metric="mean R@1",
+            )
+            recorder.plot("gallery", lambda path, found=found: retrieval_plots.gallery(found, path))
+        recorder.count(found.unreadable)
+    return recorder.finish()
 
 
 def zeroshot(
     model: nn.Module,
-    datasets: Sequence[ClassificationSet],
+    datasets: Sequence[ClassificationDataset],
     encoding: Encoding,
     *,
     protocol: str,
@@ -77,51 +91,124 @@ def zeroshot(
     draw: bool = True,
     task: str = "zeroshot",
 ) -> int:
-    """Measures zero-shot classification on each set, or a linear probe, or both (task); the rest as for `retrieval`."""
-    facts = _facts(model, source, encoding)
-    entries, left_out = [], 0
+    """Measures zero-shot classification on each dataset, or a linear probe, or both (task); else as `retrieval`."""
+    recorder = _Recorder(model, source, encoding, protocol, folder, draw)
     for dataset in datasets:
         if task in ("zeroshot", "both"):
             found = measure_zeroshot(model, dataset, encoding, protocol)
-            left_out += len(found.unreadable)
-            entry = results.entry("zeroshot", dataset.name, protocol, found.numbers, facts, found.unreadable)
-            entries.append({**entry, "metric": dataset.metric})
-            if encoding.world.is_main and draw:
-                pictures.confusion(found, folder / f"confusion-{dataset.name}.png")
-                pictures.per_class(found, folder / f"per-class-{dataset.name}.png")
-            _warn(encoding, dataset.name, found.unreadable)
+            if encoding.world.is_main:
+                recorder.record(
+                    "zeroshot",
+                    dataset,
+                    found.numbers,
+                    found.unreadable,
+                    dataset_hash=dataset.images.content_hash(),
+                    expected_images=list(dataset.image_counts),
+                    prompts_hash=results.text_hash(dataset.templates),
+                    classnames_hash=results.text_hash(dataset.classnames),
+                    primary_metric=dataset.metric,
+                    given=dataset.given or {},
+                )
+                recorder.plot("confusion", lambda path, found=found: classification_plots.confusion(found, path))
+                recorder.plot("per-class", lambda path, found=found: classification_plots.per_class(found, path))
+            recorder.count(found.unreadable)
         if task in ("probe", "both"):
             numbers, unreadable = measure_probe(model, dataset, encoding)
-            left_out += len(unreadable)
-            entry = results.entry("probe", dataset.name, protocol, numbers, facts, unreadable)
-            entries.append({**entry, "metric": dataset.metric})
-            _warn(encoding, dataset.name, unreadable)
-    _finish(encoding, folder, entries, draw)
-    return 1 if left_out else 0
+            if encoding.world.is_main:
+                parts = [dataset.images.content_hash(), dataset.train().content_hash()]
+                recorder.record(
+                    "probe",
+                    dataset,
+                    numbers,
+                    unreadable,
+                    dataset_hash=results.text_hash(parts),
+                    expected_images=list(dataset.image_counts),
+                    primary_metric=dataset.metric,
+                )
+            recorder.count(unreadable)
+    return recorder.finish()
 
 
-def _facts(model: nn.Module, source: str, encoding: Encoding) -> dict[str, Any]:
-    return {
-        "checkpoint": source,
-        "weights_hash": weights_fingerprint(model),
-        "precision": encoding.resolved_precision(),
-    }
+class _Recorder:
+    """Saves each measurement before anything is plotted. Only `count` and `finish` are for all ranks."""
+
+    def __init__(self, model: nn.Module, source: str, encoding: Encoding, protocol: str, folder: Path, draw: bool):
+        self.encoding, self.protocol, self.folder, self.draw = encoding, protocol, folder, draw
+        self.entries: list[results.Entry] = []
+        self.left_out = 0
+        metadata = getattr(model, "metadata", {})
+        self.about: dict[str, Any] = {
+            "checkpoint": source,
+            "step": metadata.get("step"),
+            "weights": metadata.get("weights", "model"),
+            "precision": encoding.resolved_precision(),
+        }
+        if encoding.world.is_main:
+            self.about["weights_hash"] = weights_hash(model)
+
+    def record(self, task: str, dataset: Any, numbers: dict, unreadable: Sequence, **about: Any) -> None:
+        """Adds the entry to results.json, and warns when its numbers are not the benchmark's."""
+        dataset_about = {"dataset": dataset.name, "benchmark": dataset.benchmark}
+        one = results.entry(task, self.protocol, numbers, unreadable, **dataset_about, **self.about, **about)
+        self.entries.append(one)
+        results.save(self.folder, [one])
+        if unreadable:
+            first, reason = unreadable[0]
+            print(
+                f"warning: {dataset.name}: {len(unreadable)} images cannot be read and are left out (named in "
+                f"results.json); the first: {first}: {reason}"
+            )
+        elif mark := results.mark_of(one):
+            print(f"warning: {mark}: not comparable with published numbers; the row is marked in report.md")
+
+    def count(self, unreadable: Sequence) -> None:
+        """Images that were left out cost the exit status, on every rank."""
+        self.left_out += len(unreadable)
+
+    def plot(self, kind: str, draw: Callable[[Path], None]) -> None:
+        """Draws KIND-DATASET of the newest entry; with the entry's id where another one has that name already."""
+        if not self.draw:
+            return
+        one = self.entries[-1]
+        slug = results.file_slug(one["dataset"])
+        others = (
+            other
+            for other in results.load(self.folder)
+            if other["task"] == one["task"] and results.identity(other) != one["id"]
+        )
+        if any(results.file_slug(other["dataset"]) == slug for other in others):
+            slug += f"-{one['id'][:6]}"
+        draw_or_warn(draw, self.folder / f"{kind}-{slug}")
+
+    def finish(self) -> int:
+        """Prints the tables and writes the report from everything in results.json; returns the exit status."""
+        if self.encoding.world.is_main:
+            for task, title in _TITLES.items():
+                own = [one for one in self.entries if one["task"] == task]
+                if own:
+                    print(retrieval_table(own) if task == "retrieval" else classification_table(title, own))
+            if self.draw:
+                name = Path(self.about["checkpoint"]).name
+                report.write({name: results.load(self.folder)}, self.folder)
+            beside = ", report.md and plots beside it" if self.draw else ""
+            print(f"written: {self.folder / results.FILE_NAME}{beside}")
+        return 1 if self.left_out else 0
 
 
 def retrieval_table(entries: Sequence[results.Entry]) -> str:
-    """R@1/5/10 both ways, a row per set."""
+    """R@1/5/10 both ways, a row per dataset."""
     header = ["retrieval", "images", "image→text R@1", "R@5", "R@10", "text→image R@1", "R@5", "R@10", "median rank"]
     rows = []
     for entry in entries:
         numbers = entry["numbers"]
         recalls = [f"{numbers[f'{way}_R@{k}']:.2f}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
         rows.append([entry["dataset"], f"{numbers['images']:,}", *recalls, f"{numbers['text_to_image_median_rank']:g}"])
-    return results.markdown(header, rows)
+    return markdown_table(header, rows)
 
 
-def classification_table(kind: str, entries: Sequence[results.Entry]) -> str:
-    """Headline, top-1, top-5 and mean per class, a row per set."""
-    header = [kind, "images", "classes", "chance", "headline", "top-1", "top-5", "mean per class"]
+def classification_table(title: str, entries: Sequence[results.Entry]) -> str:
+    """Primary metric, top-1, top-5 and mean per class, a row per dataset."""
+    header = [title, "images", "classes", "chance", "primary metric", "top-1", "top-5", "mean per class"]
     rows = []
     for entry in entries:
         numbers = entry["numbers"]
@@ -131,34 +218,10 @@ def classification_table(kind: str, entries: Sequence[results.Entry]) -> str:
                 f"{numbers['images']:,}",
                 f"{numbers['classes']}",
                 f"{100 / numbers['classes']:.2f}",
-                f"{numbers['headline']:.2f}",
+                f"{numbers['primary']:.2f}",
                 f"{numbers['top1']:.2f}",
                 f"{numbers['top5']:.2f}" if "top5" in numbers else "–",
                 f"{numbers['mean_per_class']:.2f}",
             ]
         )
-    return results.markdown(header, rows)
-
-
-def _finish(encoding: Encoding, folder: Path, entries: list[results.Entry], draw: bool) -> None:
-    """On the main rank: prints the tables, adds to results.json, and writes the report anew from all that is in it."""
-    if not encoding.world.is_main:
-        return
-    for kind, title in (("retrieval", ""), ("zeroshot", "zero-shot"), ("probe", "linear probe")):
-        own = [entry for entry in entries if entry["kind"] == kind]
-        if own:
-            print(retrieval_table(own) if kind == "retrieval" else classification_table(title, own))
-    path = results.save(folder, entries)
-    name = Path(entries[0]["checkpoint"]).name
-    if draw:
-        report.write({name: results.load(path)}, folder)
-    print(f"written: {path}" + (", report.md and pictures beside it" if draw else ""))
-
-
-def _warn(encoding: Encoding, name: str, unreadable: Sequence[tuple[str, str]]) -> None:
-    if unreadable and encoding.world.is_main:
-        first, reason = unreadable[0]
-        print(
-            f"warning: {name}: {len(unreadable)} images cannot be read and are left out (named in results.json); "
-            f"the first: {first}: {reason}"
-        )
+    return markdown_table(header, rows)

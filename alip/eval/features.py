@@ -1,13 +1,13 @@
-"""Features of images and texts: batches on the device, shared out over the ranks, cached on disk.
+"""Features of images and texts: batches on the device, divided among the ranks, cached on disk.
 
 The numbers do not depend on how many ranks there are: every image is encoded once, in batches that all have the same
-shape (the last is filled up), and the texts' batches are fixed before they are dealt out.
+shape (the last is padded), and the texts' batches are fixed before they are divided.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from tqdm import tqdm
 from alip.distributed import World, broadcast_object, gather_objects, share
 from alip.errors import UserError
 from alip.eval import cache
-from alip.eval.image_readers import READ_ERRORS, Images
+from alip.eval.image_readers import Images
 from alip.model.precision import autocast, resolve
+
+_MOST_ELONGATED = 200  # long side over short side: the resized image has 200 times the pixels that are used
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class ImageFeatures:
     """Features of the images that could be read.
 
     features: (n, D) float32, L2-normalised, on the rank's device. labels: (n,) int64, -1 without a label.
-    positions: (n,) int64, each row's place in the set. unreadable: (name, reason) of the images left out.
+    positions: (n,) int64, each row's position in the dataset. unreadable: (name, reason) of the images left out.
     """
 
     features: Tensor
@@ -42,7 +44,7 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How to compute features: what the two evaluations hand down.
+    """How to compute features.
 
     batch_size: images per step and rank; texts too. workers: processes per rank that read images.
     precision: a name of alip.model.precision. cache: a folder, or None for no cache.
@@ -76,31 +78,40 @@ class Encoding:
         return tqdm(batches, desc=label, total=total, leave=False, disable=not (self.progress and self.world.is_main))
 
 
-def encode_images(model: nn.Module, images: Images, encoding: Encoding, label: str = "images") -> ImageFeatures:
-    """Features of all images, the same on every rank.
+def encode_images(
+    model: nn.Module,
+    images: Images,
+    encoding: Encoding,
+    label: str = "images",
+    transform: Callable | None = None,
+) -> ImageFeatures:
+    """Features of all images, the same on every rank. transform: PIL image → tensor, in place of the model's own.
 
     Raises UserError when no image at all can be read.
     """
     key = None
     if encoding.cache is not None:
-        key = cache.key_of(model, "images", images.key(), encoding.resolved_precision())
+        own = [] if transform is None else [type(transform).__name__]
+        key = cache.key_of(model, "images", images.cache_key(), encoding.resolved_precision(), *own)
         kept = encoding.cached(key)
         if kept is not None:
             return ImageFeatures(kept["features"], kept["labels"], kept["positions"], [])
-    found = _encode_images(model, images, encoding, label)
+    found = _encode_images(model, images, encoding, label, transform or model.preprocess(is_train=False))
     if encoding.cache is not None and encoding.world.is_main and not found.unreadable:
         values = {"features": found.features, "labels": found.labels, "positions": found.positions}
         cache.write(encoding.cache, key, values)
     return found
 
 
-def _encode_images(model: nn.Module, images: Images, encoding: Encoding, label: str) -> ImageFeatures:
+def _encode_images(
+    model: nn.Module, images: Images, encoding: Encoding, label: str, transform: Callable
+) -> ImageFeatures:
     world = encoding.world
     mine = share(len(images), world)
-    # One shape for every batch of every rank, so that rounding does not depend on the number of ranks; a small set
-    # takes smaller batches, so that the filling of the last one stays cheap.
+    # One shape for every batch of every rank, so that rounding does not depend on the number of ranks; a small dataset
+    # takes smaller batches, so that padding the last one stays cheap.
     batch_size = min(encoding.batch_size, -(-len(images) // 4))
-    reader = _Reader(images, model.preprocess(is_train=False), mine)
+    reader = _Reader(images, transform, mine)
     loader = DataLoader(
         reader,
         batch_size,
@@ -122,9 +133,9 @@ def _encode_images(model: nn.Module, images: Images, encoding: Encoding, label: 
             positions.append(batch_positions)
     unreadable = [failure for part in gather_objects(unreadable, world) for failure in part]
     if len(unreadable) == len(images):
-        name, reason = unreadable[0] if unreadable else ("no images", "the set is empty")
+        name, reason = unreadable[0] if unreadable else ("no images", "the dataset is empty")
         raise UserError(f"none of the {len(images)} images can be read; the first: {name}: {reason}")
-    # A rank may have nothing to hand in: more ranks than images, or none of its images can be read.
+    # A rank may have no rows: more ranks than images, or none of its images can be read.
     no_rows = torch.empty(0, _feature_width(model), device=world.device)
     no_numbers = torch.empty(0, dtype=torch.int64)
     return ImageFeatures(
@@ -158,13 +169,13 @@ def encode_texts(model: nn.Module, texts: Sequence[str], encoding: Encoding, lab
             encoded = model.encode_text(tokens[batches[number]].to(world.device))
             parts.append(F.normalize(encoded.float(), dim=-1))
     rows = gather_rows(torch.cat([torch.empty(0, _feature_width(model), device=world.device), *parts]), world)
-    dealt = torch.cat(
+    gathered = torch.cat(
         [batches[n] for rank in range(world.world_size) for n in range(rank, len(batches), world.world_size)]
     )
     features = torch.empty_like(rows)
-    features[dealt.to(world.device)] = rows
-    place = {text: number for number, text in enumerate(unique)}
-    return features[torch.tensor([place[text] for text in texts], device=world.device)]
+    features[gathered.to(world.device)] = rows
+    row_of = {text: number for number, text in enumerate(unique)}
+    return features[torch.tensor([row_of[text] for text in texts], device=world.device)]
 
 
 def gather_rows(rows: Tensor, world: World) -> Tensor:
@@ -182,19 +193,22 @@ def gather_rows(rows: Tensor, world: World) -> Tensor:
 class _Reader(Dataset):
     """This rank's images, read and prepared in the worker processes."""
 
-    def __init__(self, images: Images, transform: Any, part: range):
+    def __init__(self, images: Images, transform: Any, part: Sequence[int]):
         self.images, self.transform, self.part = images, transform, part
 
     def __len__(self) -> int:
         return len(self.part)
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, int, int, str]:
-        place = self.part[index]
+        position = self.part[index]
         try:
-            image, label = self.images[place]
-        except READ_ERRORS as error:  # named in the results and counted, see `ImageFeatures.unreadable`
-            return None, 0, place, f"{self.images.name(place)}\n{type(error).__name__}: {error}"
-        return self.transform(image), label, place, ""
+            image, label = self.images[position]
+            if max(image.size) > _MOST_ELONGATED * min(image.size):
+                raise ValueError(f"{image.width} × {image.height} pixels: too elongated to be resized")
+            return self.transform(image), label, position, ""
+        # Decoders raise whatever they like on broken files. Named in the results and counted: `unreadable`.
+        except Exception as error:
+            return None, 0, position, f"{self.images.name(position)}\n{type(error).__name__}: {error}"
 
 
 def _collate(items: list[tuple[Tensor | None, int, int, str]]) -> tuple[Tensor | None, Tensor, Tensor, list]:

@@ -1,7 +1,7 @@
-"""Images of an evaluation set, one by one: from files, from a torchvision dataset, from a rec file.
+"""Images of an evaluation dataset, one by one: from files, from a torchvision dataset, from a rec file.
 
-All three have the same form: `len(images)`, `images[i]` → (PIL image in RGB, label), `images.name(i)`, `images.key()`.
-What they raise on an image that cannot be read is in `READ_ERRORS`.
+All have the same form (`Images`). Whatever an image that cannot be read raises is caught by the caller, named in the
+results and counted.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import struct
-import zlib
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
 
-READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+from alip.build.images import rgb_on_white
+
 NO_LABEL = -1
+_HASH_THREADS = 4
 
 
 class Images(Protocol):
@@ -27,23 +29,23 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """(RGB image, label)."""
 
     def name(self, index: int) -> str:
-        """What a person finds the image by: a path, or the place in an archive."""
+        """What a person finds the image by: a path, or the position in an archive."""
 
-    def key(self) -> str:
-        """A short hash that changes when the images, their order or their labels do."""
+    def cache_key(self) -> str:
+        """A short hash of names, sizes, times and labels: changes with them, and costs no reading."""
+
+    def content_hash(self) -> str:
+        """A short hash of the images' bytes, order and labels: the same on every machine and in every folder."""
 
 
 def read_rgb(source: str | Path | BinaryIO) -> Image.Image:
-    """The picture as the field's tools see it: RGB, no EXIF turn; but transparency is put on white."""
+    """The image as the field's tools see it: RGB, EXIF rotation not applied; but transparency is put on white."""
     with Image.open(source) as image:
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, image).convert("RGB")
-        return image.convert("RGB")
+        return rgb_on_white(image)
 
 
 class ImageFiles:
@@ -57,13 +59,19 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_rgb(self.paths[index]), self.labels[index]
+        path = self.paths[index]
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
+            raise OSError("not a regular file")
+        return read_rgb(path), self.labels[index]
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
 
-    def key(self) -> str:
-        return _files_key(self.paths, self.labels)
+    def cache_key(self) -> str:
+        return _stat_key(self.paths, self.labels)
+
+    def content_hash(self) -> str:
+        return _content_of(self.paths, self.labels)
 
 
 class TorchvisionImages:
@@ -81,33 +89,50 @@ class TorchvisionImages:
         return image.convert("RGB"), int(label)
 
     def name(self, index: int) -> str:
-        place = self.indices[index]
-        return str(file_of(self.dataset, place) or f"{type(self.dataset).__name__} image {place}")
+        position = self.indices[index]
+        return str(file_of(self.dataset, position) or f"{type(self.dataset).__name__} image {position}")
 
-    def key(self) -> str:
+    def cache_key(self) -> str:
+        if hasattr(self.dataset, "data"):
+            return self.content_hash()
+        return _stat_key([self.name(index) for index in range(len(self))], [type(self.dataset).__name__])
+
+    def content_hash(self) -> str:
         if hasattr(self.dataset, "data"):  # CIFAR: everything is in memory
-            pixels = hashlib.sha256(np.ascontiguousarray(self.dataset.data).tobytes()).hexdigest()
-            return _hash([pixels, str(self.dataset.targets), str(self.indices)])
-        return _files_key([self.name(index) for index in range(len(self))], [type(self.dataset).__name__])
+            pixels = hashlib.sha256(np.ascontiguousarray(self.dataset.data)).hexdigest()
+            return _short_hash([pixels, str(self.dataset.targets), str(self.indices)])
+        files = [file_of(self.dataset, position) for position in self.indices]
+        return _content_of(files, [_label_of(self.dataset, position) for position in self.indices])
 
 
-def file_of(dataset: Any, place: int) -> Path | None:
+def file_of(dataset: Any, position: int) -> Path | None:
     """The file of a torchvision dataset's image, where it keeps one file per image."""
     if hasattr(dataset, "categories"):  # Caltech-101 numbers its files by class
-        name = f"image_{dataset.index[place]:04d}.jpg"
-        return Path(dataset.root) / "101_ObjectCategories" / dataset.categories[dataset.y[place]] / name
+        name = f"image_{dataset.index[position]:04d}.jpg"
+        return Path(dataset.root) / "101_ObjectCategories" / dataset.categories[dataset.y[position]] / name
     # torchvision has no public name for the list; these are the ones that its classes use.
     for attribute in ("_image_files", "_images"):
         if hasattr(dataset, attribute):
-            return Path(getattr(dataset, attribute)[place])
+            return Path(getattr(dataset, attribute)[position])
     for attribute in ("_samples", "samples"):
         if hasattr(dataset, attribute):
-            return Path(getattr(dataset, attribute)[place][0])
+            return Path(getattr(dataset, attribute)[position][0])
     return None
 
 
+def _label_of(dataset: Any, position: int) -> int:
+    """The class number of a torchvision dataset's image, without reading the image."""
+    for attribute in ("_labels", "y"):
+        if hasattr(dataset, attribute):
+            return int(getattr(dataset, attribute)[position])
+    for attribute in ("_samples", "samples"):
+        if hasattr(dataset, attribute):
+            return int(getattr(dataset, attribute)[position][1])
+    raise TypeError(f"{type(dataset).__name__} keeps its labels in no known attribute")
+
+
 class JoinedImages:
-    """Several sets one after the other (Flowers' train and val, say)."""
+    """Several datasets one after the other (Flowers' train and val, say)."""
 
     def __init__(self, parts: Sequence[Images]):
         self.parts = list(parts)
@@ -123,15 +148,18 @@ class JoinedImages:
         raise IndexError(index)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        part, place = self._find(index)
-        return part[place]
+        part, position = self._find(index)
+        return part[position]
 
     def name(self, index: int) -> str:
-        part, place = self._find(index)
-        return part.name(place)
+        part, position = self._find(index)
+        return part.name(position)
 
-    def key(self) -> str:
-        return _hash([part.key() for part in self.parts])
+    def cache_key(self) -> str:
+        return _short_hash([part.cache_key() for part in self.parts])
+
+    def content_hash(self) -> str:
+        return _short_hash([part.content_hash() for part in self.parts])
 
 
 class RecordImages:
@@ -146,7 +174,7 @@ class RecordImages:
     def _open(self) -> Any:
         from alip.data.recordio import IndexedReader
 
-        # Each worker process opens the file for itself: a handle shared after a fork would share its place in the file.
+        # Each worker process opens the file for itself: a handle shared after a fork would share its file position.
         if self._reader is None or self._reader_process != os.getpid():
             self._reader = IndexedReader(str(self.rec), str(self.rec.with_suffix(".idx")))
             self._reader_process = os.getpid()
@@ -167,12 +195,14 @@ class RecordImages:
     def name(self, index: int) -> str:
         return f"{self.rec} record {index}"
 
-    def key(self) -> str:
-        return _files_key([self.rec, self.rec.with_suffix(".idx")], [])
+    def cache_key(self) -> str:
+        return _stat_key([self.rec, self.rec.with_suffix(".idx")], [])
+
+    def content_hash(self) -> str:
+        return _content_of([self.rec, self.rec.with_suffix(".idx")], [])
 
 
-def _files_key(paths: Sequence[str | Path], facts: Sequence[Any]) -> str:
-    """Hashes names, sizes and times of change: reading every file would cost as much as the evaluation itself."""
+def _stat_key(paths: Sequence[str | Path], metadata: Sequence[Any]) -> str:
     lines = []
     for path in paths:
         try:
@@ -180,8 +210,28 @@ def _files_key(paths: Sequence[str | Path], facts: Sequence[Any]) -> str:
             lines.append(f"{path} {status.st_size} {status.st_mtime_ns}")
         except OSError:
             lines.append(f"{path} missing")
-    return _hash([*lines, str(list(facts))])
+    return _short_hash([*lines, str(list(metadata))])
 
 
-def _hash(parts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def _content_of(paths: Sequence[Path | None], labels: Sequence[int]) -> str:
+    """Reads every file once; hashing (BLAKE2b) is many times faster than decoding, and runs in threads."""
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        return _short_hash([*pool.map(_file_hash, paths), str(list(labels))])
+
+
+def _file_hash(path: Path | None) -> str:
+    """Of a whole file, in memory-sized blocks; "unreadable" for one that cannot be read: it is named elsewhere."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        if path is None or not stat.S_ISREG(os.stat(path).st_mode):
+            return "unreadable"
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except (OSError, ValueError):
+        return "unreadable"
+    return digest.hexdigest()
+
+
+def _short_hash(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alip.distributed import broadcast_object
 from alip.errors import UserError
-from alip.eval.datasets import ClassificationSet
+from alip.eval.datasets import ClassificationDataset
 from alip.eval.features import Encoding, encode_images
 from alip.eval.zeroshot import accuracies
 
@@ -120,17 +120,16 @@ def _held_out(labels: Tensor, seed: int) -> Tensor:
 
 
 def measure_probe(
-    model: nn.Module, dataset: ClassificationSet, encoding: Encoding, seed: int = 0
+    model: nn.Module, dataset: ClassificationDataset, encoding: Encoding, seed: int = 0
 ) -> tuple[dict[str, float], list[tuple[str, str]]]:
-    """Accuracies with `headline` and the chosen C, and the unreadable images. All ranks must call it."""
+    """Accuracies with `primary` and the chosen C, and the unreadable images. All ranks must call it."""
     if dataset.train is None:
-        raise UserError(
-            f"{dataset.name} has no training images for a linear probe; take one of the ten sets of the table"
-        )
+        raise UserError(f"{dataset.name} has no training images for a linear probe; see docs/evaluation.md")
     training = model.training
     model.eval()
-    train = encode_images(model, dataset.train(), encoding, f"{dataset.name} training images")
-    test = encode_images(model, dataset.images, encoding, f"{dataset.name} images")
+    transform = None if dataset.transform is None else dataset.transform(model)
+    train = encode_images(model, dataset.train(), encoding, f"{dataset.name} training images", transform)
+    test = encode_images(model, dataset.images, encoding, f"{dataset.name} images", transform)
     model.train(training)
     numbers: dict[str, float] = {}
     if encoding.world.is_main:
@@ -139,7 +138,7 @@ def measure_probe(
         strength = sweep(train.features, train.labels, classes, fit, seed)
         found = fit(train.features, train.labels, classes, strength)
         numbers, _ = accuracies(found.logits(test.features), test.labels.to(found.weight.device))
-        numbers["headline"] = numbers[dataset.metric]
+        numbers["primary"] = numbers[dataset.metric]
         numbers.update(images=len(test.labels), train_images=len(train.labels), classes=classes, C=strength)
         numbers["unreadable"] = len(train.unreadable) + len(test.unreadable)
     return broadcast_object(numbers, encoding.world), [*train.unreadable, *test.unreadable]

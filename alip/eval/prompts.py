@@ -1,6 +1,6 @@
 """Protocols, prompt templates, and class lists given as files.
 
-A template is a text with one `{}` where the class name goes.
+A template is a text with one `{}` for the class name.
 """
 
 from __future__ import annotations
@@ -11,49 +11,56 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
 from alip.errors import UserError
 from alip.files import read_json
+from alip.schema import check
 
 PROTOCOLS = {
-    "field": "the usual splits, names and templates; captions as they are",
-    "released": "as the ALIP release: its splits; a prefix before every caption",
+    "standard": "the usual splits, names and templates; captions as they are",
+    "alip": "as the ALIP release: its splits, class names and ImageNet resizing; a prefix before every caption",
 }
+_OLD_NAMES = {"field": "standard", "released": "alip"}  # of the protocols, until version 0.1
+ACCEPTED_PROTOCOLS = (*PROTOCOLS, *_OLD_NAMES)
+
+_TEXTS = {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": r"\S"}}
 
 
-def check_protocol(protocol: str) -> None:
-    """Raises UserError unless the protocol is known."""
+def canonical_protocol(protocol: str) -> str:
+    """The protocol's name, today's for an old one; raises UserError for an unknown one."""
+    protocol = _OLD_NAMES.get(protocol, protocol)
     if protocol not in PROTOCOLS:
-        raise UserError(f"unknown protocol {protocol!r}: take {' or '.join(PROTOCOLS)}")
+        raise UserError(f"unknown protocol {protocol!r}: choose {' or '.join(PROTOCOLS)}")
+    return protocol
 
 
 def retrieval_prefix(protocol: str) -> str:
     """What is put before every caption."""
-    return "a photo of " if protocol == "released" else ""
+    return "a photo of " if canonical_protocol(protocol) == "alip" else ""
 
 
-def read_lists(path: str | Path, set_name: str, what: str) -> list[str]:
-    """One set's list from a JSON file in SLIP's form, {set: [text, …]}; `what` names it in errors.
+def read_lists(path: str | Path, dataset_name: str, what: str) -> list[str]:
+    """One dataset's list from a JSON file in SLIP's form, {dataset: [text, …]}; `what` names it in errors.
 
-    The sets' names in SLIP's own files are accepted beside ours.
+    SLIP's own names of the datasets are accepted beside ours.
     """
-    path = Path(path)
+    form = f"{what} are {{dataset: [text, …]}}"
     lists = read_json(path)
-    for name in (set_name, *SLIP_NAMES.get(set_name, ())):
+    for name in (dataset_name, *SLIP_NAMES.get(dataset_name, ())):
         if name in lists:
-            found = lists[name]
-            if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
-                raise UserError(f"{path}: {name} must be a list of texts")
-            return found
-    raise UserError(f"{path} has no {what} for {set_name}; it has: {', '.join(list(lists)[:20])}")
+            check(lists, {"properties": {name: _TEXTS}}, path, form)
+            return lists[name]
+    raise UserError(
+        f"{path} has no {what} for {dataset_name}; it has: {', '.join(list(lists)[:20])[:200] or 'nothing'}"
+    )
 
 
-def check_templates(templates: list[str], set_name: str) -> list[str]:
-    """The templates; raises UserError for one without exactly one place for the class name."""
+def check_templates(templates: list[str], dataset_name: str) -> list[str]:
+    """The templates; raises UserError for one without exactly one `{}` for the class name."""
     for template in templates:
         if template.count("{}") != 1:
-            raise UserError(f'{set_name}: the template "{template}" needs exactly one {{}} for the class name')
+            raise UserError(f'{dataset_name}: the template "{template}" needs exactly one {{}} for the class name')
     return templates
 
 
-# How SLIP's files and the ALIP release name the same sets.
+# How SLIP's files and the ALIP release name the same datasets.
 SLIP_NAMES = {
     "cars": ("stanford_car", "stanford_cars"),
     "aircraft": ("fgvc_aircraft",),
@@ -75,8 +82,8 @@ def _forms(*forms: str, articles: tuple[str, ...] = ("a", "the")) -> list[str]:
 # The templates that CLIP published and SLIP, HiCLIP and the ALIP release use too; ImageNet's are open_clip's.
 TEMPLATES: dict[str, list[str]] = {
     "cifar": _forms(
-        *[f"a {kind} photo of * {{}}.".replace("  ", " ") for kind in ("", "blurry", "black and white")],
-        *[f"a {kind} photo of * {{}}." for kind in ("low contrast", "high contrast", "bad", "good")],
+        *[f"a {quality} photo of * {{}}.".replace("  ", " ") for quality in ("", "blurry", "black and white")],
+        *[f"a {quality} photo of * {{}}." for quality in ("low contrast", "high contrast", "bad", "good")],
         *[f"a photo of * {size} {{}}." for size in ("small", "big")],
     ),
     "food101": ["a photo of {}, a type of food."],

@@ -1,4 +1,4 @@
-"""Tables and bars of one or several runs, beside the published rows for the same sets.
+"""Tables and bars of one or several runs, beside the published rows for the same datasets.
 
 python -m alip.eval.report RUN [RUN …] [--output DIR]
 """
@@ -7,137 +7,253 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from alip.errors import UserError, run_command
-from alip.eval import plots as pictures
 from alip.eval import published, results
+from alip.eval.plots.bars import bars
+from alip.eval.plots.style import draw_or_warn
+from alip.files import atomic_write
+from alip.text_table import markdown_table
 
 Entry = results.Entry
 Runs = dict[str, list[Entry]]  # a name for the run → its entries
+Column = tuple[str, str | None]  # a dataset's name and the hash of its content
 _WAYS = (("image_to_text", "image → text"), ("text_to_image", "text → image"))
 _TITLES = {"zeroshot": "Zero-shot classification", "probe": "Linear probe"}
 _PUBLISHED = {"zeroshot": published.ZEROSHOT, "probe": published.PROBE}
+_PUBLISHED_MEAN = {"zeroshot": published.ZEROSHOT_MEAN, "probe": published.PROBE_MEAN}
+
+
+@dataclass
+class Row:
+    """Measurements that may stand in one row: the same weights, protocol, precision and kind of prompts.
+
+    details: what tells the row from the others of its run.
+    """
+
+    run: str
+    details: list[str]
+    cells: dict[Column, Entry] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"{self.run} ({', '.join(self.details)})"
+
+
+def rows_of(runs: Runs, task: str) -> list[Row]:
+    """The rows of a task's table; no row mixes two checkpoints, two precisions or two lists of prompts."""
+    rows = []
+    for run, entries in runs.items():
+        own = [entry for entry in entries if entry["task"] == task]
+        grouped: dict[tuple, Row] = {}
+        for entry in own:
+            given = tuple(sorted((entry.get("given") or {}).items()))
+            names = ("protocol", "weights_hash", "weights", "precision")
+            key = (*(entry.get(name) for name in names), given)
+            column = (entry["dataset"], entry.get("dataset_hash"))
+            attempt = 0
+            while (*key, attempt) in grouped and column in grouped[(*key, attempt)].cells:
+                attempt += 1  # the same file of prompts with other content
+            row = grouped.setdefault((*key, attempt), Row(run, _details(entry, own, attempt)))
+            row.cells[column] = entry
+        rows += grouped.values()
+    return rows
+
+
+def _details(entry: Entry, entries: Sequence[Entry], attempt: int) -> list[str]:
+    """The protocol always; the rest where the run's entries differ in it."""
+    details = [entry["protocol"]]
+    if len({one.get("weights_hash") for one in entries}) > 1:
+        step = entry.get("step")
+        details.append(f"weights {entry.get('weights_hash') or 'unknown'}" if step is None else f"step {step:,}")
+    if entry.get("weights") == "ema":
+        details.append("EMA")
+    if len({one.get("precision") for one in entries}) > 1:
+        details.append(str(entry.get("precision")))
+    given = entry.get("given") or {}
+    details += [f"{name} from {Path(file).name}" for name, file in sorted(given.items())]
+    if attempt:
+        details.append(f"lists {results.identity(entry)[:6]}")
+    return details
+
+
+def columns_of(rows: Sequence[Row], task: str) -> dict[Column, str]:
+    """{column: its title} in the order of the published table, then as they came."""
+    found = list(dict.fromkeys(column for row in rows for column in row.cells))
+    known = list(published.RETRIEVAL) if task == "retrieval" else list(published.ZEROSHOT["ALIP"])
+    found.sort(key=lambda column: known.index(column[0]) if column[0] in known else len(known))
+    names = [name for name, _ in found]
+
+    def title(column: Column) -> str:
+        name, content = column
+        return name if names.count(name) == 1 else f"{name} [content {(content or 'unknown')[:7]}]"
+
+    return {column: title(column) for column in found}
+
+
+def _benchmark(rows: Sequence[Row], column: Column) -> str | None:
+    """The benchmark's name, if the column is one: somebody's own file of the same name is not."""
+    entries = [row.cells[column] for row in rows if column in row.cells]
+    # Version 1 of results.json does not say; there the name must do.
+    return entries[0]["benchmark"] if "benchmark" in entries[0] else column[0]
+
+
+class _Marks:
+    """Footnotes for numbers that are not the benchmark's own."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def on(self, text: str, entry: Entry | None) -> str:
+        mark = results.mark_of(entry) if entry is not None else ""
+        if not mark:
+            return text
+        if mark not in self.notes:
+            self.notes.append(mark)
+        return f"{text} [{self.notes.index(mark) + 1}]"
+
+    def text(self) -> list[str]:
+        return [f"[{number}]: {note}; not comparable." for number, note in enumerate(self.notes, 1)]
 
 
 def write(runs: Runs, folder: Path) -> list[Path]:
     """Writes report.md and the bars against the published methods into folder; returns what it wrote."""
-    folder.mkdir(parents=True, exist_ok=True)
     page = folder / "report.md"
-    page.write_text(markdown(runs), encoding="utf-8")
+    with atomic_write(page, text=True) as file:
+        # Names of files need not be UTF-8.
+        file.write(markdown(runs).encode("utf-8", "backslashreplace").decode())
     written = [page]
-    for dataset in _datasets(runs, "retrieval"):
-        path = folder / f"retrieval-{dataset}.png"
-        _retrieval_bars(runs, dataset, path)
-        written.append(path)
-    for kind, title in _TITLES.items():
-        names = _datasets(runs, kind)
-        if names:
-            path = folder / f"{kind}.png"
-            series = [(name, _headlines(runs[name], kind, names), True) for name in runs]
-            theirs = _PUBLISHED[kind]
-            rows = [(m, [values.get(n) for n in names], False) for m, values in theirs.items()]
-            rows = [row for row in rows if any(value is not None for value in row[1])]
-            pictures.bars(names, [*rows, *series], f"{title}, each set's headline metric", path)
-            written.append(path)
+    rows = rows_of(runs, "retrieval")
+    for column, title in columns_of(rows, "retrieval").items():
+        draw = lambda path, column=column, title=title: _retrieval_bars(rows, column, title, path)  # noqa: E731
+        written += draw_or_warn(draw, folder / f"retrieval-{results.file_slug(title)}")
+    for task, title in _TITLES.items():
+        task_rows = rows_of(runs, task)
+        if task_rows:
+            draw = lambda path, rows=task_rows, task=task, title=title: _task_bars(rows, task, title, path)  # noqa: E731
+            written += draw_or_warn(draw, folder / task)
     return written
 
 
 def markdown(runs: Runs) -> str:
-    """The page: a table for each retrieval set, one for zero-shot, one for the probe, and what was measured."""
-    parts = ["# Results", ""]
-    for dataset in _datasets(runs, "retrieval"):
-        parts += [f"## Retrieval: {dataset}", "", _retrieval_table(runs, dataset), ""]
-    for kind, title in _TITLES.items():
-        names = _datasets(runs, kind)
-        if names:
-            parts += [f"## {title}", "", _headline_table(runs, kind, names), ""]
-    parts += ["## What was measured", ""]
-    header = ["model", "set", "protocol", "images", "unreadable", "weights", "precision"]
+    """The page: a table for each retrieval dataset, one for zero-shot, one for the probe, and what was measured."""
+    parts, marks = ["# Results", ""], _Marks()
+    rows = rows_of(runs, "retrieval")
+    for column, title in columns_of(rows, "retrieval").items():
+        parts += [f"## Retrieval: {title}", "", _retrieval_table(rows, column, marks), ""]
+    for task, title in _TITLES.items():
+        task_rows = rows_of(runs, task)
+        if task_rows:
+            parts += [f"## {title}", "", _primary_table(task_rows, task, marks), ""]
+    parts += ["## What was measured", "", _inventory(runs), "", *marks.text()]
+    page = "\n".join(parts).rstrip() + "\n"
+    if "[P]" in page:
+        page += "\n[P]: published in the ALIP paper (ViT-B/32 on YFCC15M, the release's protocol), not measured here.\n"
+    return page
+
+
+def _inventory(runs: Runs) -> str:
+    header = ["model", "dataset", "task", "protocol", "images", "unreadable", "content", "weights", "step", "precision"]
     rows = [
         [
             name,
-            f"{entry['dataset']} ({entry['kind']})",
+            entry["dataset"],
+            entry["task"],
             entry["protocol"],
             f"{entry['numbers']['images']:,}",
             str(entry["numbers"]["unreadable"]),
-            entry["weights_hash"],
-            entry["precision"],
+            str(entry.get("dataset_hash") or "unknown")[:7],
+            f"{entry.get('weights_hash') or 'unknown'!s}{' (EMA)' if entry.get('weights') == 'ema' else ''}",
+            "–" if entry.get("step") is None else f"{entry['step']:,}",
+            str(entry.get("precision") or "unknown"),
         ]
         for name, entries in runs.items()
         for entry in entries
     ]
-    page = "\n".join([*parts, results.markdown(header, rows), ""])
-    if "[P]" in page:
-        page += (
-            "\n[P]: as published in the ALIP paper (ViT-B/32 on YFCC15M, the release's protocol), not measured here.\n"
-        )
-    return page
+    return markdown_table(header, rows)
 
 
-def _datasets(runs: Runs, kind: str) -> list[str]:
-    """All sets of a kind, in the order of the published table, then as they came."""
-    found = list(dict.fromkeys(e["dataset"] for entries in runs.values() for e in entries if e["kind"] == kind))
-    known = list(published.RETRIEVAL) if kind == "retrieval" else list(published.ZEROSHOT["ALIP"])
-    return sorted(found, key=lambda name: known.index(name) if name in known else len(known))
-
-
-def _find(entries: Sequence[Entry], kind: str, dataset: str) -> list[Entry]:
-    return [entry for entry in entries if (entry["kind"], entry["dataset"]) == (kind, dataset)]
-
-
-def _retrieval_table(runs: Runs, dataset: str) -> str:
+def _retrieval_table(rows: Sequence[Row], column: Column, marks: _Marks) -> str:
     header = ["model", *[f"{label} R@{k}" for _, label in _WAYS for k in (1, 5, 10)], "median rank"]
-    rows = []
-    for name, entries in runs.items():
-        for entry in _find(entries, "retrieval", dataset):
-            numbers = entry["numbers"]
-            values = [f"{numbers[f'{way}_R@{k}']:.1f}" for way, _ in _WAYS for k in (1, 5, 10)]
-            medians = "/".join(f"{numbers[f'{way}_median_rank']:g}" for way, _ in _WAYS)
-            rows.append([f"**{name}** ({entry['protocol']})", *values, medians])
-    for method, ways in published.RETRIEVAL.get(dataset, {}).items():
-        rows.append([f"{method} [P]", *[f"{value:.1f}" for way in ways for value in way], "–"])
-    return results.markdown(header, rows)
+    cells = []
+    for row in rows:
+        entry = row.cells.get(column)
+        if entry is None:
+            continue
+        numbers = entry["numbers"]
+        values = [f"{numbers[f'{way}_R@{k}']:.1f}" for way, _ in _WAYS for k in (1, 5, 10)]
+        medians = "/".join(f"{numbers[f'{way}_median_rank']:g}" for way, _ in _WAYS)
+        cells.append([marks.on(f"**{row.run}** ({', '.join(row.details)})", entry), *values, medians])
+    for method, ways in published.RETRIEVAL.get(_benchmark(rows, column) or "", {}).items():
+        cells.append([f"{method} [P]", *[f"{value:.1f}" for way in ways for value in way], "–"])
+    return markdown_table(header, cells)
 
 
-def _headlines(entries: Sequence[Entry], kind: str, names: Sequence[str], protocol: str | None = None) -> list:
-    values = []
-    for name in names:
-        found = [e for e in _find(entries, kind, name) if protocol in (None, e["protocol"])]
-        values.append(found[0]["numbers"]["headline"] if found else None)
-    return values
+def _primary_table(rows: Sequence[Row], task: str, marks: _Marks) -> str:
+    """A column per dataset; the mean is given only where no dataset is missing, published means as published."""
+    columns = columns_of(rows, task)
+    cells = []
+    for row in rows:
+        entries = [row.cells.get(column) for column in columns]
+        values = [None if entry is None else entry["numbers"]["primary"] for entry in entries]
+        shown = [marks.on(_cell(value), entry) for value, entry in zip(values, entries)]
+        cells.append([f"**{row.run}** ({', '.join(row.details)})", *shown, _cell(_mean(values))])
+    names = [_benchmark(rows, column) for column in columns]
+    all_there = len(names) == len(_PUBLISHED[task]["ALIP"]) and set(names) == set(_PUBLISHED[task]["ALIP"])
+    for method in dict.fromkeys([*_PUBLISHED[task], *_PUBLISHED_MEAN[task]]):
+        own = _PUBLISHED[task].get(method, {})
+        values = [own.get(name or "") for name in names]
+        mean = _PUBLISHED_MEAN[task].get(method) if all_there else _mean(values)
+        if mean is not None or any(value is not None for value in values):
+            cells.append([f"{method} [P]", *map(_cell, values), _cell(mean)])
+    return markdown_table(["model", *columns.values(), "mean"], cells)
 
 
-def _headline_table(runs: Runs, kind: str, names: Sequence[str]) -> str:
-    """A column per set; the average stands only where no set is missing."""
-    rows = []
-    for name, entries in runs.items():
-        for protocol in dict.fromkeys(e["protocol"] for e in entries if e["kind"] == kind):
-            rows.append((f"**{name}** ({protocol})", _headlines(entries, kind, names, protocol)))
-    for method, values in _PUBLISHED[kind].items():
-        if any(name in values for name in names):
-            rows.append((f"{method} [P]", [values.get(name) for name in names]))
-    cells = [
-        [label, *[_cell(v) for v in values], _cell(sum(values) / len(values) if None not in values else None)]
-        for label, values in rows
-    ]
-    return results.markdown(["model", *names, "average"], cells)
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else sum(values) / len(values)
 
 
 def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def _retrieval_bars(runs: Runs, dataset: str, path: Path) -> None:
-    groups = [f"{label}\nR@{k}" for _, label in _WAYS for k in (1, 5, 10)]
-    theirs = published.RETRIEVAL.get(dataset, {})
+def _retrieval_bars(rows: Sequence[Row], column: Column, title: str, path: Path) -> None:
+    groups = [f"R@{k}\n{label if k == 5 else ''}" for _, label in _WAYS for k in (1, 5, 10)]
+    theirs = published.RETRIEVAL.get(_benchmark(rows, column) or "", {})
     series = [(method, [value for way in ways for value in way], False) for method, ways in theirs.items()]
-    for name, entries in runs.items():
-        for entry in _find(entries, "retrieval", dataset):
-            values = [entry["numbers"][f"{way}_R@{k}"] for way, _ in _WAYS for k in (1, 5, 10)]
-            series.append((f"{name} ({entry['protocol']})", values, True))
-    beside = ", beside the published B/32 on YFCC15M" if theirs else ""
-    pictures.bars(groups, series, f"Retrieval on {dataset}{beside}", path)
+    entries = [(row, row.cells[column]) for row in rows if column in row.cells]
+    for row, entry in entries:
+        values = [entry["numbers"][f"{way}_R@{k}"] for way, _ in _WAYS for k in (1, 5, 10)]
+        series.append((row.label, values, True))
+    # A random order finds one of an image's captions, or a caption's image, with these probabilities.
+    numbers = entries[0][1]["numbers"]
+    images = max(1.0, float(numbers["images"]))
+    captions = max(images, float(numbers.get("captions", images)))
+    per_image = captions / images
+    chance = [100 * min(1.0, 1 - (1 - min(1.0, k / captions)) ** per_image) for k in (1, 5, 10)]
+    chance += [100 * min(1.0, k / images) for k in (1, 5, 10)]
+    beside = ", beside published B/32 models (YFCC15M)" if theirs else ""
+    bars(groups, series, f"Retrieval on {title}{beside}", "recall (%)", path, chance)
+
+
+def _task_bars(rows: Sequence[Row], task: str, title: str, path: Path) -> None:
+    columns = columns_of(rows, task)
+    names = [_benchmark(rows, column) for column in columns]
+    series = []
+    for method, own in _PUBLISHED[task].items():
+        values = [own.get(name or "") for name in names]
+        if any(value is not None for value in values):
+            series.append((method, values, False))
+    for row in rows:
+        entries = [row.cells.get(column) for column in columns]
+        series.append((row.label, [None if one is None else one["numbers"]["primary"] for one in entries], True))
+    chance = []
+    for column in columns:
+        first = next(row.cells[column] for row in rows if column in row.cells)
+        chance.append(100.0 / max(1.0, float(first["numbers"]["classes"])))
+    bars(list(columns.values()), series, f"{title}: primary metric of each dataset", "accuracy (%)", path, chance)
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -152,12 +268,12 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None, show: Callable[[str], None] = print) -> int:
-    """The command: reads every run's results, prints the table, draws the bars."""
+    """The command: reads every run's results, prints the tables, draws the bars."""
     parser = argparse.ArgumentParser(
-        description="Compares evaluated runs: a table, and bars beside the published ones."
+        description="Compares evaluated runs: tables, and bars beside the published numbers."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders with a results.json")
-    parser.add_argument("--output", metavar="DIR", help="for report.md and pictures (default: the first run's results)")
+    parser.add_argument("--output", metavar="DIR", help="for report.md and plots (default: the first run's results)")
     args = parser.parse_args(argv)
     runs = {name: results.load(Path(path)) for name, path in zip(_names(args.runs), args.runs)}
     folder = Path(args.output) if args.output else results.folder_of(Path(args.runs[0]))

@@ -1,9 +1,11 @@
-"""results.json, and the tables made from it."""
+"""results.json: what was measured, and on what. An entry is identified by everything that its numbers depend on."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,24 +17,82 @@ import torchvision
 
 from alip import __version__
 from alip.errors import UserError
-from alip.files import write_json
+from alip.eval.prompts import ACCEPTED_PROTOCOLS, canonical_protocol
+from alip.files import read_json, write_json
+from alip.schema import check
 
 FILE_NAME = "results.json"
 _NAMED_AT_MOST = 100  # unreadable images that are listed by name
 
 Entry = dict[str, Any]
 
+# Two measurements are the same one when all of these are equal; results.json keeps the newest of them.
+IDENTITY = (
+    "task",
+    "dataset",
+    "dataset_hash",
+    "protocol",
+    "weights_hash",
+    "weights",
+    "precision",
+    "prompts_hash",
+    "classnames_hash",
+)
 
-def entry(
-    kind: str, dataset: str, protocol: str, numbers: dict[str, float], facts: dict[str, Any], unreadable: Sequence
-) -> Entry:
-    """One measurement. kind: "retrieval", "zeroshot" or "probe". facts: checkpoint, precision and the like."""
-    return {
-        "kind": kind,
-        "dataset": dataset,
-        "protocol": protocol,
+_NAME = {"type": "string", "minLength": 1}
+_OPTIONAL_NAME = {"type": ["string", "null"]}
+_SCHEMA = {
+    "type": "object",
+    "required": ["format", "version", "entries"],
+    "properties": {
+        "format": {"const": "alip-results"},
+        "version": {"enum": [1, 2]},
+        "entries": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["task", "dataset", "protocol", "numbers"],
+                "properties": {
+                    "task": {"enum": ["retrieval", "zeroshot", "probe"]},
+                    "dataset": _NAME,
+                    "protocol": {"enum": list(ACCEPTED_PROTOCOLS)},
+                    "numbers": {
+                        "type": "object",
+                        "required": ["images", "unreadable"],
+                        "additionalProperties": {"type": "number"},
+                    },
+                    **{
+                        name: _OPTIONAL_NAME
+                        for name in (*IDENTITY[2:], "benchmark", "checkpoint")
+                        if name != "protocol"
+                    },
+                    "step": {"type": ["integer", "null"]},
+                    "expected_images": {"type": "array", "items": {"type": "integer"}},
+                    "given": {"type": "object", "additionalProperties": {"type": "string"}},
+                },
+            },
+        },
+    },
+}
+# The numbers that tables need.
+_NUMBERS = {
+    "retrieval": [
+        f"{way}_{n}" for way in ("image_to_text", "text_to_image") for n in ("R@1", "R@5", "R@10", "median_rank")
+    ],
+    "zeroshot": ["primary", "top1", "mean_per_class", "classes"],
+    "probe": ["primary", "top1", "mean_per_class", "classes"],
+}
+
+
+def entry(task: str, protocol: str, numbers: dict[str, float], unreadable: Sequence, **about: Any) -> Entry:
+    """One measurement. task: "retrieval", "zeroshot" or "probe". about: the rest of IDENTITY, and what readers want
+    to know (checkpoint, step, given files, expected_images, benchmark, primary_metric).
+    """
+    one = {
+        "task": task,
+        "protocol": canonical_protocol(protocol),
+        **about,
         "numbers": numbers,
-        **facts,
         "unreadable": [f"{name}: {reason}" for name, reason in unreadable[:_NAMED_AT_MOST]],
         "versions": {
             "alip": __version__,
@@ -43,20 +103,38 @@ def entry(
         },
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    return {"id": identity(one), **one}
+
+
+def identity(one: Entry) -> str:
+    """A short hash of everything that an entry's numbers depend on."""
+    return text_hash([str(one.get(name)) for name in IDENTITY])[:12]
+
+
+def text_hash(texts: Sequence[str]) -> str:
+    """A short hash of texts in their order (prompts, class names, captions)."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+
+
+def mark_of(one: Entry) -> str:
+    """Why the number is not the benchmark's own (a wrong number of images, unreadable ones), or an empty string."""
+    numbers, expected = one["numbers"], one.get("expected_images") or []
+    marks = []
+    if expected and numbers["images"] + numbers["unreadable"] not in expected:
+        marks.append(f"{numbers['images'] + numbers['unreadable']:,} images where {one['dataset']} has {expected[0]:,}")
+    if numbers["unreadable"]:
+        marks.append(f"{numbers['unreadable']:,} unreadable images left out")
+    return ", ".join(marks)
 
 
 def save(folder: Path, new: Sequence[Entry]) -> Path:
-    """Adds entries to the folder's results.json; one of the same kind, set and protocol is replaced. Atomic."""
+    """Adds entries to the folder's results.json; one of the same identity is replaced. Atomic."""
     path = folder / FILE_NAME
     old = load(path) if path.exists() else []
-    replaced = {_identity(one) for one in new}
-    entries = [one for one in old if _identity(one) not in replaced] + list(new)
-    write_json(path, {"format": "alip-results", "version": 1, "entries": entries})
+    replaced = {identity(one) for one in new}
+    entries = [one for one in old if identity(one) not in replaced] + list(new)
+    write_json(path, {"format": "alip-results", "version": 2, "entries": entries})
     return path
-
-
-def _identity(one: Entry) -> tuple[str, str, str]:
-    return one["kind"], one["dataset"], one["protocol"]
 
 
 def folder_of(path: Path) -> Path:
@@ -68,26 +146,38 @@ def folder_of(path: Path) -> Path:
 
 
 def load(path: Path) -> list[Entry]:
-    """The entries of a results.json (or of the folder that holds one, or of a run folder)."""
+    """The entries of a results.json (or of its folder, or of a run folder); UserError for other files."""
     file = folder_of(path) / FILE_NAME
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); delete it and evaluate again") from error
-    if not isinstance(data, dict) or data.get("format") != "alip-results":
-        raise UserError(f"{file} is not a results file of this project")
+    data = read_json(file)
+    if data.get("format") != "alip-results":
+        raise UserError(f"{file}: not a results file of this project; delete it and evaluate again")
+    if data.get("version") == 1 and isinstance(data.get("entries"), list):
+        data["entries"] = [_from_version_1(one) for one in data["entries"]]
+    check(data, _SCHEMA, file, "delete the file and evaluate again")
+    for number, one in enumerate(data["entries"]):
+        one["protocol"] = canonical_protocol(one["protocol"])
+        missing = [name for name in _NUMBERS[one["task"]] if name not in one["numbers"]]
+        if missing:
+            raise UserError(f"{file}: entries[{number}].numbers: {missing[0]} missing; delete the file, evaluate again")
     return data["entries"]
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+def _from_version_1(one: Any) -> Any:
+    """Other words, and nothing on content, prompts and EMA: these stay unknown, and match nothing."""
+    if not isinstance(one, dict):
+        return one
+    names = {"kind": "task", "metric": "primary_metric"}
+    one = {names.get(name, name): value for name, value in one.items()}
+    if isinstance(one.get("numbers"), dict):
+        words = (("headline_truncated", "primary_truncated"), ("headline", "primary"))
+        numbers = dict(one["numbers"])
+        for old, new in words:
+            if old in numbers:
+                numbers[new] = numbers.pop(old)
+        one["numbers"] = numbers
+    return one
 
-    def line(cells: Sequence[str]) -> str:
-        first = str(cells[0]).ljust(widths[0])
-        return (
-            " | ".join([f"| {first}", *[str(cell).rjust(width) for cell, width in zip(cells[1:], widths[1:])]]) + " |"
-        )
 
-    rule = "|" + "-" * (widths[0] + 2) + "|" + "".join("-" * (width + 1) + ":|" for width in widths[1:])
-    return "\n".join([line(header), rule, *[line(row) for row in rows]])
+def file_slug(name: str) -> str:
+    """The name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "dataset"

@@ -14,24 +14,24 @@ from torch import Tensor, nn
 
 from alip.distributed import World, broadcast_object
 from alip.errors import UserError
-from alip.eval.datasets import RetrievalSet
+from alip.eval.datasets import RetrievalDataset
 from alip.eval.features import Encoding, encode_images, encode_texts
 from alip.eval.image_readers import ImageFiles
-from alip.eval.prompts import check_protocol, retrieval_prefix
+from alip.eval.prompts import retrieval_prefix
 from alip.eval.ranking import Ranks, ranks_from_features, ranks_from_scores
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What one evaluation found: the numbers, and what pictures need.
+    """What one evaluation found: the numbers, and what plots need.
 
-    dataset: the set that was measured, without the images that could not be read.
+    dataset: what was measured, without the images that could not be read.
     image_features (images, D), caption_features (captions, D): L2-normalised float32.
     unreadable: (name, reason) of images left out, with their captions.
     """
 
     numbers: dict[str, float]
-    dataset: RetrievalSet
+    dataset: RetrievalDataset
     image_features: Tensor
     caption_features: Tensor
     unreadable: list[tuple[str, str]]
@@ -67,13 +67,13 @@ def recalls(ranks: Ranks, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
 
 def evaluate_retrieval(
     model: nn.Module,
-    dataset: RetrievalSet,
+    dataset: RetrievalDataset,
     *,
     world: World,
     batch_size: int = 256,
     workers: int = 2,
     precision: str = "fp32",
-    protocol: str = "field",
+    protocol: str = "standard",
     progress: bool = False,
 ) -> dict[str, float]:
     """The retrieval numbers of `dataset`, the same on every rank. All ranks must call it."""
@@ -82,10 +82,9 @@ def evaluate_retrieval(
 
 
 def measure_retrieval(
-    model: nn.Module, dataset: RetrievalSet, encoding: Encoding, protocol: str = "field"
+    model: nn.Module, dataset: RetrievalDataset, encoding: Encoding, protocol: str = "standard"
 ) -> Retrieved:
     """Encodes images and captions (with the protocol's prefix), and ranks them. All ranks must call it."""
-    check_protocol(protocol)
     training = model.training
     model.eval()
     prefix = retrieval_prefix(protocol)
@@ -103,12 +102,14 @@ def measure_retrieval(
         numbers = recalls(ranks_from_features(found.features, caption_features, owner))
         numbers.update(_single_positive(found.features, caption_features, dataset.caption_owner))
         numbers.update(images=len(dataset.images), captions=len(dataset.captions), unreadable=len(found.unreadable))
+        # The number that says "better", as for classification.
+        numbers["primary"] = (numbers["image_to_text_R@1"] + numbers["text_to_image_R@1"]) / 2
     numbers = broadcast_object(numbers, encoding.world)
     return Retrieved(numbers, dataset, found.features, caption_features, found.unreadable)
 
 
 def _single_positive(image_features: Tensor, caption_features: Tensor, owner: Sequence[int]) -> dict[str, float]:
-    """N × N with each image's first caption: what open_clip logs in training. Easier than the multi-caption task."""
+    """N × N with each image's first caption, as open_clip logs in training. Easier than the multi-caption task."""
     first: dict[int, int] = {}
     for caption, image in enumerate(owner):
         first.setdefault(image, caption)
@@ -121,8 +122,8 @@ def _single_positive(image_features: Tensor, caption_features: Tensor, owner: Se
     return {f"single_positive_{name}": value for name, value in recalls(ranks).items()}
 
 
-def _without(dataset: RetrievalSet, kept: list[int]) -> RetrievalSet:
-    """The set with only the kept images (numbers, ascending) and their captions."""
+def _without(dataset: RetrievalDataset, kept: list[int]) -> RetrievalDataset:
+    """The dataset with only the kept images (numbers, ascending) and their captions."""
     number = {old: new for new, old in enumerate(kept)}
     left = [i for i, owner in enumerate(dataset.caption_owner) if owner in number]
     return replace(

@@ -9,7 +9,7 @@ from pathlib import Path
 from alip.distributed import World
 from alip.errors import UserError
 from alip.eval.features import Encoding
-from alip.eval.prompts import PROTOCOLS
+from alip.eval.prompts import PROTOCOLS, canonical_protocol
 from alip.model.precision import canonical
 
 
@@ -25,12 +25,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--weights", default="model", choices=("model", "ema"), help="plain weights or the EMA's")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--data-root", default="data", help="the folder that holds the sets (default: data)")
+    data.add_argument("--data-root", default="data", help="the folder that holds the datasets (default: data)")
     data.add_argument(
         "--protocol",
-        default="field",
-        choices=tuple(PROTOCOLS),
-        help="; ".join(f"{k}: {v}" for k, v in PROTOCOLS.items()),
+        type=canonical_protocol,
+        default="standard",
+        metavar="NAME",
+        help="; ".join(f"{name}: {meaning}" for name, meaning in PROTOCOLS.items()) + " (default: standard)",
     )
 
     computing = parser.add_argument_group("computing")
@@ -43,8 +44,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     computing.add_argument("--cache", metavar="DIR", help="keep image features here, and use those that are there")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--output", metavar="DIR", help="for results and pictures (default: the run's results folder)")
-    output.add_argument("--no-pictures", action="store_true", help="numbers only")
+    output.add_argument("--output", metavar="DIR", help="for results and plots (default: the run's results folder)")
+    output.add_argument("--no-plots", "--no-pictures", action="store_true", help="numbers only")
 
 
 def encoding_from(args: argparse.Namespace, world: World) -> Encoding:

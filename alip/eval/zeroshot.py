@@ -1,4 +1,4 @@
-"""Zero-shot classification: an image's class is the one whose prompts' mean feature it is nearest to."""
+"""Zero-shot classification: an image's class is the one with the nearest mean feature of its prompts."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from torch import Tensor, nn
 from alip.distributed import World
 from alip.errors import UserError
 from alip.eval import cache
-from alip.eval.datasets import ClassificationSet
+from alip.eval.datasets import ClassificationDataset
 from alip.eval.features import Encoding, encode_images, encode_texts
+from alip.eval.prompts import canonical_protocol
 from alip.eval.ranking import full_precision
 
 
 @dataclass(frozen=True)
 class Classified:
-    """What one evaluation found: the numbers, and what pictures need.
+    """What one evaluation found: the numbers, and what plots need.
 
     labels, predictions: (n,) int64 on the CPU. unreadable: (name, reason) of the images left out.
     """
 
     numbers: dict[str, float]
-    dataset: ClassificationSet
+    dataset: ClassificationDataset
     labels: Tensor
     predictions: Tensor
     unreadable: list[tuple[str, str]]
@@ -78,7 +79,7 @@ def accuracies(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], Tensor
 
 def evaluate_zeroshot(
     model: nn.Module,
-    dataset: ClassificationSet,
+    dataset: ClassificationDataset,
     *,
     world: World,
     batch_size: int = 256,
@@ -86,23 +87,24 @@ def evaluate_zeroshot(
     precision: str = "fp32",
     progress: bool = False,
 ) -> dict[str, float]:
-    """The numbers of `accuracies`, and `headline`, the set's own metric. The same on every rank; all must call it."""
+    """The numbers of `accuracies`, and `primary`, the dataset's own metric. All ranks must call it."""
     encoding = Encoding(world, batch_size, workers, precision, progress=progress)
     return measure_zeroshot(model, dataset, encoding).numbers
 
 
 def measure_zeroshot(
-    model: nn.Module, dataset: ClassificationSet, encoding: Encoding, protocol: str = "field"
+    model: nn.Module, dataset: ClassificationDataset, encoding: Encoding, protocol: str = "standard"
 ) -> Classified:
-    """Builds the classifier from the set's names and templates, and classifies its images. All ranks must call it.
+    """Builds the classifier from the dataset's names and templates, classifies its images. All ranks must call it.
 
-    Under the protocol "released" there is one number more, `headline_truncated`: the headline as the release computes
-    it, from 100 × cosine cut down to whole numbers, so that near classes tie and the first of them wins.
+    Under the protocol "alip" there is one number more, `primary_truncated`: the primary metric as the release computes
+    it, from 100 × cosine truncated to integers, so that near classes tie and the first of them wins.
     """
     training = model.training
     model.eval()
     classifier = build_classifier(model, dataset.classnames, dataset.templates, encoding)
-    found = encode_images(model, dataset.images, encoding, f"{dataset.name} images")
+    transform = None if dataset.transform is None else dataset.transform(model)
+    found = encode_images(model, dataset.images, encoding, f"{dataset.name} images", transform)
     model.train(training)
     labels = found.labels
     if int(labels.min()) < 0 or int(labels.max()) >= len(dataset.classnames):
@@ -113,8 +115,8 @@ def measure_zeroshot(
     with full_precision():
         logits = found.features @ classifier.T
     numbers, predictions = accuracies(logits, labels)
-    numbers["headline"] = numbers[dataset.metric]
-    if protocol == "released":
-        numbers["headline_truncated"] = accuracies((100 * logits).trunc(), labels)[0][dataset.metric]
+    numbers["primary"] = numbers[dataset.metric]
+    if canonical_protocol(protocol) == "alip":
+        numbers["primary_truncated"] = accuracies((100 * logits).trunc(), labels)[0][dataset.metric]
     numbers.update(images=len(labels), classes=len(dataset.classnames), unreadable=len(found.unreadable))
     return Classified(numbers, dataset, labels.cpu(), predictions.cpu(), found.unreadable)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -204,3 +206,12 @@ def _first_mismatch(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
         if name not in own:
             return f"tensor {name} of the file is not in the model"
     return None
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A short hash of the model's weights and configuration: equal for the same model from any file."""
+    digest = hashlib.sha256(json.dumps(model.config, sort_keys=True, default=str).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -102,5 +102,4 @@ def _mean_recall(numbers: dict) -> float:
 
 
 def _headline(numbers: dict) -> float:
-    value = numbers["headline"]
-    return float(numbers[value] if isinstance(value, str) else value)
+    return float(numbers["primary"])

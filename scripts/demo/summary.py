@@ -29,9 +29,9 @@ def rows_of(split: str, run: Path) -> list[str]:
     """The lines of one benchmark: the model, raw pixels, chance."""
     name = SPLITS[split]
     measured = {
-        (entry["kind"], entry["dataset"]): entry["numbers"]
-        for entry in results.load(run / "results")
-        if entry["protocol"] == "field"
+        (entry["task"], entry["dataset"]): entry["numbers"]
+        for entry in results.load(run / "results")  # of several checkpoints the one measured last
+        if entry["protocol"] == "standard" and entry.get("benchmark", name) == name and not entry.get("given")
     }
     try:
         retrieval, zeroshot = measured["retrieval", name], measured["zeroshot", name]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import open_clip
 import pytest
@@ -15,6 +16,7 @@ from alip.checkpoint import export, save
 from alip.errors import UserError
 from alip.model import create_model
 from alip.model.huggingface import from_huggingface, to_huggingface
+from alip.model.weights import weights_hash
 
 CONFIG = {
     "embed_dim": 32,
@@ -50,8 +52,16 @@ def run(tmp_path):
     }
     (folder / "run.json").write_text(json.dumps(about))
     (folder / "results").mkdir()
-    entry = {"kind": "retrieval", "dataset": "tiny", "protocol": "field", "numbers": {"image_to_text_R@1": 12.5}}
-    (folder / "results" / "results.json").write_text(json.dumps({"format": "alip-results", "entries": [entry]}))
+    # As version 0.1 wrote them: of these weights, of other ones in the same folder, and without a hash.
+    entries = [
+        {"kind": "retrieval", "dataset": name, "protocol": "field", "numbers": {"image_to_text_R@1": 12.5}, **weights}
+        for name, weights in (
+            ("tiny", {"weights_hash": weights_hash(model)}),
+            ("of-another-step", {"weights_hash": "0" * 16}),
+            ("of-unknown-weights", {}),
+        )
+    ]
+    (folder / "results" / "results.json").write_text(json.dumps({"format": "alip-results", "entries": entries}))
     return folder
 
 
@@ -95,11 +105,12 @@ def test_transformers_loads_it(run, tmp_path, monkeypatch):
 def test_model_card_has_data_recipe_results_and_licence(run, tmp_path):
     model = checkpoint.load_model(run)
     export.export(model, "open_clip", tmp_path / "out", run=run, metadata=model.metadata, license_name="mit")
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = re.sub(" +", " ", (tmp_path / "out" / "README.md").read_text())
     for words in ("license: mit", "pairs", "| lr | 0.001 |", "| tiny | retrieval (field) | image_to_text_R@1 | 12.50 |",
                   "after 7 optimizer steps (448 samples)", model.metadata["fingerprint"], "2 rank(s)"):  # fmt: skip
         assert words in card
-    assert "secret-folder" not in card
+    for words in ("secret-folder", "of-another-step", "of-unknown-weights"):
+        assert words not in card
 
 
 @pytest.mark.parametrize("form", ["open_clip", "hf"])

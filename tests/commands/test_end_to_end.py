@@ -119,7 +119,7 @@ def test_two_processes_train_as_one(house):
         assert two["loss"] == pytest.approx(one["loss"], rel=2e-3)
 
 
-def test_evaluations_and_pictures(house):
+def test_evaluations_and_plots(house):
     results = house / "results"
     data = house / "eval"
     done = must(
@@ -140,11 +140,11 @@ def test_evaluations_and_pictures(house):
     )
     assert f"{SAMPLES} samples scored" in done.stdout and "AUC" in done.stdout
     must(
-        *("python", "-m", "alip.eval.run_plots", "--run", house / "run", "--scores", scores, "--data", shards),
-        *("--mismatch-column", "is_mismatched", "--output", house / "pictures"),
+        *("python", "-m", "alip.eval.plots", "--run", house / "run", "--scores", scores, "--data", shards),
+        *("--mismatch-column", "is_mismatched", "--output", house / "plots"),
     )
     for name in ("curves.png", "gates.png"):
-        with Image.open(house / "pictures" / name) as picture:
+        with Image.open(house / "plots" / name) as picture:
             assert min(picture.size) > 300
 
 

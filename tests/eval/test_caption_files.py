@@ -89,10 +89,10 @@ def test_json_lines(tmp_path, row_per_caption):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("{nonsense", "line 1: not JSON"),
-        ('{"image": "a.jpg"}', "entry 1: expected"),
-        ('{"image": "a.jpg", "caption": []}', "a.jpg has no caption"),
-        ('{"image": "a.jpg", "caption": ["", "x"]}', "caption that is no text"),
+        ("{nonsense", "line 1: not valid JSON"),
+        ('{"image": "a.jpg"}', "line 1: caption missing"),
+        ('{"image": "a.jpg", "caption": []}', "line 1: caption: \\[\\] .*; each entry must be"),
+        ('{"image": "a.jpg", "caption": ["", "x"]}', "line 1: caption\\[0\\]: must not be blank"),
         ('{"image": "a.jpg", "caption": "x"}', "a.jpg is not under any of"),
         ("", "holds no image"),
         ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2, "caption": "x"}]}', "not list"),
@@ -107,7 +107,7 @@ def test_one_clear_line(tmp_path, text, message):
 
 
 def test_unknown_names_list_the_known(tmp_path):
-    with pytest.raises(UserError, match=r"no such retrieval set or caption file: cocoo .*coco, flickr30k"):
+    with pytest.raises(UserError, match=r"no such retrieval dataset or caption file: cocoo .*coco, flickr30k"):
         open_retrieval("cocoo", tmp_path)
     with pytest.raises(UserError, match=r"flickr30k needs .*dataset_flickr30k.json"):
         open_retrieval("flickr30k", tmp_path)

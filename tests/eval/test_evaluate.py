@@ -33,23 +33,23 @@ def test_both_evaluations_and_the_report(run, tmp_path, capsys):
     assert eval_retrieval.main(["--checkpoint", str(run), "--dataset", str(captions), *flags]) == 0
     assert eval_zeroshot.main(["--checkpoint", str(run), "--datasets", str(classes), *flags]) == 0
     retrieval, zeroshot = entries(out)
-    assert retrieval["kind"] == "retrieval" and zeroshot["kind"] == "zeroshot"
+    assert retrieval["task"] == "retrieval" and zeroshot["task"] == "zeroshot"
     assert retrieval["numbers"]["images"] == 23 and retrieval["numbers"]["captions"] > 23
     assert retrieval["weights_hash"] == zeroshot["weights_hash"] and len(retrieval["weights_hash"]) == 16
-    assert retrieval["versions"]["torch"] and retrieval["protocol"] == "field"
+    assert retrieval["versions"]["torch"] and retrieval["protocol"] == "standard"
     for name in ("gallery-pairs", "retrieval-pairs", "confusion-sorts", "per-class-sorts", "zeroshot"):
-        with Image.open(out / f"{name}.png") as picture:
-            assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+        with Image.open(out / f"{name}.png") as plot:
+            assert np.asarray(plot.convert("L")).std() > 5  # something is plotted
     assert f"{retrieval['numbers']['text_to_image_R@5']:.1f}" in (out / "report.md").read_text()
 
     # The same again replaces; another protocol stands beside.
-    again = ["--checkpoint", str(run), "--dataset", str(captions), *flags, "--no-pictures"]
+    again = ["--checkpoint", str(run), "--dataset", str(captions), *flags, "--no-plots"]
     eval_retrieval.main(again)
-    eval_retrieval.main([*again, "--protocol", "released"])
-    assert [(e["kind"], e["protocol"]) for e in entries(out)] == [
-        ("zeroshot", "field"),
-        ("retrieval", "field"),
-        ("retrieval", "released"),
+    eval_retrieval.main([*again, "--protocol", "alip"])
+    assert [(e["task"], e["protocol"]) for e in entries(out)] == [
+        ("zeroshot", "standard"),
+        ("retrieval", "standard"),
+        ("retrieval", "alip"),
     ]
     assert entries(out)[1]["numbers"] == retrieval["numbers"]
     assert entries(out)[2]["numbers"] != retrieval["numbers"]  # the prefix
@@ -59,20 +59,20 @@ def test_both_evaluations_and_the_report(run, tmp_path, capsys):
     shutil.copytree(out, other)
     assert report.main([str(out), str(other), "--output", str(tmp_path / "both")]) == 0
     page = capsys.readouterr().out
-    assert "**out** (field)" in page and "**other** (released)" in page
+    assert "**out** (standard)" in page and "**other** (alip)" in page
 
 
 def test_results_go_into_the_run(run, tmp_path):
     mine = tmp_path / "run"
     shutil.copytree(run, mine)
     captions = write_pairs(tmp_path / "pairs", images=4)
-    eval_retrieval.main(f"--checkpoint {mine} --dataset {captions} --no-pictures --workers 0 --device cpu".split())
+    eval_retrieval.main(f"--checkpoint {mine} --dataset {captions} --no-plots --workers 0 --device cpu".split())
     assert len(entries(mine / "results")) == 1
 
 
 def test_unreadable_images_are_named_and_cost_the_exit_status(run, tmp_path, capsys):
     captions = write_pairs(tmp_path / "pairs", images=9)
-    (tmp_path / "pairs" / "images" / "4.png").write_bytes(b"not a picture")
+    (tmp_path / "pairs" / "images" / "4.png").write_bytes(b"not an image")
     (tmp_path / "pairs" / "images" / "7.png").unlink()
     whole = (tmp_path / "pairs" / "images" / "2.png").read_bytes()
     (tmp_path / "pairs" / "images" / "2.png").write_bytes(whole[: len(whole) // 2])
@@ -101,12 +101,10 @@ def test_prompts_and_class_names_from_files(run, tmp_path):
     names = {"sorts": [f"sort number {n}" for n in range(7)]}
     (tmp_path / "names.json").write_text(json.dumps(names))
     (tmp_path / "prompts.json").write_text(json.dumps({"sorts": ["a {}.", "one {}."]}))
-    flags = (
-        f"--checkpoint {run} --datasets {classes} --output {tmp_path / 'out'} --workers 0 --device cpu --no-pictures"
-    )
+    flags = f"--checkpoint {run} --datasets {classes} --output {tmp_path / 'out'} --workers 0 --device cpu --no-plots"
     given = ["--classnames", str(tmp_path / "names.json"), "--prompts", str(tmp_path / "prompts.json")]
-    assert eval_zeroshot.main([*flags.split(), *given, "--protocol", "released"]) == 0
-    assert "headline_truncated" in entries(tmp_path / "out")[0]["numbers"]
+    assert eval_zeroshot.main([*flags.split(), *given, "--protocol", "alip"]) == 0
+    assert "primary_truncated" in entries(tmp_path / "out")[0]["numbers"]
     (tmp_path / "prompts.json").write_text(json.dumps({"sorts": ["a photo"]}))
     with pytest.raises(UserError, match="needs exactly one"):
         eval_zeroshot.main([*flags.split(), *given])
@@ -138,9 +136,9 @@ def test_folders_and_lists_of_labels(tmp_path):
     with pytest.raises(UserError, match="'first_one' is not in the class list"):
         open_classification(classes, classnames=names)
     (classes / "classes.jsonl").write_text('{"image": 3}')
-    with pytest.raises(UserError, match="line 1: expected"):
+    with pytest.raises(UserError, match="line 1: label missing"):
         open_classification(classes)
-    with pytest.raises(UserError, match=r"no such zero-shot set, folder or classes\.jsonl: cifar11"):
+    with pytest.raises(UserError, match=r"no such zero-shot dataset, folder or classes\.jsonl: cifar11"):
         open_classification("cifar11", tmp_path)
 
 
@@ -154,7 +152,7 @@ def ranks_run(world_size, arguments, cwd):
 def test_two_and_three_ranks_give_the_very_same_numbers(run, tmp_path):
     captions = write_pairs(tmp_path / "pairs", images=23)
     flags = ["--checkpoint", str(run), "--dataset", str(captions), "--batch-size", "4"]
-    flags += ["--workers", "0", "--device", "cpu", "--no-pictures"]
+    flags += ["--workers", "0", "--device", "cpu", "--no-plots"]
     eval_retrieval.main([*flags, "--output", str(tmp_path / "1")])
     for world_size in (2, 3):
         output = ["--output", str(tmp_path / str(world_size))]

@@ -10,12 +10,12 @@ from PIL import Image
 from alip.errors import UserError
 from alip.eval import features
 from alip.eval.baseline import pixel_classification, pixel_retrieval
-from alip.eval.cache import weights_fingerprint
-from alip.eval.caption_files import RetrievalSet
-from alip.eval.datasets import ClassificationSet, open_retrieval
+from alip.eval.caption_files import RetrievalDataset
+from alip.eval.datasets import ClassificationDataset, open_retrieval
 from alip.eval.features import Encoding, encode_images, encode_texts
 from alip.eval.image_readers import ImageFiles, JoinedImages, read_rgb
 from alip.model import create_model
+from alip.model.weights import weights_hash
 from tests.helpers.pairs import write_pairs
 
 QUIET = {"workers": 0, "progress": False}
@@ -31,8 +31,8 @@ def test_images_one_by_one(model, tmp_path):
     assert found.positions.tolist() == list(range(23)) and found.unreadable == []
 
 
-def test_an_images_place_in_its_batch_changes_no_bit(model, tmp_path):
-    """What makes one, two and three ranks give the same: the shares begin at other places, the bits are the same."""
+def test_an_images_position_in_its_batch_changes_no_bit(model, tmp_path):
+    """Why one, two and three ranks give the same: their parts begin at other positions."""
     paths = open_retrieval(write_pairs(tmp_path)).images
     encoding = Encoding(batch_size=5, **QUIET)
     straight = encode_images(model, ImageFiles(paths), encoding).features
@@ -61,11 +61,11 @@ def test_cache_is_used_and_knows_when_it_is_stale(model, tmp_path, monkeypatch):
     assert len(runs) == 1 and torch.equal(first.features, again.features)
     assert torch.equal(first.positions, again.positions)
 
-    Image.new("RGB", (20, 20)).save(paths[3])  # another picture
+    Image.new("RGB", (20, 20)).save(paths[3])  # another image
     assert not torch.equal(encode_images(model, ImageFiles(paths), encoding).features, first.features)
     torch.manual_seed(1)
     other = create_model(model.config).eval()  # other weights
-    assert weights_fingerprint(other) != weights_fingerprint(model)
+    assert weights_hash(other) != weights_hash(model)
     encode_images(other, ImageFiles(paths), encoding)
     encode_images(model, ImageFiles(paths[::-1]), encoding)  # another order
     assert len(runs) == 4
@@ -90,7 +90,7 @@ def test_unknown_precision():
         Encoding(precision="int8").resolved_precision()
 
 
-def test_pictures_as_they_are_meant(tmp_path):
+def test_images_as_they_are_meant(tmp_path):
     clear = np.zeros((4, 4, 4), np.uint8)
     clear[:2] = (255, 0, 0, 255)
     Image.fromarray(clear).save(tmp_path / "clear.png")
@@ -112,13 +112,13 @@ def test_joined_images(tmp_path):
     assert [joined.name(i) for i in range(5)] == [str(path) for path in paths]
     with pytest.raises(IndexError):
         joined[5]
-    before = joined.key()
+    before = joined.cache_key()
     os.utime(paths[4], (1, 1))
-    assert joined.key() != before
+    assert joined.cache_key() != before
 
 
 def test_pixel_baseline(tmp_path):
-    """Training pictures that are noisy copies of the test pictures are found; names that nobody has seen are not."""
+    """Training images that are noisy copies of the test images are found; names that nobody has seen are not."""
     rng = np.random.default_rng(0)
     train, images, captions = [], [], []
     for number in range(12):
@@ -128,11 +128,11 @@ def test_pixel_baseline(tmp_path):
         images.append(tmp_path / f"test{number}.png")
         captions.append(f"Thing {number}" if number < 9 else f"never seen {number}")
         train.append((tmp_path / f"{number}.png", f"thing {number}"))
-    numbers = pixel_retrieval(train, RetrievalSet("noise", images, captions, list(range(12))))
+    numbers = pixel_retrieval(train, RetrievalDataset("noise", images, captions, list(range(12))))
     assert numbers["text_to_image_R@1"] == pytest.approx(75) and numbers["text_to_image_R@10"] == pytest.approx(75)
     assert numbers["known_captions"] == pytest.approx(75)
 
     kinds = ["a", "b", "c"]
-    dataset = ClassificationSet("noise", ImageFiles(images, [n % 3 for n in range(12)]), kinds, ["{}"])
+    dataset = ClassificationDataset("noise", ImageFiles(images, [n % 3 for n in range(12)]), kinds, ["{}"])
     labelled = [(path, kinds[n % 3]) for n, (path, _) in enumerate(train)]
-    assert pixel_classification(labelled, dataset, kinds, k=1)["headline"] == 100
+    assert pixel_classification(labelled, dataset, kinds, k=1)["primary"] == 100

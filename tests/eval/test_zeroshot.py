@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from alip.distributed import World
 from alip.errors import UserError
 from alip.eval import published
-from alip.eval.datasets import ClassificationSet, open_classification
+from alip.eval.datasets import ClassificationDataset, open_classification
 from alip.eval.features import Encoding
 from alip.eval.image_readers import ImageFiles
 from alip.eval.probe import fit_sklearn, fit_torch, measure_probe, sweep
@@ -89,7 +89,7 @@ def test_published_averages():
 
 def test_labels_outside_the_class_list(model, tmp_path):
     dataset = open_classification(write_classes(tmp_path / "sorts", classes=3, images=5))
-    wrong = ClassificationSet("wrong", dataset.images, dataset.classnames[:2], ["a {}."])
+    wrong = ClassificationDataset("wrong", dataset.images, dataset.classnames[:2], ["a {}."])
     with pytest.raises(UserError, match="labels run from 0 to 2, but there are 2 class names"):
         evaluate_zeroshot(model, wrong, world=World(), workers=0)
 
@@ -130,12 +130,12 @@ def test_a_class_without_training_images_is_never_predicted():
     assert 4 not in found.logits(test).argmax(1).tolist()
 
 
-def test_probe_of_a_set(model, tmp_path):
+def test_probe_of_a_dataset(model, tmp_path):
     files = open_classification(write_classes(tmp_path / "sorts", images=60)).images
     part = lambda start: ImageFiles(files.paths[start::2], files.labels[start::2])  # noqa: E731
-    dataset = ClassificationSet("sorts", part(0), list("abcdefg"), ["{}"], "mean_per_class", lambda: part(1))
+    dataset = ClassificationDataset("sorts", part(0), list("abcdefg"), ["{}"], "mean_per_class", lambda: part(1))
     numbers, unreadable = measure_probe(model, dataset, Encoding(batch_size=16, workers=0, progress=False))
     assert (numbers["images"], numbers["train_images"], unreadable) == (30, 30, [])
-    assert numbers["headline"] == numbers["mean_per_class"]
+    assert numbers["primary"] == numbers["mean_per_class"]
     with pytest.raises(UserError, match="no training images"):
         measure_probe(model, open_classification(tmp_path / "sorts"), Encoding(progress=False))

@@ -1,4 +1,4 @@
-"""Writes each evaluation set's true layout in miniature: the same folders, file names and annotation files.
+"""Writes each evaluation dataset's true layout in miniature: the same folders, file names and annotation files.
 
 An image's colour says its class (`colour`), so that a test can tell a wrong label by looking (`class_of`).
 """
@@ -22,12 +22,12 @@ def colour(number):
 
 
 def class_of(image):
-    """The class that the picture's colour says."""
+    """The class that the image's colour says."""
     red, green, blue = np.asarray(image.convert("RGB"), int)[4, 4] // 16
     return int(red + 16 * green + 256 * blue)
 
 
-def picture(path, number, size=(10, 8)):
+def write_image(path, number, size=(10, 8)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour(number)).save(path, quality=95)
 
@@ -66,7 +66,7 @@ def food101(root):
         (folder / "meta" / f"{part}.json").write_text(json.dumps(lists))
         for number, name in enumerate(own):
             for i in range(count):
-                picture(folder / "images" / name / f"{part}{i}.jpg", number)
+                write_image(folder / "images" / name / f"{part}{i}.jpg", number)
     return len(own)
 
 
@@ -77,7 +77,7 @@ def pets(root):
         lines = []
         for number, name in enumerate(names.PETS):
             stem = f"{name.replace(' ', '_')}_{100 if part == 'test' else 1}"
-            picture(folder / "images" / f"{stem}.jpg", number)
+            write_image(folder / "images" / f"{stem}.jpg", number)
             lines.append(f"{stem} {number + 1} 1 1")
         (folder / "annotations" / f"{part}.txt").write_text("\n".join(lines) + "\n")
     return len(names.PETS)
@@ -91,7 +91,7 @@ def flowers(root, monkeypatch):
     labels = np.tile(np.arange(1, count + 1), 3)
     ids = np.arange(1, 3 * count + 1).reshape(3, count)
     for number, label in zip(ids.ravel(), labels):
-        picture(folder / "jpg" / f"image_{number:05d}.jpg", int(label) - 1)
+        write_image(folder / "jpg" / f"image_{number:05d}.jpg", int(label) - 1)
     scipy.io.savemat(folder / "imagelabels.mat", {"labels": labels[None]})
     scipy.io.savemat(folder / "setid.mat", {"trnid": ids[0][None], "valid": ids[1][None], "tstid": ids[2][None]})
     files = dict(Flowers102._file_dict)
@@ -111,7 +111,7 @@ def sun397(root):
         two_floors = words[-1] in ("indoor", "outdoor") and len(words) > 1
         own.append(f"/{name[0]}/{'_'.join(words[:-1])}/{words[-1]}" if two_floors else f"/{name[0]}/{'_'.join(words)}")
         for part, file in enumerate(lines):
-            picture(folder / own[-1][1:] / f"sun_{part}{number:04d}.jpg", number)
+            write_image(folder / own[-1][1:] / f"sun_{part}{number:04d}.jpg", number)
             lines[file].append(f"{own[-1]}/sun_{part}{number:04d}.jpg")
     (folder / "ClassName.txt").write_text("\n".join(own) + "\n")
     for file, rows in lines.items():
@@ -129,7 +129,7 @@ def cars(root):
     for part, file in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
         rows = np.zeros((1, len(names.CARS)), [("class", object), ("fname", object)])
         for number in range(len(names.CARS)):
-            picture(folder / f"cars_{part}" / f"{number + 1:05d}.jpg", number)
+            write_image(folder / f"cars_{part}" / f"{number + 1:05d}.jpg", number)
             rows[0, number] = (number + 1, f"{number + 1:05d}.jpg")
         scipy.io.savemat(folder / file, {"annotations": rows})
     return len(names.CARS)
@@ -141,7 +141,7 @@ def dtd(root):
     for part in ("train", "val", "test"):
         lines = []
         for number, name in enumerate(names.DTD):
-            picture(folder / "images" / name / f"{name}_{part}.jpg", number)
+            write_image(folder / "images" / name / f"{name}_{part}.jpg", number)
             lines.append(f"{name}/{name}_{part}.jpg")
         (folder / "labels" / f"{part}1.txt").write_text("\n".join(lines) + "\n")
     return len(names.DTD)
@@ -150,11 +150,12 @@ def dtd(root):
 def caltech101(root):
     folder = root / "caltech101" / "101_ObjectCategories"
     own = [names._OWN.get(name, name.replace(" ", "_")) for name in names.CALTECH101]
-    picture(folder / "BACKGROUND_Google" / "image_0001.jpg", 4000)
-    for number, name in enumerate(own):
+    (folder / "BACKGROUND_Google").mkdir(parents=True)
+    (folder / "BACKGROUND_Google" / "tmp").touch()  # the archive has it
+    for number, name in enumerate(["BACKGROUND_Google", *own]):
         for image in range(1, 4):
-            picture(folder / name / f"image_{image:04d}.jpg", number)
-    return len(own)  # of three images two are for training
+            write_image(folder / name / f"image_{image:04d}.jpg", number)
+    return len(own) + 1  # of three images in a class, the background's too, two are for training
 
 
 def aircraft(root):
@@ -165,7 +166,7 @@ def aircraft(root):
         lines = []
         for number, name in enumerate(names.AIRCRAFT):
             image = f"{number + 1000 * (part == 'test'):07d}"
-            picture(folder / "images" / f"{image}.jpg", number)
+            write_image(folder / "images" / f"{image}.jpg", number)
             lines.append(f"{image} {name}")
         (folder / f"images_variant_{part}.txt").write_text("\n".join(lines) + "\n")
     return len(names.AIRCRAFT)
@@ -173,12 +174,12 @@ def aircraft(root):
 
 def imagenet(root):
     for number, synset in enumerate(ImageNetInfo().label_names()):
-        picture(root / "imagenet" / "val" / synset / f"ILSVRC2012_val_{number + 1:08d}.JPEG", number)
+        write_image(root / "imagenet" / "val" / synset / f"ILSVRC2012_val_{number + 1:08d}.JPEG", number)
     return 1000
 
 
 def write(name, root: Path, monkeypatch):
-    """Writes the set `name` under root; returns how many test images it has under the field's protocol."""
+    """Writes the dataset `name` under root; returns how many test images it has under the protocol `standard`."""
     if name in ("cifar10", "cifar100"):
         return cifar(root, monkeypatch, hundred=name == "cifar100")
     if name == "flowers":

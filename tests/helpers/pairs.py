@@ -1,4 +1,4 @@
-"""A small image-text set on disk, and what a plain evaluation of it gives."""
+"""A small image-text dataset on disk, and what a plain evaluation of it gives."""
 
 import json
 

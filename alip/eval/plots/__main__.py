@@ -1,0 +1,62 @@
+"""Plots of a run: losses, similarities, gate weights and evaluations over the steps; the gates on matched and
+mismatched raw texts.
+
+python -m alip.eval.plots --run RUN [--scores scores.parquet --data DIR/NAME --mismatch-column COLUMN] [--output DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alip.data.shards import load_manifest
+from alip.errors import UserError, run_command
+from alip.eval.gates.labels import matched_auc, read_mismatch_labels
+from alip.eval.plots import style, training
+
+_SCORES = ("text_caption_similarity", "sample_text_weight")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Plots the curves, and the gates if there are scores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a run of train.py")
+    parser.add_argument("--scores", type=Path, help="table of `python -m alip.eval.gates`")
+    parser.add_argument("--data", help="the shards that were scored, DIR/NAME")
+    parser.add_argument("--mismatch-column", metavar="COLUMN", help="JSON field of the sources, true where mismatched")
+    parser.add_argument("--output", type=Path, help="folder for the plots (default: RUN/plots)")
+    args = parser.parse_args(argv)
+    folder = args.output or args.run / "plots"
+
+    training.read_metrics(args.run, "train")  # what is wrong with the input is the user's to know, not a warning
+    written = style.draw_or_warn(lambda path: training.curves(args.run, path), folder / "curves")
+    if args.scores:
+        if not (args.data and args.mismatch_column):
+            raise UserError(
+                "--scores needs --data and --mismatch-column too, to tell matched from mismatched raw texts"
+            )
+        labels = read_mismatch_labels(load_manifest(args.data), args.mismatch_column)
+        scores = _read_scores(args.scores, len(labels))
+        aucs = {name: matched_auc(values, labels) for name, values in scores.items()}
+        written += style.draw_or_warn(lambda path: training.gates(scores, labels, aucs, path), folder / "gates")
+    for path in written:
+        print(path)
+    return 0
+
+
+def _read_scores(path: Path, count: int) -> training.Columns:
+    try:
+        table = pq.read_table(path, columns=list(_SCORES))
+        scores = {name: table[name].to_numpy() for name in _SCORES}
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{path}: no table of `python -m alip.eval.gates` ({error})") from error
+    if len(table) != count:
+        raise UserError(f"{path}: scores {len(table):,} samples, but --data has {count:,}; score those shards")
+    return scores
+
+
+if __name__ == "__main__":
+    run_command(main)

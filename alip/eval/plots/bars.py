@@ -1,0 +1,105 @@
+"""Our runs as bars, published methods as markers beside them, chance as a dash across each group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from alip.eval.plots import style
+
+Series = tuple[str, Sequence[float | None], bool]  # name, a value or None for each group, is it ours
+_NARROW_GROUPS = 6
+_SPACE = 0.86  # of a group's width is used
+_NARROWEST_LABELLED = 0.075  # inches: a bar with its value above it
+
+
+def bars(
+    groups: Sequence[str],
+    series: Sequence[Series],
+    title: str,
+    quantity: str,
+    path: Path,
+    chance: Sequence[float] | None = None,
+) -> None:
+    """Values in percent by group. quantity: the label of their axis. chance: a random answer's value for each group."""
+    ours = [one for one in series if one[2]]
+    theirs = [one for one in series if not one[2]]
+    narrow = len(groups) <= _NARROW_GROUPS
+    width, columns = (style.COLUMN, 2) if narrow else (style.PAGE, 4)
+    with style.figure(path, width, 2.2 + 0.14 * -(-(len(series) + 1) // columns)) as figure:
+        axis = figure.subplots()
+        # The bars are on the left of a group, the markers on its right.
+        part = _SPACE * (len(ours) / max(1.0, len(ours) + 0.45 * len(theirs)))
+        bar = min(part / max(1, len(ours)), 0.5)
+        start = -(bar * len(ours) + (_SPACE - part)) / 2
+        inches = bar * (width - 0.6) / len(groups)
+        for number, (name, values, _) in enumerate(ours):
+            shift = start + (number + 0.5) * bar
+            _our_bars(axis, number, name, values, shift, bar)
+            if inches >= _NARROWEST_LABELLED:
+                _values_above(axis, values, shift, rotated=inches < 0.23)
+        step = (_SPACE - part) / max(1, len(theirs))
+        for number, (name, values, _) in enumerate(theirs):
+            _their_markers(axis, number, name, values, start + bar * len(ours) + (number + 0.5) * step)
+        for group, value in enumerate(chance or []):
+            label = "chance" if group == 0 else None
+            axis.hlines(value, group - 0.47, group + 0.47, color="black", linewidth=0.9, linestyle=":", label=label)
+        axis.set_xticks(range(len(groups)), ["\n".join(map(style.printable, name.split("\n"))) for name in groups])
+        axis.set_xlim(-0.5, len(groups) - 0.5)
+        shown = [value for _, values, _ in series for value in values if value is not None]
+        axis.set_ylim(0, max([*shown, *(chance or []), 1e-9]) * 1.14)
+        axis.set_ylabel(quantity)
+        axis.grid(axis="y")
+        axis.tick_params(axis="x", length=0)
+        figure.suptitle(style.wrap(title, 50 if narrow else 105, 2))
+        handles = {label: handle for handle, label in zip(*axis.get_legend_handles_labels())}
+        order = sorted(
+            handles, key=lambda label: (label == "chance", label in {style.shorten(n, 24) for n, *_ in theirs})
+        )
+        figure.legend([handles[label] for label in order], order, loc="outside lower center", ncols=columns)
+
+
+def _known(values: Sequence[float | None], shift: float) -> tuple[list[float], list[float]]:
+    known = [(group + shift, value) for group, value in enumerate(values) if value is not None]
+    return [position for position, _ in known], [value for _, value in known]
+
+
+def _our_bars(axis: Axes, number: int, name: str, values: Sequence[float | None], shift: float, width: float) -> None:
+    axis.bar(
+        *_known(values, shift),
+        0.9 * width,
+        label=style.shorten(name, 48),
+        color=style.SERIES[number % len(style.SERIES)],
+        hatch=style.HATCHES[number // len(style.SERIES) % len(style.HATCHES)],
+        edgecolor="white",
+        linewidth=0.3,
+    )
+
+
+def _values_above(axis: Axes, values: Sequence[float | None], shift: float, rotated: bool) -> None:
+    for position, value in zip(*_known(values, shift)):
+        axis.annotate(
+            f"{value:.1f}",
+            (position, value),
+            xytext=(0, 1.5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=6,
+            rotation=90 if rotated else 0,
+        )
+
+
+def _their_markers(axis: Axes, number: int, name: str, values: Sequence[float | None], shift: float) -> None:
+    axis.plot(
+        *_known(values, shift),
+        linestyle="",
+        marker=style.MARKERS[number % len(style.MARKERS)],
+        markersize=3.2,
+        markeredgewidth=0.6,
+        markeredgecolor="#404040",
+        markerfacecolor="white" if number % 2 else style.LIGHT_GREY,
+        label=style.shorten(name, 24),
+    )
