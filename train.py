@@ -12,8 +12,7 @@ import argparse
 from pathlib import Path
 
 from alip import distributed
-from alip.data.loader import Augmentation, create_loader
-from alip.data.shards import load_manifest
+from alip.data.loader import Augmentation, create_loader, open_data
 from alip.distributed import World
 from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
@@ -24,7 +23,7 @@ from alip.train.arguments import fingerprint_settings, options, parse_arguments
 from alip.train.evaluation import create_evaluations
 from alip.train.flops import ModelFlops
 from alip.train.optimizer import create_optimizer
-from alip.train.parallel import parallelise
+from alip.train.parallel import parallelise, synchronise_batch_norm
 from alip.train.plan import create_plan
 from alip.train.resume import create_fingerprint
 from alip.train.run_folder import open_run
@@ -48,22 +47,24 @@ def train(args: argparse.Namespace, world: World) -> int:
     args.precision = resolve(args.precision, world.device)
     precision.set_up(world.device, args.precision, args.seed, args.deterministic, args.cpu_threads)
 
-    manifest = load_manifest(args.train_data)
+    data = open_data(**options(args, "data"))
     model = create_model(args.model, **options(args, "model")).to(world.device)
     precision.set_layout(model)
+    if args.use_bn_sync:
+        synchronise_batch_norm(model, world)
     # The step looks for values that are not finite, on the device; drop_last makes every rank's batch equal.
     loss = AdaptiveContrastiveLoss(**options(args, "loss"), check_finite=False, even_batches=True).to(world.device)
     optimizer = create_optimizer(model, **options(args, "optimizer"))
     augmentation = Augmentation(**options(args, "augmentation"))
     loader = create_loader(
-        manifest, **options(args, "loader"), **model.input_format, world=world, augmentation=augmentation
+        data, **options(args, "loader"), **model.input_format, world=world, augmentation=augmentation
     )
-    plan = create_plan(manifest.samples, world, **options(args, "plan"))
+    plan = create_plan(data.samples, world, **options(args, "plan"))
     schedule = create_schedule(total=plan.total, **options(args, "schedule"))
     evaluations = create_evaluations(world=world, **options(args, "evaluations"))
 
-    state = create_state(model, loss, optimizer, manifest, world, **options(args, "state"))
-    fingerprint = create_fingerprint(manifest, model, world, **fingerprint_settings(args))
+    state = create_state(model, loss, optimizer, data, world, **options(args, "state"))
+    fingerprint = create_fingerprint(data, model, world, **fingerprint_settings(args))
     run = open_run(
         state, fingerprint, plan, world, folder=Path(args.output), settings=vars(args), **options(args, "run")
     )

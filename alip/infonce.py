@@ -15,13 +15,16 @@ amount that is cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from alip.chunks import default_chunk, tiling, visit_chunks
 
 # New names since torch 2.14, which warns about the old ones. (None at all in a torch built without distributed.)
 _all_gather = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
@@ -93,30 +96,6 @@ class Collectives:
         return finish
 
 
-def default_chunk(device: torch.device) -> int:
-    """Side of a chunk: on a CPU its buffers stay in the cache; on a GPU larger, to launch fewer kernels."""
-    return 1024 if device.type == "cpu" else 4096
-
-
-def _tiling(height: int, width: int, chunk: int) -> Iterator[tuple[slice, slice]]:
-    """The chunks of a height × width matrix, row by row; those at the edges may be smaller."""
-    for top in range(0, height, chunk):
-        for left in range(0, width, chunk):
-            yield slice(top, min(top + chunk, height)), slice(left, min(left + chunk, width))
-
-
-class _Buffers:
-    """Memory for a few chunks, reused by every chunk."""
-
-    def __init__(self, like: Tensor, height: int, width: int, chunk: int, count: int):
-        self.flat = like.new_empty(count, min(chunk, height) * min(chunk, width))
-
-    def shaped(self, i: slice, j: slice) -> list[Tensor]:
-        """One contiguous tensor per buffer, of the chunk's shape."""
-        shape = (i.stop - i.start, j.stop - j.start)
-        return [flat[: shape[0] * shape[1]].view(shape) for flat in self.flat]
-
-
 def _diagonal(chunk: Tensor, i: slice, j: slice, first: int) -> tuple[slice, Tensor]:
     """The rows of this chunk whose own column, first + row, is in it too; and a view of the logits there."""
     rows = slice(max(i.start, j.start - first), max(i.start, j.start - first, min(i.stop, j.stop - first)))
@@ -136,14 +115,15 @@ def log_sum_exps(
     r = rows.new_full((len(rows),), -torch.inf, dtype=torch.float64)
     c = rows.new_full((len(columns),), -torch.inf, dtype=torch.float64)
     positive = torch.zeros_like(r)
-    buffers = _Buffers(rows, len(rows), len(columns), chunk, count=2)
-    cached: list[Tensor] = []
-    for i, j in _tiling(len(rows), len(columns), chunk):
-        logits, scratch = buffers.shaped(i, j)
-        cache_bytes -= logits.nbytes
-        if cache_bytes >= 0:
-            logits = torch.empty_like(logits)
-            cached.append(logits)
+    chunks = list(tiling(len(rows), len(columns), chunk))
+    sizes = [(i.stop - i.start, j.stop - j.start) for i, j in chunks]
+    bytes_up_to = accumulate(height * width * rows.element_size() for height, width in sizes)
+    cached = [rows.new_empty(size) for size, needed in zip(sizes, bytes_up_to) if needed <= cache_bytes]
+
+    def visit(number: int, i: slice, j: slice, buffers: list[Tensor]) -> None:
+        logits, scratch = buffers
+        if number < len(cached):
+            logits = cached[number]
         torch.mm(rows[i], columns[j].T, out=logits)
         highest = logits.amax(dim=1, keepdim=True)
         total = torch.sub(logits, highest, out=scratch).exp_().sum(dim=1)
@@ -153,6 +133,8 @@ def log_sum_exps(
         c[j] = torch.logaddexp(c[j], highest + total.double().log())
         own, there = _diagonal(logits, i, j, first)
         positive[own] = there.double()
+
+    visit_chunks(rows, len(rows), len(columns), chunk, 2, visit)
     return r, c, positive, cached
 
 
@@ -174,9 +156,9 @@ def gradient_products(
     (r, row_weight), (c, column_weight) = by_row, by_column
     r, row_weight = r[:, None], row_weight[:, None]
     to_rows, to_columns = torch.zeros_like(rows), torch.zeros_like(columns)
-    buffers = _Buffers(rows, len(rows), len(columns), chunk, count=3)
-    for number, (i, j) in enumerate(_tiling(len(rows), len(columns), chunk)):
-        logits, G, scratch = buffers.shaped(i, j)
+
+    def visit(number: int, i: slice, j: slice, buffers: list[Tensor]) -> None:
+        logits, G, scratch = buffers
         if number < len(cached):
             logits = cached[number]
         else:
@@ -188,6 +170,8 @@ def gradient_products(
         there.sub_(weight[own], alpha=2)
         to_rows[i].addmm_(G, columns[j])
         to_columns[j].addmm_(G.T, rows[i])
+
+    visit_chunks(rows, len(rows), len(columns), chunk, 3, visit)
     return to_rows, to_columns
 
 

@@ -13,26 +13,17 @@ import numpy as np
 import torch
 
 from alip.data.augment import Augmentation, AugmentationParams, sample_params
+from alip.data.batch import Batch
 from alip.data.decoders import IN_FLIGHT, BrokenImage, DaliDecoder, PixelFormat, PlainDecoder
 from alip.data.order import EpochOrder
 from alip.data.sample_reader import Records
 from alip.data.shards import CONTEXT_LENGTH, TOKENIZER, VOCAB_SIZE, Manifest, load_manifest
+from alip.data.synthetic import SyntheticData, SyntheticLoader
 from alip.distributed import World
 from alip.errors import UserError
 
 READERS = {"dali": DaliDecoder, "torch": PlainDecoder}
 _READ_AHEAD = 2  # batches read from the disk before a decoder takes them
-
-
-@dataclass(frozen=True)
-class Batch:
-    """image: (n, 3, side, side) float32, text_tokens and caption_tokens: (n, 77) int64, all on the device;
-    index: (n,) int64 on the CPU, the samples' positions in the dataset."""
-
-    image: torch.Tensor
-    text_tokens: torch.Tensor
-    caption_tokens: torch.Tensor
-    index: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -43,8 +34,17 @@ class _Request:
     params: AugmentationParams
 
 
+def open_data(
+    train_data: str | os.PathLike | None, dataset_type: str = "auto", train_num_samples: int | None = None
+) -> Manifest | SyntheticData:
+    """The manifest of `DIR/NAME`, or with dataset_type "synthetic" random samples, `train_num_samples` of them."""
+    if dataset_type == "synthetic":
+        return SyntheticData(train_num_samples)
+    return load_manifest(train_data)
+
+
 def create_loader(
-    data: str | os.PathLike | Manifest,
+    data: str | os.PathLike | Manifest | SyntheticData,
     batch_size: int,
     *,
     image_size: int,
@@ -61,14 +61,17 @@ def create_loader(
     context_length: int = CONTEXT_LENGTH,
     tokenizer: str = TOKENIZER,
     vocab_size: int = VOCAB_SIZE,
-) -> Loader:
-    """A loader over `DIR/NAME`.
+) -> Loader | SyntheticLoader:
+    """A loader over `DIR/NAME`, or over synthetic data (which needs sizes, world and seed only).
 
     batch_size: of this rank. augmentation None: the centre square. reader: `dali` or `torch` (plain, any system).
     interpolation: of the resize, `bilinear` (the default, as the paper's recipe) or `bicubic`.
     context_length, tokenizer, vocab_size: what the model takes; UserError if the data does not fit, if it is
     too small for one batch on every rank, or if the first and last records of its shards are not sound.
     """
+    if isinstance(data, SyntheticData):
+        sizes = {"image_size": image_size, "context_length": context_length, "vocab_size": vocab_size}
+        return SyntheticLoader(data, batch_size, **sizes, world=world, seed=seed)
     manifest = data if isinstance(data, Manifest) else load_manifest(data)
     if reader not in READERS:
         raise UserError(f"unknown reader {reader!r}: {' or '.join(READERS)}")

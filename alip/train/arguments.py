@@ -11,8 +11,9 @@ from alip.errors import UserError
 from alip.model.overrides import INTERPOLATIONS
 from alip.train import open_clip_flags, schedule
 from alip.train.flags import Flag, Tag, create_parser
+from alip.train.optimizer import ADAMW
 from alip.train.plan import Interval
-from alip.train.presets import PAPER, PRESETS
+from alip.train.presets import PRESETS
 
 FLAGS: dict[str, Flag] = create_parser()[1]
 _FRACTIONS = ("flip", "beta1", "beta2", "ema", "history_momentum", "cooldown")
@@ -28,7 +29,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser, _ = create_parser()
     chosen, _ = parser.parse_known_args(argv)
     if chosen.preset is not None:
-        parser.set_defaults(**PRESETS[chosen.preset])
+        adamws_own = () if chosen.opt == "adamw" else ("beta1", "beta2", "cycle_beta1")
+        parser.set_defaults(**{name: v for name, v in PRESETS[chosen.preset].items() if name not in adamws_own})
     args = parser.parse_args(argv)
     open_clip_flags.answer(args)
     _resolve_run(args)
@@ -72,8 +74,7 @@ def parse_interval(text: str, unit: str) -> Interval:
 
 def _resolve_run(args: argparse.Namespace) -> None:
     """The run's data and folder."""
-    if not args.train_data:
-        raise UserError("say what to train on: --train-data DIR/NAME, the shards that data2rec.py wrote")
+    _resolve_data(args)
     if args.output is None:
         if args.name is None:
             raise UserError("say where the run is kept: --output RUN, or --logs DIR --name NAME for DIR/NAME")
@@ -84,11 +85,34 @@ def _resolve_run(args: argparse.Namespace) -> None:
         args.resume = "auto"
 
 
+def _resolve_data(args: argparse.Namespace) -> None:
+    """Rec shards, or synthetic samples; for the input of open_clip's trainer, how to make rec shards of it."""
+    if args.dataset_type == "synthetic":
+        if args.train_data or args.mismatch_column:
+            raise UserError("--dataset-type synthetic has neither --train-data nor a --mismatch-column")
+        if args.train_num_samples is None:
+            raise UserError("--dataset-type synthetic needs --train-num-samples N")
+        return
+    source = args.train_data or "SRC"
+    build = f"python data2rec.py --input '{source}' --output DIR/NAME, then --train-data DIR/NAME"
+    if args.dataset_type not in ("auto", "rec"):
+        raise UserError(f"--dataset-type {args.dataset_type}: train.py reads rec shards; build them: {build}")
+    if not args.train_data:
+        raise UserError("say what to train on: --train-data DIR/NAME, the shards that data2rec.py wrote")
+    if "::" in args.train_data or args.train_data.endswith((".tar", ".csv", ".tsv", ".json", ".jsonl", ".parquet")):
+        raise UserError(f"train.py reads rec shards, not what --train-data names; build them: {build}")
+    if args.train_num_samples is not None:
+        raise UserError("--train-num-samples: the manifest of the shards knows their count; leave it out")
+
+
 def _resolve_recipe(args: argparse.Namespace) -> None:
     """Values that follow from other flags."""
-    for name in ("beta1", "beta2"):
-        if getattr(args, name) is None:
-            setattr(args, name, PAPER[name])
+    if args.opt == "adamw":
+        for name, value in (("beta1", ADAMW["betas"][0]), ("beta2", ADAMW["betas"][1]), ("eps", ADAMW["eps"])):
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+    elif args.cycle_beta1:
+        raise UserError(f"--cycle-beta1 moves AdamW's beta1: with --opt {args.opt} say --no-cycle-beta1")
     if args.epochs_cooldown is not None:
         if args.lr_scheduler != "const-cooldown":
             raise UserError("--epochs-cooldown belongs to --lr-scheduler const-cooldown")
@@ -140,7 +164,7 @@ def _resolve_logging(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     for name in _FRACTIONS:
         value = getattr(args, name)
-        if not 0 <= value <= 1:
+        if value is not None and not 0 <= value <= 1:
             raise UserError(f"--{name.replace('_', '-')} must be between 0 and 1, not {value}")
     for name in ("crop_area", "crop_aspect", "zoom"):
         low, high = getattr(args, name)

@@ -84,7 +84,7 @@ def _adder(group, table: dict[str, Flag]):
         dest = names.split()[0].removeprefix("--").replace("-", "_")
         switch = options.get("action") == "store_true"
         default = options.setdefault("default", PAPER.get(dest, False if switch else None))
-        shown = default not in (None, False, []) and "%(default)s" not in help
+        shown = default not in (None, False, [], {}) and "%(default)s" not in help
         group.add_argument(*names.split(), **options, help=f"{help} (default {default})" if shown else help)
         uses = [use.partition(".") for use in to.split()]
         table[dest] = Flag(dest, tag, default, tuple((part, name or dest) for part, _, name in uses), convert)
@@ -121,7 +121,10 @@ def _run_flags(add) -> None:
 
 
 def _data_flags(add) -> None:
-    add("--train-data", SOURCE, metavar="DIR/NAME", help="shards that data2rec.py wrote, or released rec files")
+    shards = "shards that data2rec.py wrote, or released rec files"
+    add("--train-data", SOURCE, "data", metavar="DIR/NAME", help=shards)
+    add("--dataset-type", SOURCE, "data", default="auto", help="auto, rec, or synthetic: random images and texts")
+    add("--train-num-samples", SOURCE, "data", type=positive, metavar="N", help="of the synthetic dataset")
     add("--reader", NUMERICS, "loader", choices=("dali", "torch"), default="dali", help="what decodes the images")
     workers = "loader.threads evaluations"
     add("--workers --threads", MACHINE, workers, type=positive, default=2, help="preprocessing workers per rank")
@@ -141,6 +144,7 @@ def _model_flags(add) -> None:
     add("--lock-image", RECIPE, "model", **_SWITCH, help="freeze the image tower")
     add("--lock-image-unlocked-groups", RECIPE, "model", type=int, default=0, help="but for its last groups of layers")
     add("--lock-image-freeze-bn-stats", RECIPE, "model", **_SWITCH, help="BatchNorm's running statistics of it too")
+    add("--use-bn-sync", RECIPE, **_SWITCH, help="BatchNorm with the statistics of all ranks")
     add("--lock-text", RECIPE, "model", **_SWITCH, help="freeze the text tower")
     add("--lock-text-unlocked-layers", RECIPE, "model", type=int, default=0, help="but for its last layers")
     norms = "LayerNorms of a Hugging Face text tower too"
@@ -154,9 +158,12 @@ def _model_flags(add) -> None:
 
 def _optimizer_flags(add) -> None:
     add("--lr", RECIPE, "optimizer schedule.peak", **_FLOAT, help="highest learning rate")
-    add("--beta1", RECIPE, "optimizer", **_FLOAT, help="of the optimizer")
-    add("--beta2", RECIPE, "optimizer", **_FLOAT, help="of the optimizer")
-    add("--eps", RECIPE, "optimizer", **_FLOAT, default=1e-6, help="of the optimizer")
+    add("--opt", RECIPE, "optimizer", default="adamw", help="adamw (fused), or timm/NAME")
+    more = "further arguments of the optimizer, such as momentum=0.9"
+    add("--opt-kwargs", RECIPE, "optimizer", nargs="*", default={}, action=StoreOptions, metavar="KEY=VALUE", help=more)
+    add("--beta1", RECIPE, "optimizer", **_FLOAT, default=None, help="of the optimizer; adamw: 0.9")
+    add("--beta2", RECIPE, "optimizer", **_FLOAT, default=None, help="of the optimizer; adamw: 0.98")
+    add("--eps", RECIPE, "optimizer", **_FLOAT, help="of the optimizer; adamw: 1e-6")
     add("--wd --weight-decay", RECIPE, "optimizer.weight_decay", **_FLOAT, help="weight decay")
     add("--decay-all", RECIPE, "optimizer", **_EITHER, help="decay biases, norms, … too")
     names = "one-cycle, cosine, const, const-cooldown"

@@ -78,14 +78,16 @@ class OptimizerState:
         return torch.empty_like(parameter, dtype=dtype).copy_(value)
 
     def _restore_groups(self, saved: dict[str, Any]) -> None:
-        """What a group held at the start in the saved run and in this one alike, the optimizer may have moved since."""
+        """What a group held at the start in the saved run and in this one alike, the optimizer may have moved since;
+        what it did not hold then is the optimizer's own."""
         if "settings" not in saved or len(saved["settings"]) != len(self.settings):
             return
         for group, now, before, last in zip(
             self.optimizer.param_groups, self.settings, saved["settings"], saved["param_groups"]
         ):
-            for key, value in now.items():
-                if key in before and key in last and before[key] == value:
+            for key in last.keys() - {"params"}:
+                settled = key in now and key in before and now[key] == before[key]
+                if settled or (key not in now and key not in before):  # such as timm's step count
                     group[key] = last[key]
 
 

@@ -1,9 +1,16 @@
-"""AdamW, and what it decays."""
+"""The optimizer, and what it decays."""
 
 from __future__ import annotations
 
+import difflib
+from typing import Any
+
 import torch
 from torch import nn
+
+from alip.errors import UserError
+
+ADAMW: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6}
 
 # Parameters with two or more dimensions that mark places or classes rather than mix features.
 _PLACES = ("positional_embedding", "class_embedding", "pos_embed", "cls_token", "position_bias", "logit_scale")
@@ -17,17 +24,20 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
 def create_optimizer(
     model: nn.Module,
     lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.98,
-    eps: float = 1e-6,
+    beta1: float | None = None,
+    beta2: float | None = None,
+    eps: float | None = None,
     weight_decay: float = 0.2,
     decay_all: bool = False,
-) -> torch.optim.AdamW:
-    """AdamW over the parameters that are not locked, in two groups: with and without weight decay.
+    opt: str = "adamw",
+    opt_kwargs: dict[str, Any] | None = None,
+) -> torch.optim.Optimizer:
+    """An optimizer over the parameters that are not locked, in two groups: with and without weight decay.
 
     decay_all: decay every parameter, as the released runs did.
-    The fused form is taken on the CPU too: one pass over memory, and it can leave out an update on the device
-    (see alip.train.step), so that nothing waits for the GPU to say whether a gradient was finite.
+    opt: "adamw" or "timm/NAME", a name that `timm.optim.list_optimizers()` gives. opt_kwargs: further arguments of it.
+    beta1, beta2, eps: None is 0.9, 0.98 and 1e-6 for adamw, and the optimizer's own for timm's.
+    Raises UserError for an unknown optimizer and for arguments that it does not take.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if decay_all or decays(name, p)]
@@ -37,7 +47,46 @@ def create_optimizer(
         for parameters, decay in ((decayed, weight_decay), (others, 0.0))
         if parameters
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=True)
+    options: dict[str, Any] = {"lr": lr}
+    if (beta1 is None) != (beta2 is None):
+        raise UserError("give both of --beta1 and --beta2, or neither")
+    if beta1 is not None:
+        options["betas"] = (beta1, beta2)
+    if eps is not None:
+        options["eps"] = eps
+    options |= opt_kwargs or {}
+    try:
+        if opt == "adamw":
+            # The fused form is used on the CPU too: one pass over memory, and it can leave out a step on the device
+            # (see alip.train.step), so that nothing waits for the GPU to report whether a gradient was finite.
+            return torch.optim.AdamW(groups, **{**ADAMW, "fused": True, **options})
+        return _timm_optimizer(opt, groups, options)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"--opt {opt} with {_words(options)}: {error}") from error
+
+
+def _timm_optimizer(opt: str, groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+
+    name = opt.removeprefix("timm/")
+    known = list_optimizers()
+    if name.startswith("lookahead_"):
+        raise UserError(f"--opt {opt}: timm's lookahead cannot be resumed from a checkpoint; leave the prefix out")
+    if not opt.startswith("timm/") or name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f", for instance {' or '.join(f'timm/{one}' for one in near)}" if near else ""
+        raise UserError(f"--opt {opt}: choose adamw, or timm/NAME with a name of timm.optim.list_optimizers(){hint}")
+    about = get_optimizer_info(name)
+    for given, has in (("betas", about.has_betas), ("eps", about.has_eps)):
+        if given in options and not has:
+            raise UserError(f"--opt {opt} has no {given}")
+    if about.second_order:
+        raise UserError(f"--opt {opt}: it needs second derivatives, which the loss does not give")
+    return create_optimizer_v2(groups, opt=name, **options)
+
+
+def _words(options: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in options.items())
 
 
 def gradient_norm(gradients: list[torch.Tensor]) -> torch.Tensor:

@@ -8,13 +8,27 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from alip.distributed import World
+from alip.errors import UserError
 
 
 class LostRank(RuntimeError):
     """A rank that this one was waiting for is gone."""
+
+
+def synchronise_batch_norm(model: nn.Module, world: World) -> None:
+    """Turns BatchNorm into SyncBatchNorm, in place: statistics of all ranks' samples. Nothing on a single rank.
+
+    Parameters and tensor names stay. Raises UserError on a CPU, where torch has no such layer.
+    """
+    if not world.is_distributed:
+        return
+    if world.device.type != "cuda" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError("--use-bn-sync: torch synchronises BatchNorm on GPUs only; leave it out on a CPU")
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def parallelise(model: nn.Module, world: World) -> nn.Module:

@@ -35,7 +35,8 @@ class StepResult:
 class TrainStep:
     """Forward, loss, backward, clip, optimizer: `step(micro_batches, lr, beta1)`.
 
-    model: the plain model. loss: an AdaptiveContrastiveLoss. optimizer: fused AdamW.
+    model: the plain model. loss: an AdaptiveContrastiveLoss. optimizer: a fused one leaves out a step on
+    the device; for others the host waits for the device, to know whether to call them.
     parallel_model: `model` inside DistributedDataParallel, or None.
     grad_clip: largest norm of the gradient, 0 for none. logit_scale_max: upper end of exp(parameter).
     """
@@ -59,6 +60,7 @@ class TrainStep:
         self.precision, self.scaler, self.ema = precision, scaler, ema
         self.grad_clip, self.logit_scale_limit = grad_clip, math.log(logit_scale_max)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
         # What a step moves besides the parameters: the gates' history, and BatchNorm's running statistics.
         self.moved = [loss.history, *running_statistics(model)]
 
@@ -111,7 +113,7 @@ class TrainStep:
         return outcome
 
     def _update(self, grad_norm: torch.Tensor, skipped: torch.Tensor) -> None:
-        """The optimizer's step with the gradient cut to grad_clip; left out, on the device, where `skipped` is true.
+        """The optimizer's step with the gradient cut to grad_clip; left out where `skipped` is true.
 
         grad_norm: of the gradient as it is, which is the mean over the ranks already.
         """
@@ -120,6 +122,12 @@ class TrainStep:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, grad_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            return
+        if not self.skips_on_device:
+            if self.grad_clip > 0:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, grad_norm)
+            if not skipped.item():  # the host waits for the device: such an optimizer can only be left uncalled
+                self.optimizer.step()
             return
         # The protocol between GradScaler and fused optimizers: each gradient is divided by grad_scale as it is read,
         # which saves a pass over all of them, and the weights change only if found_inf is 0.

@@ -72,8 +72,8 @@ def test_every_flag_of_open_clip_is_known_or_answered():
 
 
 PENDING = {  # not yet here
-    *("--cache-dir", "--delete-previous-checkpoint", "--save-frequency", "--dataset-type", "--train-num-samples"),
-    *("--debug", "--use-bn-sync", "--imagenet-val", "--opt"),
+    *("--cache-dir", "--delete-previous-checkpoint", "--save-frequency"),
+    *("--debug", "--imagenet-val"),
 }
 
 
@@ -95,6 +95,9 @@ def test_other_methods_flags_are_unknown():
         parse("--siglip")
 
 
+KWARGS = {"momentum": 0.8, "nesterov": True, "mode": "x"}
+
+
 @pytest.mark.parametrize(
     "words, name, value",
     [
@@ -104,6 +107,12 @@ def test_other_methods_flags_are_unknown():
         (["--grad-clip", "3"], "grad_clip_norm", 3.0),
         (["--schedule", "constant"], "lr_scheduler", "const"),
         (["--lr-scheduler", "const-cooldown", "--epochs", "10", "--epochs-cooldown", "3"], "cooldown", 0.3),
+        ([], "eps", 1e-6),
+        (["--opt", "timm/lamb"], "eps", None),
+        (["--opt", "timm/lamb"], "beta1", None),
+        (["--opt", "timm/lamb", "--preset", "alip-released"], "beta1", None),
+        (["--opt", "timm/lamb", "--preset", "alip-released"], "cycle_beta1", False),
+        (["--opt-kwargs", "momentum=0.8", "nesterov=True", "mode=x"], "opt_kwargs", KWARGS),
         (["--compile"], "torchcompile", True),
         (["--quick-gelu"], "force_quick_gelu", True),
         (["--patch-dropout", "0.5"], "force_patch_dropout", 0.5),
@@ -153,6 +162,13 @@ def test_logs_and_name_are_the_output_folder():
         ([*NEEDED, "--image-mean", "0.5", "0.5"], "three numbers"),
         ([*NEEDED, "--image-std", "0"], "above 0"),
         ([*NEEDED, "--image-interpolation", "random"], "DALI resizes a batch in one way"),
+        ([*NEEDED, "--opt", "timm/lamb", "--cycle-beta1"], "--no-cycle-beta1"),
+        ([*NEEDED, "--opt-kwargs", "momentum"], "not KEY=VALUE"),
+        ([*NEEDED, "--dataset-type", "webdataset"], "data2rec.py --input 'x' --output DIR/NAME"),
+        (["--train-data", "a/{0..9}.tar", "--name", "n"], "data2rec.py --input 'a/{0..9}.tar'"),
+        ([*NEEDED, "--train-num-samples", "9"], "the manifest of the shards knows"),
+        (["--dataset-type", "synthetic", "--output", "y"], "needs --train-num-samples N"),
+        ([*NEEDED, "--dataset-type", "synthetic"], "neither --train-data"),
         ([*NEEDED, "--flip", "2"], "--flip must be between 0 and 1"),
     ],
 )

@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from alip.errors import UserError
 from alip.model import create_model
 from alip.train.optimizer import create_optimizer, decays, gradient_norm
 
@@ -40,3 +42,44 @@ def test_gradient_norm_is_the_length_of_all_gradients_as_one_vector():
     torch.testing.assert_close(gradient_norm(gradients), expected)
     gradients[2][9, 1] = torch.inf
     assert gradient_norm(gradients) == torch.inf
+
+
+def test_adamw_is_the_fused_one_with_the_papers_betas(model_file):
+    optimizer = create_optimizer(create_model(model_file), lr=1e-3)
+    group = optimizer.param_groups[0]
+    assert type(optimizer) is torch.optim.AdamW and group["fused"]
+    assert (group["betas"], group["eps"]) == ((0.9, 0.98), 1e-6)
+    other = create_optimizer(create_model(model_file), 1e-3, 0.8, 0.95, 1e-5, opt_kwargs={"amsgrad": True})
+    group = other.param_groups[0]
+    assert (group["betas"], group["eps"], group["amsgrad"]) == ((0.8, 0.95), 1e-5, True)
+
+
+def test_timms_optimizers_get_our_groups_and_keep_their_own_defaults(model_file):
+    model = create_model(model_file)
+    optimizer = create_optimizer(model, 1e-3, weight_decay=0.3, opt="timm/lamb")
+    assert type(optimizer).__name__ == "Lamb"
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    assert create_optimizer(model, 1e-3, 0.8, 0.9, opt="timm/lamb").param_groups[0]["betas"] == (0.8, 0.9)
+    sgd = create_optimizer(model, 0.1, opt="timm/sgd", opt_kwargs={"momentum": 0.5, "nesterov": True})
+    assert (sgd.param_groups[0]["momentum"], sgd.param_groups[0]["nesterov"]) == (0.5, True)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"opt": "lamb"}, "timm/lamb"),
+        ({"opt": "timm/lam"}, "timm/lamb"),
+        ({"opt": "adam"}, "choose adamw, or timm/NAME"),
+        ({"opt": "timm/adahessian"}, "second derivatives"),
+        ({"opt": "timm/sgd", "opt_kwargs": {"speed": 1}}, "speed"),
+        ({"opt": "timm/sgd", "beta1": 0.9, "beta2": 0.98}, "has no betas"),
+        ({"opt": "timm/sgd", "eps": 1e-8}, "has no eps"),
+        ({"opt": "timm/lookahead_adamw"}, "cannot be resumed"),
+        ({"opt": "timm/lamb", "beta1": 0.9}, "both of --beta1 and --beta2"),
+        ({"opt_kwargs": {"speed": 1}}, "speed"),
+    ],
+)
+def test_optimizers_that_there_are_not(model_file, options, message):
+    with pytest.raises(UserError, match=message):
+        create_optimizer(create_model(model_file), 1e-3, **options)

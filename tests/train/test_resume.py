@@ -71,6 +71,21 @@ def test_cut_in_mid_epoch_goes_on_bit_for_bit(flags, tmp_path, cut_at, reader):
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("opt", ["timm/lamb", "timm/nadamw", "timm/sgd", "timm/adafactor", "timm/adan"])
+def test_other_optimizers_resume_bit_for_bit(flags, tmp_path, cut_at, opt):
+    options = [*flags, "--opt", opt, "--save-every", "3", "--log-every", "2", "--lr", "0.01"]
+    assert train_here(*options, "--output", tmp_path / "whole") == 0
+    with pytest.raises(Cut):
+        cut_at(5)
+        train_here(*options, "--output", tmp_path / "cut")
+    cut_at(10_000)
+    assert train_here(*options, "--output", tmp_path / "cut", "--resume", "latest") == 0
+    assert train_lines(tmp_path / "cut") == train_lines(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    with pytest.raises(UserError, match=rf"recipe opt: was '{opt}', now 'adamw'"):
+        train_here(*flags, "--lr", "0.01", "--output", tmp_path / "cut", "--resume", "latest")
+
+
 def test_resume_of_a_finished_run_does_nothing_more(flags, tmp_path):
     train_here(*flags, "--output", tmp_path / "run")
     before = train_lines(tmp_path / "run")

@@ -17,10 +17,11 @@ from tests.helpers.ranks import on_ranks
 from tests.helpers.steps import CPU, make_batch, make_model
 
 
-def make(model_file, **options):
+def make(model_file, opt="adamw", opt_kwargs=None, **options):
     model = make_model(model_file)
     loss = AdaptiveContrastiveLoss(history_init=0.3, check_finite=False, even_batches=True)
-    return TrainStep(model, loss, create_optimizer(model, lr=1e-3), CPU, **options)
+    optimizer = create_optimizer(model, lr=1e-3, opt=opt, opt_kwargs=opt_kwargs)
+    return TrainStep(model, loss, optimizer, CPU, **options)
 
 
 def spoil(batch, value):
@@ -49,6 +50,54 @@ def test_a_batch_with_nan_changes_nothing(model_file, scaled):
     assert not good.skipped
     assert torch.isfinite(torch.cat([p.flatten() for p in step.parameters])).all()
     assert not torch.equal(step.parameters[0], weights[-len(step.parameters)])
+
+
+# Optimizers that know nothing of found_inf and grad_scale, and one that does.
+OTHERS = [
+    ("adamw", {"fused": False}),
+    ("timm/sgd", {"momentum": 0.9, "fused": True}),
+    ("timm/lamb", {}),
+    ("timm/adafactor", {}),
+]
+
+
+def tensors_of(step):
+    moments = [v for p in step.parameters for v in step.optimizer.state[p].values() if isinstance(v, torch.Tensor)]
+    return [value.detach().clone() for value in (*step.parameters, *moments)]
+
+
+@pytest.mark.parametrize("place", ["image", "gradient"])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("opt, opt_kwargs", OTHERS)
+def test_every_optimizer_leaves_out_a_step_that_is_not_finite(model_file, opt, opt_kwargs, scaled, place):
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
+    step = make(model_file, opt, opt_kwargs, scaler=scaler)
+    assert not step([make_batch(6)], 1e-3).skipped
+    before = tensors_of(step)
+    if place == "image":
+        result = step([spoil(make_batch(6), math.nan)], 1e-3)
+    else:  # the loss is finite, a gradient is not
+        hook = step.parameters[3].register_hook(lambda gradient: gradient * math.inf)
+        result = step([make_batch(6)], 1e-3)
+        hook.remove()
+        assert result.loss_finite
+    assert result.skipped
+    after = tensors_of(step)
+    assert len(after) == len(before) and all(torch.equal(a, b) for a, b in zip(after, before))
+    assert not step([make_batch(6)], 1e-3).skipped
+    assert not torch.equal(step.parameters[0], before[0])
+
+
+@pytest.mark.parametrize("opt, opt_kwargs", OTHERS[:3])
+def test_every_optimizer_clips_alike(model_file, opt, opt_kwargs):
+    """Seen from its step: scaling the loss's gradient up tenfold changes nothing where the norm is clipped."""
+    one, other = (make(model_file, opt, opt_kwargs, grad_clip=0.01) for _ in range(2))
+    for parameter in other.parameters:
+        parameter.register_hook(lambda gradient: gradient * 10)
+    assert other([make_batch(6)], 1e-3).grad_norm > 5 * one([make_batch(6)], 1e-3).grad_norm
+    for a, b in zip(one.parameters, other.parameters):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
+    assert torch.cat([p.grad.flatten() for p in one.parameters]).norm() < 0.0101
 
 
 def test_gradient_is_clipped_to_its_true_norm(model_file):

@@ -62,6 +62,18 @@ def test_a_line_has_all_that_is_promised(flags, tmp_path, capsys):
     assert [event.step for event in loss] == [1, 2, 3, 4] and loss[-1].value == pytest.approx(line["loss"])
 
 
+def test_trains_on_synthetic_data_and_resumes(model_file, tmp_path):
+    options = ["--dataset-type", "synthetic", "--train-num-samples", "20", "--model", model_file, "--device", "cpu"]
+    options += ["--batch-size", "4", "--log-every", "1", "--precision", "fp32", "--epochs"]
+    assert train_here(*options, "2", "--output", tmp_path / "whole") == 0
+    lines = train_lines(tmp_path / "whole")
+    assert len(lines) == 10 and all(line["loss"] > 0 for line in lines)
+    assert train_here(*options, "2", "--output", tmp_path / "again") == 0
+    assert train_lines(tmp_path / "again") == lines
+    with pytest.raises(UserError, match="data samples: was 20, now 24"):
+        train_here(*options, "2", "--output", tmp_path / "again", "--resume", "latest", "--train-num-samples", "24")
+
+
 def test_checkpoint_is_a_model_for_others(flags, tmp_path):
     train_here(*flags, "--steps", "3", "--ema", "0.9", "--output", tmp_path / "run")
     found = torch.load(find_checkpoint(tmp_path / "run"), weights_only=True)
