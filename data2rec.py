@@ -20,6 +20,16 @@ from alip.build.prepare import MISSING_CAPTION, MISSING_TEXT, Policy
 from alip.build.sources import Fields
 from alip.errors import UserError, run_command
 
+LIMITS = (
+    ("quality", 1, 100),
+    ("samples_per_shard", 1, 10**9),
+    ("workers", 0, 10_000),
+    ("shuffle", 0, 2**63 - 1),
+    ("short_side", 0, 65_500),
+    ("min_side", 1, 65_500),
+    ("max_pixels", 1, 10**12),
+)
+
 
 def arguments() -> argparse.Namespace:
     """The command line."""
@@ -78,7 +88,7 @@ def main() -> int:
         return verify(args.verify, decode=args.decode, workers=max(1, args.workers))
     if not args.output:
         raise UserError("give --output DIR/NAME (or --verify DIR/NAME)")
-    if args.show:
+    if args.show is not None:
         from alip.build.preview import show
 
         return show(args.output, args.show)
@@ -86,9 +96,10 @@ def main() -> int:
         from alip.build.merge import merge
 
         return merge(args.output, overwrite=args.overwrite)
-    for flag, least, most in (("quality", 1, 100), ("samples_per_shard", 1, 10**9), ("workers", 0, 10_000)):
-        if not least <= getattr(args, flag) <= most:
-            raise UserError(f"--{flag.replace('_', '-')} should be from {least} to {most}, not {getattr(args, flag)}")
+    for flag, least, most in LIMITS:
+        value = getattr(args, flag)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{flag.replace('_', '-')} should be from {least} to {most}, not {value}")
     if args.source:
         return select(args)
     for flag in ("scores", "keep", "replace_text_where"):

@@ -1,11 +1,15 @@
-"""Files: written whole or not at all, read with one line on what is wrong, hashed in blocks."""
+"""Files: written whole or not at all, read with one line on what is wrong, locked, hashed in blocks."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import socket
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -110,3 +114,68 @@ def _sha256(file: IO[bytes]) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
+
+
+class LockedError(Exception):
+    """Another process holds the lock. holder: who that is, for a message."""
+
+    def __init__(self, holder: str):
+        super().__init__(holder)
+        self.holder = holder
+
+
+class FileLock:
+    """An exclusive lock, held until `close` and released by the system when this process ends, however it ends.
+
+    path: the lock file, created if needed (its folder must exist: FileNotFoundError). wait: seconds to wait for a
+    holder; then LockedError with its process and machine. Forked children do not hold the lock: an orphaned worker
+    of a killed process must not block the next run.
+    """
+
+    def __init__(self, path: str | Path, wait: float = 0.0):
+        deadline = time.monotonic() + wait
+        while True:
+            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (held until close)
+            while not self._try_lock():
+                if time.monotonic() > deadline:
+                    self._file.seek(0)
+                    holder = self._file.read(200).strip() or "another process"
+                    self._file.close()
+                    raise LockedError(holder)
+                time.sleep(0.05)
+            if self._is_at(path):
+                break
+            self._file.close()  # its last holder removed the file: this lock would exclude nobody
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+        _held.add(self)
+
+    def _try_lock(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _is_at(self, path: str | Path) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(path))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Releases the lock. The file stays: removing it is safe only while the lock is held."""
+        self._file.close()
+
+
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _release_in_child() -> None:
+    """After a fork: the child's copies of the descriptors would keep the parent's locks alive after its death."""
+    for lock in list(_held):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_release_in_child)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -13,54 +12,87 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alip.errors import UserError
+from alip.files import TEMPORARY_SUFFIX, FileLock, LockedError, sync_folder
+
+JOURNAL = "journal.jsonl"
+VERSION = 2  # of the work folder; 1 had other names and wrote records without a CRC-32
+LOCK_WAIT = 5.0  # seconds: a build that was just killed may still be dying
+
+
+class WorkFolder:
+    """The folder `NAME.partial` beside the shards, locked while a build runs and removed when it is done.
+
+    It holds the journal, the rejects so far and temporary files. UserError if another build holds the lock.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        while True:
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock = FileLock(path / "lock", LOCK_WAIT)
+                return
+            except FileNotFoundError:  # the build that held it is done and has just removed the folder
+                continue
+            except LockedError as error:
+                raise UserError(f"{error.holder} is building {path.with_suffix('')}: wait for it") from None
+
+    def has_journal(self) -> bool:
+        """True if a build was started here, so that the files under its names are its own."""
+        return bool(_read_lines(self.path / JOURNAL)[0])
+
+    def empty(self) -> None:
+        """Removes all but the lock: the journal first, since it names the rest."""
+        (self.path / JOURNAL).unlink(missing_ok=True)
+        sync_folder(self.path)
+        for entry in self.path.iterdir():
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def remove(self) -> None:
+        """Removes the folder. A new build may create it again at the same moment, so it need not be gone afterwards."""
+        self.empty()
+        (self.path / "lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+        self.close()
+
+    def close(self) -> None:
+        """Releases the lock."""
+        self._lock.close()
 
 
 class Journal:
-    """The work folder `NAME.partial` beside the shards: a journal of JSON lines, the rejects, temporary files.
+    """What a build has done, as JSON lines. A line is written only when all that it names is safely on the disk.
 
-    A line is written only when all that it names is safely on the disk. The first line holds the build's options; a
-    second run must have the same. The folder is locked while a build runs and removed when it is done.
+    The first line holds the build's options; a run that resumes must have the same (UserError).
     """
 
-    def __init__(self, folder: Path, options: dict):
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(folder / "lock", "w")  # noqa: SIM115 (held until close)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise UserError(f"another data2rec.py is building {folder.with_suffix('')}: wait for it") from None
-        self.path = folder / "journal.jsonl"
-        self.lines = self._read()
+    def __init__(self, work: WorkFolder, options: dict):
+        self.folder = work.path
+        self.path = work.path / JOURNAL
+        self.lines, whole = _read_lines(self.path)
         if not self.lines:
-            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
-            self.add({"options": options})
+            work.empty()
+            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 (held until close)
+            self.add({"version": VERSION, "options": options})
+            sync_folder(work.path)
         else:
             self._check(options)
-            os.truncate(self.path, self._whole)
+            os.truncate(self.path, whole)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-
-    def _read(self) -> list[dict]:
-        """All whole lines; the last one may have been cut by a crash."""
-        lines = []
-        self._whole = 0
-        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else ():
-            try:
-                content = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            lines.append(content)
-            self._whole += len(line)
-        return lines
+            for leftover in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):  # of an atomic write that was interrupted
+                leftover.unlink()
 
     def _check(self, options: dict) -> None:
-        before = self.lines[0]["options"]
-        changed = [name for name in options if before.get(name) != options[name]]
+        first = self.lines[0]
+        if first.get("version") != VERSION:
+            raise UserError(
+                f"{self.folder} holds a build that another version of this code started: finish it with that version, "
+                "or give --overwrite to start again"
+            )
+        changed = [name for name in options if first["options"].get(name) != options[name]]
         if changed:
-            self.close()
             raise UserError(
                 f"{self.folder} holds a build that was started with another {', '.join(changed)}: "
                 "repeat its command to resume it, or give --overwrite to start again"
@@ -78,28 +110,46 @@ class Journal:
         self.lines.append(line)
 
     def close(self) -> None:
-        """Closes the journal and releases the lock."""
-        if hasattr(self, "_file"):
+        """Closes the journal."""
+        with contextlib.suppress(OSError):  # a line that a full disk cut short is ignored by the next run
             self._file.close()
-        self._lock.close()
 
-    def remove(self) -> None:
-        """The build is done: the work folder is removed."""
-        self.close()
-        shutil.rmtree(self.folder)
+
+def _read_lines(path: Path) -> tuple[list[dict], int]:
+    """All whole lines, and their length in bytes; the last one may have been cut by a crash."""
+    lines: list[dict] = []
+    whole = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            content = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(content, dict):
+            break
+        lines.append(content)
+        whole += len(line)
+    return lines, whole
 
 
 @contextlib.contextmanager
-def explain_full_disk(folder: Path) -> Iterator[None]:
-    """A full disk is something that the user can fix."""
+def explain_disk_errors(folder: Path) -> Iterator[None]:
+    """What the disk or the system's limits refuse is for the user to fix: one line, UserError.
+
+    Errors of the input files arrive as rejects, so an OSError here comes from writing (or from the system).
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"the disk of {folder} is full: free some space and run the same command again, it resumes where it stopped"
-        ) from None
+        resume = "run the same command again, it resumes where it stopped"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk of {folder} is full: free some space and {resume}") from None
+        if error.errno == errno.EFBIG:
+            raise UserError(
+                f"a file in {folder} would exceed the size limit for files (ulimit -f, or the file system's): "
+                f"raise it and {resume}, or choose a lower --samples-per-shard"
+            ) from None
+        named = error.filename or folder
+        raise UserError(f"{named}: {error.strerror or error}; fix that and {resume}") from None
 
 
 class RejectsFile:

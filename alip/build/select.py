@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,14 +16,15 @@ import numpy as np
 from tqdm import tqdm
 
 from alip.build.expression import Expression, column_types, evaluate_all, parse_condition
-from alip.build.journal import Journal, explain_full_disk
+from alip.build.journal import explain_disk_errors
+from alip.build.output import DatasetOutput
 from alip.build.shard_writer import ShardWriter
-from alip.build.writer import SAMPLES_PER_SHARD, finished_dataset, remove_dataset
+from alip.build.writer import SAMPLES_PER_SHARD
 from alip.data.recordio import IndexedReader, RecordError, unpack_label
 from alip.data.score_table import ScoreTable
 from alip.data.shards import SIDECAR_COLUMNS, Manifest, Shard, load_manifest, read_texts
 from alip.errors import UserError
-from alip.files import sha256_of_file, sync_folder
+from alip.files import sha256_of_file
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,12 @@ def select(
             "replace_text_where": replace_text_where,
             "samples_per_shard": samples_per_shard,
         }
-        if overwrite:
-            remove_dataset(folder, name)
-        elif (folder / f"{name}.json").exists():
-            return _summary(finished_dataset(folder, name, options), already_there=True)
-        kept, replaced = _decide(conditions, table)
-        with explain_full_disk(folder):
-            job = _Selection(manifest, table, kept, replaced, folder, name, options)
-            try:
+        with explain_disk_errors(folder), closing(DatasetOutput(folder, name, options, overwrite)) as target:
+            if target.finished:
+                return _summary(target.finished, already_there=True)
+            kept, replaced = _decide(conditions, table)
+            with closing(_Selection(manifest, table, kept, replaced, target, options)) as job:
                 return _summary(job.run(quiet))
-            finally:
-                job.close()
 
 
 def _summary(manifest: Manifest, already_there: bool = False) -> SelectSummary:
@@ -122,14 +119,12 @@ class _Selection:
         table: ScoreTable,
         kept: np.ndarray,
         replaced: np.ndarray,
-        folder: Path,
-        name: str,
+        output: DatasetOutput,
         options: dict,
     ):
         self.source, self.table, self.kept, self.replaced = source, table, kept, replaced
-        self.folder, self.name, self.options = folder, name, options
-        folder.mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(folder / f"{name}.partial", options)
+        self.output, self.options = output, options
+        self.folder, self.name, self.journal = output.folder, output.name, output.journal
         self.shards = [Shard(**line["shard"]) for line in self.journal.lines if "shard" in line]
         self.shard: ShardWriter | None = None
         self._reader: IndexedReader | None = None
@@ -141,7 +136,6 @@ class _Selection:
             self._reader.close()
         if self.shard:
             self.shard.abandon()
-        self.journal.close()
 
     def run(self, quiet: bool) -> Manifest:
         """Everything that is still to do."""
@@ -207,7 +201,7 @@ class _Selection:
         self.journal.add({"shard": asdict(shard)})
 
     def _finish(self) -> Manifest:
-        """The manifest gets its name; the work folder goes."""
+        """The manifest of what was kept."""
         selection = {
             "name": self.source.name,
             "fingerprint": self.source.fingerprint,
@@ -224,7 +218,4 @@ class _Selection:
             rejects={},
             metadata={"untouched": len(self.kept), "options": self.options, "selection": selection},
         )
-        manifest.save()
-        sync_folder(self.folder)
-        self.journal.remove()
-        return load_manifest(self.folder / f"{self.name}.json")
+        return self.output.publish(manifest)

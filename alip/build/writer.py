@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,15 +13,16 @@ from tqdm import tqdm
 
 from alip.build.caption_table import CaptionTable
 from alip.build.input_shard import InputShard
-from alip.build.journal import Journal, RejectsFile, explain_full_disk
+from alip.build.journal import RejectsFile, explain_disk_errors
+from alip.build.output import DatasetOutput
 from alip.build.prepare import Policy, PreparedSample, Rejected, prepare_all
 from alip.build.progress import ProgressBar
 from alip.build.shard_writer import ShardWriter
 from alip.build.shuffle import ExternalShuffle
 from alip.build.sources import Sample, Source
-from alip.data.shards import Manifest, Shard, load_manifest
+from alip.data.shards import Manifest, Shard
 from alip.errors import UserError
-from alip.files import sync_folder
+from alip.files import sync_file
 
 SAMPLES_PER_SHARD = 20_000
 
@@ -89,16 +90,11 @@ def build(
         "shuffle_seed": shuffle_seed,
         "input_shard": [input_shard.index + 1, input_shard.count],
     }
-    if overwrite:
-        remove_dataset(folder, name)
-    elif (folder / f"{name}.json").exists():
-        return BuildSummary(finished_dataset(folder, name, options), already_there=True)
-    with explain_full_disk(folder):
-        job = _Build(source, folder, name, options, policy, input_shard)
-        try:
+    with explain_disk_errors(folder), closing(DatasetOutput(folder, name, options, overwrite)) as target:
+        if target.finished:
+            return BuildSummary(target.finished, already_there=True)
+        with closing(_Build(source, target, options, policy, input_shard)) as job:
             return BuildSummary(job.run(workers, captions, quiet))
-        finally:
-            job.close()
 
 
 def _describe_captions(captions: str | None) -> list | None:
@@ -109,38 +105,15 @@ def _describe_captions(captions: str | None) -> list | None:
     return [Path(captions).name, Path(captions).stat().st_size]
 
 
-def remove_dataset(folder: Path, name: str) -> None:
-    """Removes the shards, the manifest, the rejects and the work folder of DIR/NAME, whatever of them is there."""
-    pattern = re.compile(re.escape(name) + r"(-\d{5}\.(rec|idx|parquet)|-rejects\.jsonl|\.json)")
-    for path in folder.glob("*") if folder.is_dir() else ():
-        if pattern.fullmatch(path.name):
-            path.unlink()
-    shutil.rmtree(folder / f"{name}.partial", ignore_errors=True)
-
-
-def finished_dataset(folder: Path, name: str, options: dict) -> Manifest:
-    """The manifest of a complete build; UserError if it was built with other options."""
-    manifest = load_manifest(folder / f"{name}.json")
-    before = manifest.metadata.get("options", {})
-    changed = [key for key in options if before.get(key) != options[key]]
-    if changed:
-        raise UserError(
-            f"{folder / name} was built with another {', '.join(changed)}: give --overwrite to build it again, or "
-            "another --output"
-        )
-    return manifest
-
-
 class _Build:
     """One build: its journal, and the state that is written there at each commit."""
 
-    def __init__(self, source: Source, folder: Path, name: str, options: dict, policy: Policy, input_shard: InputShard):
-        self.source, self.folder, self.name, self.options = source, folder, name, options
+    def __init__(self, source: Source, output: DatasetOutput, options: dict, policy: Policy, input_shard: InputShard):
+        self.source, self.output, self.options = source, output, options
         self.policy, self.input_shard = policy, input_shard
+        self.folder, self.name, self.journal = output.folder, output.name, output.journal
         self.samples_per_shard = options["samples_per_shard"]
         self.seed = options["shuffle_seed"]
-        folder.mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(folder / f"{name}.partial", options)
         last = self.journal.last("cursor") or {}
         self.cursor = last.get("cursor", [0, 0])  # unit and number of the next sample to read
         self.counts = Counter(last.get("counts", {}))
@@ -156,7 +129,6 @@ class _Build:
         if self.shuffle:
             self.shuffle.close()
         self.rejects.close()
-        self.journal.close()
 
     def run(self, workers: int, captions: str | None, quiet: bool) -> Manifest:
         """Everything that is still to do."""
@@ -250,6 +222,7 @@ class _Build:
         self.shuffle = ExternalShuffle(self.journal.folder, self.seed, self.journal.last("spilled")["spilled"])
         last = self.journal.last("gathered") or {"gathered": [0, 0]}
         position = list(last["gathered"])
+        self.shuffle.drop_before(position[0])  # a kill may have come before they were removed
         written = sum(shard.samples for shard in self.shards)
         with tqdm(total=self.counts["samples"], initial=written, desc="shuffle", unit=" images", disable=quiet) as bar:
 
@@ -271,6 +244,7 @@ class _Build:
         final = self.folder / f"{self.name}-rejects.jsonl"
         self.rejects.close()
         shutil.copyfile(self.rejects.path, final)
+        sync_file(final)
         manifest = Manifest(
             name=self.name,
             folder=self.folder,
@@ -284,7 +258,4 @@ class _Build:
                 "options": self.options,
             },
         )
-        manifest.save()
-        sync_folder(self.folder)
-        self.journal.remove()
-        return load_manifest(self.folder / f"{self.name}.json")
+        return self.output.publish(manifest)

@@ -13,7 +13,6 @@ nothing: the same lines are read again from captions.jsonl and the remaining par
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from alip.errors import UserError
-from alip.files import atomic_write, read_json, write_json
+from alip.files import FileLock, LockedError, atomic_write, read_json, write_json
 
 FORMAT, VERSION = "alip-captions", 1
+LOCK_WAIT = 2.0  # seconds: a run that was just killed may still be dying
 
 
 def digest(data: bytes) -> str:
@@ -138,7 +138,7 @@ class CaptionStore:
         self.failures = self.output.with_name(stem + "-failures.jsonl")
         self.run_file = self.output.with_name(stem + "-run.json")
         self.figure = self.output.with_name(stem + "-samples.png")
-        self._lock = None
+        self._lock: FileLock | None = None
 
     def begin_run(self, settings: dict[str, Any], metadata: dict[str, Any], restart: bool = False) -> int:
         """Rank 0 only: locks the output, checks that earlier runs had the same settings, returns this run's number.
@@ -163,12 +163,11 @@ class CaptionStore:
         return record["runs"]
 
     def _take_lock(self) -> None:
-        self._lock = (self.parts / "lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock = FileLock(self.parts / "lock", wait=LOCK_WAIT)
+        except LockedError as error:
             raise UserError(
-                f"another process is writing {self.output}: wait for it, or choose another --output"
+                f"{error.holder} is writing {self.output}: wait for it, or choose another --output"
             ) from None
 
     def read_run(self) -> dict[str, Any] | None:
@@ -238,10 +237,10 @@ class CaptionStore:
     def finish(self, record: dict[str, Any]) -> None:
         """Writes the final record and releases the lock."""
         self.write_run(record)
+        (self.parts / "lock").unlink(missing_ok=True)  # while the lock is held: the next run makes a new file
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-        (self.parts / "lock").unlink(missing_ok=True)
         if self.parts.is_dir() and not any(self.parts.iterdir()):
             self.parts.rmdir()
 

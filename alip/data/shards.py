@@ -113,9 +113,9 @@ class Manifest:
             "shards": [asdict(shard) for shard in self.shards],
         }
 
-    def save(self) -> Path:
-        """Writes NAME.json, whole or not at all."""
-        path = self.folder / f"{self.name}.json"
+    def save(self, folder: Path | None = None) -> Path:
+        """Writes NAME.json, whole or not at all, to `folder` (None: beside the shards); its path."""
+        path = (folder or self.folder) / f"{self.name}.json"
         write_json(path, self.to_json(), ensure_ascii=False)
         return path
 

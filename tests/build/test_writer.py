@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alip.build import merge, writer
+from alip.build import journal, merge, writer
 from alip.build import shard_writer as shardwriter
 from alip.build.images import ImagePolicy
 from alip.build.input_shard import InputShard
@@ -235,12 +235,15 @@ def test_a_full_disk_is_told_and_room_is_enough_to_go_on(tmp_path, monkeypatch):
     assert room[0] == 1000 - 70, "the first shard was not built again"
 
 
-def test_a_really_full_disk(tmp_path):
+def test_a_really_full_disk(tmp_path, monkeypatch):
     """/dev/full refuses every byte, as a full disk does."""
     make_tars(tmp_path / "tars", 5)
-    folder = tmp_path / "out" / "set.partial"
-    folder.mkdir(parents=True)
-    (folder / "set-00000.rec").symlink_to("/dev/full")
+
+    def on_full_disk(folder, name, work):
+        (work / f"{name}.rec").symlink_to("/dev/full")
+        return shardwriter.ShardWriter(folder, name, work)
+
+    monkeypatch.setattr(writer, "ShardWriter", on_full_disk)
     with pytest.raises(UserError, match="is full"):
         build_shards(tmp_path / "tars", tmp_path / "out" / "set")
 
@@ -256,8 +259,9 @@ def test_a_build_cannot_be_resumed_with_other_options_nor_run_twice(tmp_path, mo
         build_shards(tmp_path / "tars", tmp_path / "set", samples_per_shard=10)
     with pytest.raises(UserError, match="started with another samples_per_shard"):
         build_shards(tmp_path / "tars", tmp_path / "set", samples_per_shard=11)
-    held = writer.Journal(tmp_path / "set.partial", {"samples_per_shard": 10})
-    with pytest.raises(UserError, match="another data2rec"):
+    monkeypatch.setattr(journal, "LOCK_WAIT", 0.1)
+    held = journal.WorkFolder(tmp_path / "set.partial")
+    with pytest.raises(UserError, match=r"process \d+ on .* is building"):
         build_shards(tmp_path / "tars", tmp_path / "set", samples_per_shard=10)
     held.close()
 

@@ -98,7 +98,7 @@ def test_refusals(tmp_path):
         CaptionStore(tmp_path / "c.json")
     store = CaptionStore(tmp_path / "c.jsonl")
     store.begin_run({"captioner": "blip", "beams": 3}, {})
-    with pytest.raises(UserError, match="another process"):
+    with pytest.raises(UserError, match=r"process \d+ on .* is writing"):
         CaptionStore(tmp_path / "c.jsonl").begin_run({"captioner": "blip", "beams": 3}, {})
     store.finish(store.read_run())
     with pytest.raises(UserError, match=r"beams was 3, is 1.*--restart"):
