@@ -1,7 +1,7 @@
 """Cleaning: shards and their gate scores → new shards of the samples to keep, with distrusted raw texts replaced.
 
-A kept record is copied byte for byte. Where a text is replaced, the raw text's tokens become the caption's, and the
-sidecar keeps the old text in its metadata under `replaced_text`.
+A kept record is copied byte for byte, save its number. Where a text is replaced, the raw text's tokens become the
+caption's, and the sidecar keeps the old text in its metadata under `replaced_text`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from alip.build.prepare import PreparedSample
-from alip.data.recordio import Writer, pack
+from alip.data.recordio import Writer, pack, stamp
 from alip.data.shards import SIDECAR_COLUMNS, Shard
 from alip.files import sha256_of_file, sync_file, sync_folder
 
@@ -35,13 +35,15 @@ class ShardWriter:
         self._sha256 = hashlib.sha256()
 
     def add(self, sample: PreparedSample) -> None:
-        """Appends one sample; the id in its record is its number in the shard."""
-        self.add_record(pack(sample.label, sample.image, self.samples), sample.label, sample.row)
+        """Appends one sample."""
+        self.add_record(pack(sample.label, sample.image), sample.label, sample.row)
 
     def add_record(self, payload: bytes, label: np.ndarray, row: tuple) -> None:
-        """Appends a record as it is. payload: as recordio.pack makes it; label: float32, the one in it; row: strings
-        in the order of SIDECAR_COLUMNS."""
-        self._sha256.update(self._records.write(payload))
+        """Appends an image record; its `id` becomes its number in the shard, its `id2` the CRC-32 of labels and image.
+
+        payload: as recordio.pack makes it; label: float32, the one in it; row: strings in the order of SIDECAR_COLUMNS.
+        """
+        self._sha256.update(self._records.write(stamp(payload, self.samples)))
         self.max_token = max(self.max_token, int(label.max()))
         self._rows.append(row)
         self.samples += 1
@@ -74,6 +76,7 @@ class ShardWriter:
             sha256=self._sha256.hexdigest(),
             max_token=self.max_token,
             sidecar_sha256=sidecar_sha256,
+            crc32=True,
         )
 
     def abandon(self) -> None:

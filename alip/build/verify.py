@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -16,7 +18,7 @@ from tqdm import tqdm
 from alip.build.images import ImageError, decode_image
 from alip.build.workers import start_worker
 from alip.data.recordio import RecordError, read_index, scan, unpack
-from alip.data.shards import Manifest, Shard, load_manifest
+from alip.data.shards import Manifest, Shard, load_manifest, record_fault
 from alip.files import sha256_of_file
 from alip.text_table import plain_table
 
@@ -25,7 +27,7 @@ _NAMED = 5  # faults of one shard that are printed in full
 
 @dataclass
 class Report:
-    """What was found in one shard. faults: lines that name file, record and byte; ids: of a tokenizer's end."""
+    """What was found in one shard. faults: lines that name file, record and byte."""
 
     rec: str
     records: int = 0
@@ -53,17 +55,34 @@ def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1) -
             reports.append(report)
             bar.update(report.records)
     print(table(reports, decode))
-    shown = 0
-    for report in reports:
-        for fault in report.faults[:_NAMED]:
-            print(fault)
-            shown += 1
-    faults = sum(len(report.faults) for report in reports)
+    of_all = dataset_faults(manifest)
+    shown = [fault for faults in (of_all, *(report.faults for report in reports)) for fault in faults[:_NAMED]]
+    print(*shown, sep="\n", end="\n" if shown else "")
+    faults = len(of_all) + sum(len(report.faults) for report in reports)
     if faults:
-        print(f"{faults} faults" + (f", {shown} of them shown" if shown < faults else ""))
+        print(f"{faults} faults" + (f", {len(shown)} of them shown" if len(shown) < faults else ""))
         return 1
     print(f"sound: {manifest.samples:,} samples in {len(reports)} shards")
     return 0
+
+
+def dataset_faults(manifest: Manifest) -> list[str]:
+    """What no single shard shows: shards that the manifest leaves out, and content that it lists twice."""
+    if all(shard.sha256 is None for shard in manifest.shards):  # released files: the folder is the list
+        return []
+    faults = []
+    names = [manifest.name, *manifest.metadata.get("input_shards", [])]
+    pattern = re.compile("(" + "|".join(map(re.escape, names)) + r")-\d{5}\.(rec|idx|parquet)")
+    listed = {name for shard in manifest.shards for name in (shard.rec, shard.idx, shard.sidecar)}
+    for path in sorted(manifest.folder.iterdir()):
+        if pattern.fullmatch(path.name) and path.name not in listed:
+            faults.append(f"{path}: the manifest does not list it")
+    seen: dict[tuple, str] = {}
+    for shard in manifest.shards:
+        before = seen.setdefault((shard.sha256, shard.sidecar_sha256), shard.rec)
+        if before != shard.rec:
+            faults.append(f"{manifest.path(shard.rec)}: the same content as {before}")
+    return faults
 
 
 def table(reports: list[Report], decoded: bool) -> str:
@@ -88,38 +107,42 @@ def verify_shard(manifest: Manifest, number: int, decode: bool) -> Report:
     shard = manifest.shards[number]
     report = Report(shard.rec)
     path = manifest.path(shard.rec)
+    offsets: list[int] = []
     try:
         report.bytes = path.stat().st_size
-        offsets = _records(manifest, shard, report, decode)
-        _compare_index(manifest, shard, offsets, report)
+        for fault in _record_faults(manifest, shard, offsets, decode):
+            report.faults.append(fault)
     except (RecordError, OSError) as error:
-        report.faults.append(f"record {report.records} of {error}" if isinstance(error, RecordError) else str(error))
-    for fault in _whole_file(manifest, shard, report):
-        report.faults.append(fault)
+        report.faults.append(f"record {len(offsets)} of {error}" if isinstance(error, RecordError) else str(error))
+    else:
+        report.faults += _index_faults(manifest, shard, offsets)
+    report.records = len(offsets)
+    report.faults += _file_faults(manifest, shard, report)
     return report
 
 
-def _records(manifest: Manifest, shard: Shard, report: Report, decode: bool) -> list[int]:
-    """Walks through a rec file record by record; where each starts."""
+def _record_faults(manifest: Manifest, shard: Shard, offsets: list[int], decode: bool) -> Iterator[str]:
+    """Walks through a rec file record by record. offsets: where each starts is appended."""
     path = manifest.path(shard.rec)
-    offsets: list[int] = []
-    for offset, payload in scan(path):
-        number = len(offsets)
+    largest = 0
+    for number, (offset, payload) in enumerate(scan(path)):
         offsets.append(offset)
-        report.records = len(offsets)
         where = f"record {number} of {path}, byte {offset}"
         try:
             label, image = unpack(payload)
-            fault = _label_fault(label, manifest)
-            if fault:
-                report.faults.append(f"{where}: {fault}")
+            for fault in (record_fault(shard, number, payload), _label_fault(label, manifest)):
+                if fault:
+                    yield f"{where}: {fault}"
             if decode:
                 decode_image(image)
         except RecordError as error:
-            report.faults.append(f"{where}: {error}")
+            yield f"{where}: {error}"
         except ImageError as error:
-            report.faults.append(f"{where}: {error.reason}: {error}")
-    return offsets
+            yield f"{where}: {error.reason}: {error}"
+        else:
+            largest = max(largest, label.max())
+    if shard.max_token is not None and largest != shard.max_token:
+        yield f"{path}: the largest token id is {largest:.0f}, the manifest says {shard.max_token}"
 
 
 def _label_fault(label: np.ndarray, manifest: Manifest) -> str | None:
@@ -136,20 +159,35 @@ def _label_fault(label: np.ndarray, manifest: Manifest) -> str | None:
     return None
 
 
-def _compare_index(manifest: Manifest, shard: Shard, offsets: list[int], report: Report) -> None:
-    _, indexed = read_index(manifest.path(shard.idx))
+def _index_faults(manifest: Manifest, shard: Shard, offsets: list[int]) -> Iterator[str]:
+    """Compares the index with the records, of which `offsets` says where they start.
+
+    In a dataset of ours line i is `i, offset of record i`. A released index may have another order: there every record
+    must be named once, by a key of its own.
+    """
     idx = manifest.path(shard.idx)
+    try:
+        keys, indexed = read_index(idx)
+    except (RecordError, OSError) as error:
+        yield str(error)
+        return
     if len(indexed) != shard.samples or len(offsets) != shard.samples:
-        report.faults.append(
-            f"{idx}: {len(indexed)} lines, the rec file {len(offsets)} records, the manifest {shard.samples} samples"
-        )
-    there = set(offsets)
+        yield f"{idx}: {len(indexed)} lines, the rec file {len(offsets)} records, the manifest {shard.samples} samples"
+    starts = set(offsets)
     for line, offset in enumerate(indexed.tolist(), 1):
-        if offset not in there:
-            report.faults.append(f"{idx}, line {line}: byte {offset} of {shard.rec} is not where a record starts")
+        if offset not in starts:
+            yield f"{idx}, line {line}: byte {offset} of {shard.rec} is not where a record starts"
+    for what, values in (("byte", indexed), ("key", keys)):
+        values, counts = np.unique(values, return_counts=True)
+        for value in values[counts > 1].tolist():
+            yield f"{idx}: {what} {value} is in more than one line"
+    if shard.sha256 is not None and len(indexed) == len(offsets):
+        wrong = np.flatnonzero((indexed != np.array(offsets)) | (keys != np.arange(len(keys))))
+        if len(wrong):
+            yield f"{idx}, line {wrong[0] + 1}: not number and byte of record {wrong[0]} ({len(wrong)} such lines)"
 
 
-def _whole_file(manifest: Manifest, shard: Shard, report: Report):
+def _file_faults(manifest: Manifest, shard: Shard, report: Report) -> Iterator[str]:
     """Sizes, checksums, the sidecar."""
     path = manifest.path(shard.rec)
     if path.exists():
@@ -160,6 +198,9 @@ def _whole_file(manifest: Manifest, shard: Shard, report: Report):
             if report.checksum == "WRONG":
                 yield f"{path}: the checksum is not the manifest's"
     if shard.sidecar is None:
+        beside = manifest.path(shard.rec).with_suffix(".parquet")
+        if shard.sha256 is not None and beside.exists():
+            yield f"{beside}: the manifest does not list it"
         return
     sidecar = manifest.path(shard.sidecar)
     try:

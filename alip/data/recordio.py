@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,7 +76,24 @@ def unpack_label(payload: bytes | memoryview) -> tuple[np.ndarray, int]:
 
 def record_id(payload: bytes | memoryview) -> int:
     """The `id` of an image record's header."""
-    return _HEADER.unpack_from(payload)[2]
+    return record_ids(payload)[0]
+
+
+def record_ids(payload: bytes | memoryview) -> tuple[int, int]:
+    """`id` and `id2` of an image record's header. Ours hold the record's number in its file and payload_crc32; MXNet
+    and the released files leave `id2` 0."""
+    return _HEADER.unpack_from(payload)[2:]
+
+
+def payload_crc32(payload: bytes | memoryview) -> int:
+    """The CRC-32 (zlib's) of all that follows an image record's header: labels and image, as stored."""
+    return zlib.crc32(memoryview(payload)[_HEADER.size :])
+
+
+def stamp(payload: bytes, id: int) -> bytes:
+    """The same image record with this `id`, and its CRC-32 as `id2`."""
+    flag, label, _, _ = _HEADER.unpack_from(payload)
+    return _HEADER.pack(flag, label, id, payload_crc32(payload)) + payload[_HEADER.size :]
 
 
 def encode(payload: bytes) -> bytes:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from alip.data.jpeg import jpeg_size
 from alip.data.recordio import IndexedReader, RecordError, unpack_label
-from alip.data.shards import Manifest
+from alip.data.shards import Manifest, record_fault
 from alip.errors import UserError
 
 _CHECKED_SHARDS = 64  # of which first and last record are looked at before a run starts
@@ -25,6 +25,7 @@ class Records:
     def __init__(self, manifest: Manifest, vocab_size: int):
         self.manifest, self.vocab_size = manifest, vocab_size
         self._readers: dict[int, IndexedReader] = {}
+        self._advice = f" (`python data2rec.py --verify {manifest.folder / manifest.name}` checks everything)"
         _allow_open_files(len(manifest.shards) + 256)
 
     def check(self) -> None:
@@ -58,11 +59,15 @@ class Records:
         shards = np.searchsorted(self.manifest.starts, index, side="right") - 1
         for i in np.argsort(index):  # in the order of the disk
             shard = int(shards[i])
-            payload = self._payload(shard, int(index[i] - self.manifest.starts[shard]))
+            number = int(index[i] - self.manifest.starts[shard])
+            payload = self._payload(shard, number)
             try:
                 label, start = unpack_label(payload)
+                fault = record_fault(self.manifest.shards[shard], number, payload)
             except RecordError as error:
-                raise UserError(f"{self.where(int(index[i]))}: {error}") from None
+                fault = str(error)
+            if fault:
+                raise UserError(f"{self.where(int(index[i]))}: {fault}{self._advice}")
             if len(label) != length:
                 raise UserError(
                     f"{self.where(int(index[i]))} has a label of {len(label)} numbers, not {length} (two texts of "

@@ -148,7 +148,7 @@ def test_cut_off_anywhere_it_ends_with_the_same_bytes(tmp_path, monkeypatch, shu
     options = {"samples_per_shard": 25, "shuffle_seed": shuffle_seed}
     build_shards(tmp_path / "tars", tmp_path / "whole" / "set", **options)
     whole = contents(tmp_path / "whole")
-    real = writer.Journal.add
+    real = journal.Journal.add
     attempts = 0
     while True:
         attempts += 1
@@ -161,7 +161,7 @@ def test_cut_off_anywhere_it_ends_with_the_same_bytes(tmp_path, monkeypatch, shu
                     file.write('{"shard": {"rec"')
                 raise Stop
 
-        monkeypatch.setattr(writer.Journal, "add", add)
+        monkeypatch.setattr(journal.Journal, "add", add)
         try:
             build_shards(tmp_path / "tars", tmp_path / "cut" / "set", **options)
         except Stop:
@@ -169,7 +169,7 @@ def test_cut_off_anywhere_it_ends_with_the_same_bytes(tmp_path, monkeypatch, shu
         break
     assert attempts >= 3
     assert contents(tmp_path / "cut") == whole
-    monkeypatch.setattr(writer.Journal, "add", real)
+    monkeypatch.setattr(journal.Journal, "add", real)
     source = writer.build  # workers do not change the bytes either
     from alip.build.open_source import open_source
 

@@ -1,0 +1,106 @@
+"""What may be in a manifest file, older ones included: types, layout, names and its own checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from alip.errors import UserError
+from alip.schema import check
+
+FORMAT = "alip-rec"
+VERSION = 1
+_COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
+_FILE = {"type": "string", "pattern": r"\A(?!\.{1,2}\Z)[^/\\\x00]+\Z"}  # a name beside the manifest, no path
+_SHA256 = {"type": "string", "pattern": r"\A[0-9a-f]{64}\Z"}
+_INPUT_SHARD = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2}
+_SHARD = {
+    "type": "object",
+    "required": ["rec", "idx", "sidecar", "samples", "bytes", "sha256", "max_token", "sidecar_sha256"],
+    "properties": {
+        "rec": _FILE,
+        "idx": _FILE,
+        "sidecar": {"anyOf": [_FILE, {"type": "null"}]},
+        "samples": {**_COUNT, "minimum": 1},
+        "bytes": {**_COUNT, "minimum": 1},
+        "sha256": _SHA256,
+        "max_token": _COUNT,
+        "sidecar_sha256": {"anyOf": [_SHA256, {"type": "null"}]},
+        "crc32": {"type": "boolean"},
+    },
+    "additionalProperties": False,
+}
+SCHEMA = {
+    "type": "object",
+    "required": [
+        *("format", "version", "name", "samples", "label", "context_length", "tokenizer", "vocab_size", "image"),
+        *("rejects", "shards"),
+    ],
+    "properties": {
+        "format": {"const": FORMAT},
+        "version": {"type": "integer", "minimum": 1},
+        "name": {"type": "string"},
+        "samples": {**_COUNT, "minimum": 1},
+        "label": {
+            "type": "object",
+            "required": ["length", "text_tokens", "caption_tokens"],
+            "additionalProperties": {"type": "integer"},
+        },
+        "context_length": {"type": "integer", "minimum": 2, "maximum": 65536},
+        "tokenizer": {"type": "string"},
+        "vocab_size": {"type": "integer", "minimum": 3, "maximum": 2**24},  # a float32 label holds no more
+        "image": {"type": "object"},
+        "rejects": {"type": "object", "additionalProperties": _COUNT},
+        "untouched": _COUNT,
+        "options": {"type": "object"},
+        "part": _INPUT_SHARD,
+        "parts": {"type": "array", "items": {"type": "string"}},
+        "input_shard": _INPUT_SHARD,
+        "input_shards": {"type": "array", "items": {"type": "string"}},
+        "selection": {"type": "object"},
+        "checksum": _SHA256,
+        "shards": {"type": "array", "minItems": 1, "items": _SHARD},
+    },
+}
+
+
+def check_manifest(content: dict[str, Any], path: Path) -> None:
+    """UserError, one line, unless a manifest's content is sound in itself.
+
+    Beyond the types: the layout of the label, no file named twice, counts that add up, and the checksum of the whole.
+    (Manifests older than the checksum have none.)
+    """
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} is no manifest of rec shards (no format {FORMAT!r} in it)")
+    if isinstance(content.get("version"), int) and content["version"] > VERSION:
+        raise UserError(f"{path} has version {content['version']}, this code reads up to {VERSION}: update it")
+    check(content, SCHEMA, path, fix="restore the manifest, or build the shards again")
+    length = content["context_length"]
+    expected = {"length": 2 * length, "text_tokens": 0, "caption_tokens": length}
+    if content["label"] != expected:
+        raise UserError(f"{path}: label: is {content['label']}, but {expected} is what is read; restore the manifest")
+    names = [shard[kind] for shard in content["shards"] for kind in ("rec", "idx", "sidecar") if shard[kind]]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice:
+        raise UserError(f"{path} lists {twice} twice; restore the manifest, or build the shards again")
+    for shard in content["shards"]:
+        if (shard["sidecar"] is None) != (shard["sidecar_sha256"] is None):
+            raise UserError(
+                f"{path}: sidecar and sidecar_sha256 of {shard['rec']} belong together; restore the manifest"
+            )
+    total = sum(shard["samples"] for shard in content["shards"])
+    if content["samples"] != total:
+        raise UserError(f"{path} says {content['samples']} samples, its shards add up to {total}")
+    if "checksum" in content and content["checksum"] != manifest_checksum(content):
+        raise UserError(
+            f"{path} was changed after it was written (its checksum is not that of its content): restore it or, if the "
+            "change is meant, remove its line `checksum`"
+        )
+
+
+def manifest_checksum(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content without the checksum itself: as JSON, keys sorted, no blanks, ASCII only."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
