@@ -106,6 +106,16 @@ class ScoreTable:
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{self.path} is damaged ({error}): write it again") from None
 
+    def value_range(self, name: str) -> tuple[float, float]:
+        """Smallest and largest value of a column of numbers, from the file's statistics; (0, 0) of no rows."""
+        metadata = self._file.metadata
+        column = self._file.schema_arrow.get_field_index(name)
+        groups = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
+        known = [one for one in groups if one is not None and one.has_min_max]
+        if not known:
+            return 0.0, 0.0
+        return float(min(one.min for one in known)), float(max(one.max for one in known))
+
     def column(self, name: str) -> np.ndarray:
         """One whole column, (rows,)."""
         parts = [batch[name] for batch in self.batches([name])]

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from alip import distributed
 from alip.data.score_table import ScoreTable
-from alip.data.shards import load_manifest
+from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError, run_command
 from alip.eval.gates.checkpoints import find_checkpoints, open_scorer, same_recipe
 from alip.eval.gates.labels import summarize
+from alip.eval.gates.page import write_page
+from alip.eval.gates.page_data import collect
 from alip.eval.gates.scoring import score_dataset, summary_columns
 from alip.files import write_json
 
@@ -72,13 +74,13 @@ def main() -> None:
             quiet=args.quiet,
         )
         if world.is_main:
-            report(path, args.output)
+            report(path, manifest, args.output)
     finally:
         distributed.stop()
 
 
-def report(path: Path, output: Path) -> None:
-    """The summary, from the table."""
+def report(path: Path, manifest: Manifest, output: Path) -> None:
+    """The summary and the page, from the table."""
     with ScoreTable(path) as table:
         print(f"{table.rows} samples scored: {path}")
         summary = {"samples": table.rows, **table.metadata}
@@ -90,6 +92,8 @@ def report(path: Path, output: Path) -> None:
                 f"of W_s*W_t {summary['auc_weight']:.3f}"
             )
         write_json(output / "gates.json", summary)
+        size = write_page(output / "gates.html", collect(table, manifest))
+        print(f"{output / 'gates.html'}: {size / 1e6:.1f} MB, open it in a browser")
 
 
 if __name__ == "__main__":
