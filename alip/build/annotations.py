@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from types import NoneType
+from typing import Any
 
-from alip.build.sources import ByteRange, Fields, Sample, Source, clean
+from alip.build.sources import ByteRange, Fields, Sample, Source, as_text, load_json_object
 from alip.errors import UserError
+
+_LARGEST = 1 << 31  # bytes of one file: it is read whole, and takes several times as much memory
 
 
 class AnnotationSource(Source):
@@ -29,10 +31,12 @@ class AnnotationSource(Source):
     def read_unit(self, unit: int) -> Iterator[Sample]:
         path = self.units[unit]
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = load_json_object(ByteRange(path).read(_LARGEST).removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
             rows = list(_karpathy(content, self.splits) if self.source_type == "karpathy" else _coco(content))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not {self.source_type} JSON: {type(error).__name__} {error}") from None
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; check the path") from None
+        except ValueError as error:
+            raise UserError(f"{path} is not {self.source_type} JSON: {error}") from None
         root = self.image_root if self.image_root is not None else os.path.dirname(path)
         for number, (key, file_name, text, metadata) in enumerate(rows):
             yield Sample(
@@ -40,30 +44,58 @@ class AnnotationSource(Source):
                 where=f"{path}, {key}",
                 image_data=ByteRange(os.path.join(root, file_name)) if file_name else None,
                 image_name=os.path.basename(file_name or ""),
-                text=clean(text),
+                text=as_text(text),
                 metadata=metadata,
                 progress=self.progress(unit, self.sizes[unit] * (number + 1) / len(rows)),
             )
 
 
 def _karpathy(content: dict, splits: tuple[str, ...]) -> Iterator[tuple[str, str, str | None, dict]]:
-    for image in content["images"]:
-        if splits and image.get("split") not in splits:
+    for number, image in enumerate(_entries(content, "images")):
+        where = f"images[{number}]"
+        split = _field(image, "split", where, str, None)
+        if splits and split not in splits:
             continue
-        key = str(image.get("cocoid", image.get("imgid", image["filename"])))
-        name = os.path.join(image.get("filepath", ""), image["filename"])
-        for k, sentence in enumerate(image["sentences"] or [{"raw": None}]):
-            yield f"{key}#{k}", name, sentence["raw"], {"image_id": key, "split": image.get("split")}
+        file_name = _field(image, "filename", where, str)
+        key = str(image.get("cocoid", image.get("imgid", file_name)))
+        name = os.path.join(_field(image, "filepath", where, str, ""), file_name)
+        for k, sentence in enumerate(_field(image, "sentences", where, list) or [{"raw": None}]):
+            raw = _field(sentence, "raw", f"{where}.sentences[{k}]", (str, NoneType))
+            yield f"{key}#{k}", name, raw, {"image_id": key, "split": split}
 
 
 def _coco(content: dict) -> Iterator[tuple[str, str | None, str | None, dict]]:
-    names = {image["id"]: image["file_name"] for image in content["images"]}
+    names = {}
+    for number, image in enumerate(_entries(content, "images")):
+        where = f"images[{number}]"
+        names[_field(image, "id", where, (int, str))] = _field(image, "file_name", where, str)
     count: dict = {}
-    for annotation in content.get("annotations", []):
-        key = annotation["image_id"]
+    for number, annotation in enumerate(_entries(content, "annotations", [])):
+        where = f"annotations[{number}]"
+        key = _field(annotation, "image_id", where, (int, str))
         k = count.get(key, 0)
         count[key] = k + 1
-        yield f"{key}#{k}", names.get(key), annotation["caption"], {"image_id": str(key)}
+        caption = _field(annotation, "caption", where, (str, NoneType))
+        yield f"{key}#{k}", names.get(key), caption, {"image_id": str(key)}
     for key, name in names.items():
         if key not in count:
             yield f"{key}#0", name, None, {"image_id": str(key)}
+
+
+_REQUIRED = object()
+
+
+def _entries(content: dict, name: str, default: object = _REQUIRED) -> list:
+    return _field(content, name, "the file", list, default)
+
+
+def _field(entry: object, name: str, where: str, types: type | tuple[type, ...], default: Any = _REQUIRED) -> Any:
+    """A field of an entry of the file; ValueError names what is missing or of another type."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} should be an object with {name!r}, not {str(entry)[:40]!r}")
+    value = entry.get(name, default)
+    if value is _REQUIRED:
+        raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(repr, list(entry)[:10])) or 'nothing'}")
+    if value is not default and (not isinstance(value, types) or isinstance(value, bool)):
+        raise ValueError(f"{name!r} of {where} cannot be {str(value)[:40]!r}")
+    return value

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
-from alip.build.sources import clean
-from alip.build.tables import read_rows
+from alip.build.sources import as_text
+from alip.build.table_rows import LONGEST_FIELD, check_text_file, read_lines, read_rows
 from alip.errors import UserError
 from alip.files import atomic_path
 
 _KEYS = ("key", "image_id", "id", "image")
 _BLOCK = 1 << 20  # characters read at a time from a JSON list
+_LONGEST_ENTRY = 1 << 24  # of it, in characters
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class CaptionTable:
@@ -69,60 +73,127 @@ def _fill(path: str, database: Path) -> None:
 
 def read_captions(path: str) -> Iterator[tuple[str, str]]:
     """(key, caption) of every line of a captions file. UserError names the line that is not one."""
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise UserError(f"no captions file {path}")
+    check_text_file(path)
     name = path.lower()
     if name.endswith((".tsv", ".txt")):
         yield from _pairs(path)
         return
-    rows = _json_list(path) if name.endswith(".json") else (row[:2] for row in read_rows(path))
-    for number, row in rows:
+    for number, row in _json_list(path) if name.endswith(".json") else _rows(path):
         key = None if not isinstance(row, dict) else next((row[name] for name in _KEYS if name in row), None)
         if key is None or "caption" not in row:
             raise UserError(f"{path}, entry {number}: should have a key (or image_id) and a caption")
-        caption = clean(row["caption"])
-        if caption is not None:
-            yield str(key), caption
+        yield from _checked(path, f"entry {number}", str(key), row["caption"])
+
+
+def _checked(path: str, where: str, key: str, caption: object) -> Iterator[tuple[str, str]]:
+    """The pair, if its caption is not empty. UserError if one of the two is no text."""
+    try:
+        text = as_text(caption)
+        for one in (key, text or ""):
+            one.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{path}, {where}: it holds a lone surrogate, which is half a character") from None
+    except ValueError as error:
+        raise UserError(f"{path}, {where}: the caption: {error}") from None
+    if text is not None:
+        yield key, text
+
+
+def _rows(path: str) -> Iterator[tuple[int, dict]]:
+    for row in read_rows(path):
+        if row.values is None:
+            raise UserError(f"{path}, entry {row.number}: {row.fault}")
+        yield row.number, row.values
 
 
 def _pairs(path: str) -> Iterator[tuple[str, str]]:
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            key, tab, caption = line.rstrip("\r\n").partition("\t")
-            if number == 1 and key in _KEYS:
-                continue
-            if line.strip():
-                if not tab:
-                    raise UserError(f"{path}, line {number}: should be key, tab, caption")
-                if clean(caption):
-                    yield key, clean(caption)
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            key, tab, caption = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n").partition("\t")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
+        if len(line) >= LONGEST_FIELD:
+            raise UserError(f"{path}, line {number}: longer than {LONGEST_FIELD:,} bytes")
+        if number == 1 and key in _KEYS:
+            continue
+        if line.strip():
+            if not tab:
+                raise UserError(f"{path}, line {number}: should be key, tab, caption")
+            yield from _checked(path, f"line {number}", key, caption)
 
 
 def _json_list(path: str) -> Iterator[tuple[int, object]]:
-    """The entries of one long JSON list, without holding it: a caption file of millions is over a GB."""
-    decoder = json.JSONDecoder()
-    with open(path, encoding="utf-8") as file:
-        text = file.read(_BLOCK).lstrip()
-        if not text.startswith("["):
-            raise UserError(f"{path} should hold one JSON list of image_id, caption pairs")
-        text = text[1:]
-        number = 0
-        ended = False
+    """The entries of one long JSON list, without holding it: a captions file of millions is over a GB."""
+    decode = json.JSONDecoder().raw_decode
+    number = 0
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            window = _Window(file)
+            if window.next_sign() != "[":
+                raise UserError(f"{path} should hold one JSON list of image_id, caption pairs")
+            window.at += 1
+            sign = window.next_sign()
+            while sign != "]":
+                entry = window.decode(decode)
+                number += 1
+                yield number, entry
+                sign = window.next_sign()
+                if sign == ",":
+                    window.at += 1
+                    if window.next_sign() == "]":
+                        raise ValueError("a comma before the end of the list")
+                elif sign != "]":
+                    raise ValueError("a comma is missing")
+            window.at += 1
+            if window.next_sign():
+                raise ValueError("something follows the list")
+    except RecursionError:
+        raise UserError(f"{path}: entry {number + 1} is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 after entry {number} ({error.reason})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: broken JSON after entry {number}: {error}") from None
+
+
+class _Window:
+    """The part of a long text that is looked at. at: the position in it."""
+
+    def __init__(self, file: IO[str]):
+        self._file = file
+        self._text = ""
+        self._ended = False
+        self.at = 0
+
+    def next_sign(self) -> str:
+        """The next character that is no white space, at `at`; "" at the end."""
         while True:
-            text = text.lstrip().removeprefix(",").lstrip() if number else text.lstrip()
-            if text.startswith("]"):
-                return
+            self.at = _SPACE.match(self._text, self.at).end()
+            if self.at < len(self._text):
+                return self._text[self.at]
+            if not self._more():
+                return ""
+
+    def decode(self, decode: Callable[[str, int], tuple[object, int]]) -> object:
+        """The JSON value at `at`. An entry that is cut off by the window's end is tried again with twice as much text,
+        so its length counts only once over. ValueError."""
+        while True:
             try:
-                entry, end = decoder.raw_decode(text)
-                if end == len(text) and not ended:
-                    raise ValueError("a number may go on in the next block")
+                entry, end = decode(self._text, self.at)
+                if end < len(self._text) or not self._more():  # a number may go on behind the window
+                    self.at = end
+                    return entry
             except ValueError:
-                more = file.read(_BLOCK)
-                ended = not more
-                if ended:
-                    raise UserError(f"{path}: broken JSON after entry {number}") from None
-                text += more
-                continue
-            number += 1
-            yield number, entry
-            text = text[end:]
+                if len(self._text) - self.at > _LONGEST_ENTRY:
+                    raise ValueError(f"an entry is broken, or longer than {_LONGEST_ENTRY:,} characters") from None
+                if not self._more():
+                    raise
+
+    def _more(self) -> bool:
+        rest = self._text[self.at :]
+        added = "" if self._ended else self._file.read(max(_BLOCK, len(rest)))
+        self._ended = not added
+        if added:
+            self._text, self.at = rest + added, 0
+        return bool(added)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cached_property
 
-from alip.build.images import EXTENSIONS
-from alip.build.sources import ByteRange, Fields, Sample, Source, take_texts
+from alip.build.images import EXTENSIONS, OTHER_IMAGES
+from alip.build.sources import MAX_TEXT_BYTES, ByteRange, Fields, Sample, Source, load_json_object, take_texts
 
 
 class FolderSource(Source):
     """A folder of images, at any depth, each with its raw text in a .txt of the same name beside it.
 
-    A .json beside it gives further fields (`caption`, …). The key is the path without its extension.
+    A .json beside it gives further fields (`caption`, …). The key is the path without its extension. Links to folders
+    are followed, save those that lead back to a folder they are in. What cannot be listed is a sample with the error
+    `broken-input`; images of formats that are not read have the error `unsupported-format`.
     """
 
     source_type = "folder"
@@ -24,13 +26,37 @@ class FolderSource(Source):
         super().__init__([folder], fields)
 
     def read_unit(self, unit: int) -> Iterator[Sample]:
-        for folder, folders, names in os.walk(self.folder):
-            folders.sort()
+        for folder, names, fault in self._walk():
+            if fault:
+                yield Sample(os.path.relpath(folder, self.folder), folder, error=f"broken-input: {fault}")
             present = set(names)
-            for name in sorted(names):
+            for name in names:
                 stem, _, extension = name.rpartition(".")
                 if stem and extension.lower() in EXTENSIONS:
                     yield self._sample(folder, name, stem, present)
+                elif stem and extension.lower() in OTHER_IMAGES:
+                    key = os.path.relpath(os.path.join(folder, stem), self.folder)
+                    yield Sample(key, os.path.join(folder, name), error=f"unsupported-format: {name}")
+
+    def _walk(self) -> Iterator[tuple[str, list[str], str]]:
+        """(folder, its files' names in order, what is wrong with it) of every folder, parents first, by name."""
+        waiting: list[tuple[str, tuple]] = [(self.folder, ())]  # with the folders that it is in
+        while waiting:
+            folder, parents = waiting.pop()
+            try:
+                state = os.stat(folder)
+                here = (state.st_dev, state.st_ino)
+                if here in parents:
+                    yield folder, [], f"{folder} is a link to a folder that it is in"
+                    continue
+                with os.scandir(folder) as entries:
+                    names = sorted((entry.name, entry.is_dir()) for entry in entries)
+            except OSError as error:
+                yield folder, [], f"{folder} cannot be listed: {error.strerror}"
+                continue
+            yield folder, [name for name, is_folder in names if not is_folder], ""
+            below = [os.path.join(folder, name) for name, is_folder in names if is_folder]
+            waiting += [(one, (*parents, here)) for one in reversed(below)]
 
     def _sample(self, folder: str, name: str, stem: str, present: set[str]) -> Sample:
         path = os.path.join(folder, name)
@@ -39,16 +65,38 @@ class FolderSource(Source):
         text_file = None
         try:
             if f"{stem}.json" in present:
-                content = json.loads(Path(folder, f"{stem}.json").read_text(encoding="utf-8"))
-                if not isinstance(content, dict):
-                    raise ValueError("no object")
-                sample.metadata = content
+                sample.metadata = load_json_object(_text(os.path.join(folder, f"{stem}.json")))
             if f"{stem}.txt" in present:
-                text_file = Path(folder, f"{stem}.txt").read_text(encoding="utf-8")
+                text_file = _text(os.path.join(folder, f"{stem}.txt"))
         except (ValueError, OSError) as error:
             sample.error = f"bad-text: beside {path}: {error}"
         take_texts(sample, self.fields, text_file)
         return sample
 
+    @cached_property
+    def _listing(self) -> tuple[int, str]:
+        """The number of images and the SHA-256 of their names: a position in a folder holds only while these do."""
+        digest = hashlib.sha256()
+        count = 0
+        for folder, names, fault in self._walk():
+            for name in names:
+                extension = name.rpartition(".")[2].lower()
+                if extension in EXTENSIONS or extension in OTHER_IMAGES:
+                    count += 1
+                    digest.update(os.fsencode(os.path.relpath(os.path.join(folder, name), self.folder)) + b"\0")
+            digest.update(fault.encode("utf-8", "surrogateescape"))
+        return count, digest.hexdigest()
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return self._listing[0]
+
     def describe(self) -> list[list]:
-        return [[os.path.basename(os.path.abspath(self.folder)), 0]]
+        return [[os.path.basename(os.path.abspath(self.folder)), 0, *self._listing]]
+
+
+def _text(path: str) -> str:
+    """The text of a file beside an image."""
+    data = ByteRange(path).read(MAX_TEXT_BYTES)
+    return data.decode("utf-8-sig")

@@ -1,15 +1,19 @@
-"""From any picture's bytes to a JPEG that is safe to store: what goes in here, every later reader can decode."""
+"""From any image's bytes to a JPEG that is safe to store: what goes in here, every later reader can decode."""
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from alip.data.jpeg import jpeg_frame, jpeg_size
+from alip.build.image_cost import check_cost
+from alip.build.image_errors import ImageError
+from alip.data.jpeg import OddJpeg, read_plain_jpeg, with_clean_headers
+from alip.errors import UserError
 
 # Only these are tried (a JPEG may turn out to be an MPO, several JPEGs in one): each further format is more code
 # that strangers' bytes can reach.
@@ -17,17 +21,29 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 EXTENSIONS = {
     "jpg": "JPEG",
     "jpeg": "JPEG",
+    "jpe": "JPEG",
+    "jfif": "JPEG",
     "png": "PNG",
+    "apng": "PNG",
     "webp": "WEBP",
     "gif": "GIF",
     "bmp": "BMP",
+    "dib": "BMP",
     "tif": "TIFF",
     "tiff": "TIFF",
 }
+# Images too, but of formats that are not read: they are rejected by name, not passed over.
+_OTHERS = """
+avif heic heif svg svgz jxl jp2 j2k jpx jxr wdp ico icns psd tga eps ai exr hdr dds qoi ppm pgm pbm pnm pcx xcf
+cr2 cr3 nef arw dng orf raf rw2
+"""
+OTHER_IMAGES = frozenset(_OTHERS.split())
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 8
 SHORT_SIDE = 256
 QUALITY = 90
+_REDUCED_PIXELS = 16_000_000  # larger ones are made RGB and reduced strip by strip, so that one copy is in memory
+_HARMLESS = re.compile("extraneous bytes before marker|JFIF revision|Adobe color transform")  # if of the headers only
 _ORIENTATION = 0x0112  # the EXIF tag, and what sets each of its values upright
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,19 +56,11 @@ _TURNS = {
 }
 
 
-class ImageError(ValueError):
-    """A picture that cannot be used. reason: one word for counting; the message says more."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
-
-
 @dataclass(frozen=True)
 class ImagePolicy:
-    """What is done to pictures before they are stored.
+    """What is done to images before they are stored.
 
-    short_side: pictures are shrunk (never enlarged) to it, in pixels; 0: keep the size. quality: of the JPEGs written.
+    short_side: images are shrunk (never enlarged) to it, in pixels; 0: keep the size. quality: of the JPEGs written.
     max_pixels: larger ones are refused before they are decoded. min_side: smaller ones are refused.
     any_name: take a PNG that is called .jpg.
     """
@@ -62,6 +70,15 @@ class ImagePolicy:
     max_pixels: int = MAX_PIXELS
     min_side: int = MIN_SIDE
     any_name: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least, most in _RANGES:
+            if not least <= getattr(self, name) <= most:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} should be from {least} to {most:,}, not {getattr(self, name)}")
+
+
+_RANGES = (("short_side", 0, 65_500), ("quality", 1, 100), ("max_pixels", 1, 10**10), ("min_side", 1, 65_500))
 
 
 @dataclass(frozen=True)
@@ -75,67 +92,79 @@ class StoredImage:
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "", short_side: int = 0) -> Image.Image:
-    """The picture, 8-bit RGB, upright, transparency put on white. ImageError(reason) if it cannot be used.
+    """The image, 8-bit RGB, upright, transparency put on white. ImageError(reason) if it cannot be used.
 
     name: the file's name; where its extension promises another format, the reason is `wrongly-named`.
-    short_side: if given, a JPEG may come back smaller, but never below this short side (scaled decoding).
+    short_side: if given, a large image may come back smaller, but never below this short side.
     """
     image = _open(data, max_pixels, name)
-    return _load_rgb(image, short_side)
+    rgb = _load_rgb(image, data, short_side)
+    return rgb if isinstance(rgb, Image.Image) else Image.fromarray(rgb)
 
 
 def to_jpeg(data: bytes, policy: ImagePolicy | None = None, name: str = "") -> StoredImage:
-    """The picture as a JPEG by `policy`: the same bytes where nothing has to change, else decoded, shrunk, encoded.
+    """The image as a JPEG by `policy`: the same bytes where nothing has to change, else decoded, shrunk, encoded.
 
     ImageError(reason) if it cannot be used.
     """
-    from alip.build import pixels  # torch takes seconds to load, and most who use this module only decode
-
     policy = policy or ImagePolicy()
     image = _open(data, policy.max_pixels, "" if policy.any_name else name)
     if min(image.size) < policy.min_side:
         raise ImageError("tiny", f"{image.width} × {image.height} pixels, shorter than {policy.min_side}")
     width, height = image.size
-    scale = policy.short_side / min(image.size) if policy.short_side else 1.0
-    upright = image.format == "JPEG" and _orientation(image) == 1
-    keep = scale >= 1 and upright and _is_plain_jpeg(data)
-    keep = keep and image.info.get("adobe_transform", 1) == 1  # others are not YCbCr inside
-    if upright and image.mode == "RGB" and scale > 0.5:
-        rgb = _decode_plain(data)  # also of those that stay as they are: this finds the broken ones
-    else:  # Pillow can decode a JPEG at 1/2, 1/4 or 1/8 of its size, and all else
-        rgb = pixels.from_pillow(_load_rgb(image, policy.short_side))
-    if keep:
+    rgb = _load_rgb(image, data, policy.short_side)  # also of those that stay as they are: this finds the broken ones
+    if (not policy.short_side or policy.short_side >= min(image.size)) and _is_kept(image, data):
         return StoredImage(data, width, height, untouched=True)
-    if (rgb.shape[2] - rgb.shape[1]) * (width - height) < 0:  # it was turned upright
+    try:
+        return _encoded(rgb, (width, height), policy)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError("not-encoded", f"cannot be written as JPEG: {error}") from None
+
+
+def _is_kept(image: Image.Image, data: bytes) -> bool:
+    """True for an upright JPEG of the form that every decoder takes: its bytes need no change."""
+    if image.format != "JPEG" or _orientation(image) != 1:
+        return False
+    try:
+        plain = read_plain_jpeg(data)
+    except OddJpeg:
+        return False
+    return (plain.width, plain.height) == image.size
+
+
+def _encoded(rgb: np.ndarray | Image.Image, size: tuple[int, int], policy: ImagePolicy) -> StoredImage:
+    """Decoded pixels (perhaps smaller than the original `size` already) → shrunk and encoded."""
+    from alip.build import pixels  # torch takes seconds to load, and most who use this module only decode
+
+    tensor = pixels.to_tensor(rgb)
+    width, height = size
+    if (tensor.shape[2] - tensor.shape[1]) * (width - height) < 0:  # it was turned upright
         width, height = height, width
+    scale = policy.short_side / min(size) if policy.short_side else 1.0
     if scale < 1:
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
-        rgb = pixels.shrink(rgb, width, height)
-    stored = pixels.encode(rgb, policy.quality)
-    if not _is_plain_jpeg(stored) or jpeg_size(stored) != (width, height):
-        raise ImageError("not-encoded", "the encoder did not write a complete JPEG")
+        tensor = pixels.shrink(tensor, width, height)
+    stored = pixels.encode(tensor, policy.quality)
+    try:
+        plain = read_plain_jpeg(stored)
+    except OddJpeg as error:
+        raise ImageError("not-encoded", f"the encoder did not write a complete JPEG: {error}") from None
+    if (plain.width, plain.height) != (width, height):
+        raise ImageError("not-encoded", "the encoder wrote another size")
     return StoredImage(stored, width, height, untouched=False)
 
 
-def _decode_plain(data: bytes):
-    """(3, height, width) uint8 of a three-colour JPEG."""
-    from alip.build import pixels
-
-    try:
-        return pixels.decode_rgb(data)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[0].rpartition(", ")[2]  # torchvision's own file and line come first
-        raise ImageError(_broken_or_truncated(detail), f"cannot be decoded: {detail}") from None
-
-
 def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
-    """The picture's header is read, its pixels are not."""
+    """Reads the image's header, not its pixels."""
     if not data:
         raise ImageError("empty", "no bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's advice on sizes and odd metadata; the limit is ours
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except UnidentifiedImageError:
         raise ImageError("not-an-image", f"not one of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:
@@ -148,30 +177,70 @@ def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
     found = "JPEG" if image.format == "MPO" else image.format
     if promised and promised != found:
         raise ImageError("wrongly-named", f"called {name} but holds a {found}")
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise ImageError("animated", f"{image.n_frames} frames")
+    if frames > 1:
+        raise ImageError("animated", f"{frames} frames")
     return image
 
 
 def _broken_or_truncated(detail: str) -> str:
-    return "truncated" if "truncated" in detail.lower() else "broken"
+    lowered = detail.lower()
+    return "truncated" if "truncated" in lowered or "premature end of jpeg file" in lowered else "broken"
 
 
-def _load_rgb(image: Image.Image, short_side: int) -> Image.Image:
+def _load_rgb(image: Image.Image, data: bytes, short_side: int) -> np.ndarray | Image.Image:
+    """The pixels, RGB and upright; with a short_side perhaps reduced, but never below it."""
+    check_cost(image, data, short_side)
+    reduction = max(1, int(min(image.size) / short_side)) if short_side else 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if short_side and image.format in ("JPEG", "MPO"):
-                scale = short_side / min(image.size)
-                if scale < 1:  # libjpeg decodes straight to 1/2, 1/4 or 1/8, whichever still covers the request
-                    image.draft(None, tuple(int(np.ceil(side * scale)) for side in image.size))
-            image.load()
             turn = _TURNS.get(_orientation(image))
+            rgb: np.ndarray | Image.Image
+            if image.format in ("JPEG", "MPO"):
+                rgb = _decode_jpeg(image, data, reduction)
+            elif reduction > 1 and image.width * image.height > _REDUCED_PIXELS:
+                rgb = _reduced_rgb(image, reduction)
+            else:
+                image.load()
+                turn = _TURNS.get(_orientation(image))  # a PNG may have its EXIF behind its pixels
+                rgb = _to_rgb(image)
             if turn is not None:
-                image = image.transpose(turn)
-            return _to_rgb(image)
+                rgb = (rgb if isinstance(rgb, Image.Image) else Image.fromarray(rgb)).transpose(turn)
+            return rgb
     except Exception as error:
-        raise ImageError(_broken_or_truncated(str(error)), f"cannot be decoded: {error}") from None
+        detail = " ".join(str(error).split())
+        raise ImageError(_broken_or_truncated(detail), f"cannot be decoded: {detail}") from None
+
+
+def _decode_jpeg(image: Image.Image, data: bytes, reduction: int) -> np.ndarray | Image.Image:
+    """A JPEG's pixels at 1/1, 1/2, 1/4 or 1/8 of the size, whichever is the smallest that `reduction` allows."""
+    from alip.build import pixels
+
+    denominator = max(one for one in (1, 2, 4, 8) if one <= reduction)
+    colorspace = "CMYK" if image.mode == "CMYK" else "RGB"
+    try:
+        rgb = pixels.decode_jpeg(data, denominator, colorspace)
+    except ValueError as error:
+        if not _HARMLESS.search(str(error)):
+            raise
+        rgb = pixels.decode_jpeg(with_clean_headers(data), denominator, colorspace)
+    if colorspace == "RGB":
+        return rgb
+    # Sound, but four colours: Pillow knows which of them are inverted.
+    image.draft(None, (-(-image.width // denominator), -(-image.height // denominator)))
+    return image.convert("RGB")
+
+
+def _reduced_rgb(image: Image.Image, reduction: int) -> Image.Image:
+    """The image at 1/reduction of its size, by the mean of squares, converted strip by strip."""
+    image.load()
+    width, height = image.size
+    out = Image.new("RGB", (-(-width // reduction), -(-height // reduction)))
+    rows = max(1, _REDUCED_PIXELS // 8 // width // reduction) * reduction
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(height, top + rows)))
+        out.paste(_to_rgb(strip).reduce(reduction), (0, top // reduction))
+    return out
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -196,21 +265,11 @@ def rgb_on_white(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the camera was held, 1 (upright) to 8; 1 where nothing sensible is said. (A PNG says so after its pixels.)"""
+    """How the camera was held, 1 (upright) to 8; 1 where the image has no valid entry."""
     if "exif" not in image.info and image.format != "TIFF":
         return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken metadata says nothing; the pixels may be good
+    except Exception:  # broken metadata; the pixels may be good
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Baseline or progressive, 8 bits, three components, complete to its end marker: the kind that every decoder
-    (libjpeg-turbo, nvJPEG) takes."""
-    frame = jpeg_frame(data)
-    if frame is None or not data.endswith(b"\xff\xd9"):
-        return False
-    _, _, components, bits, marker = frame
-    return components == 3 and bits == 8 and marker in (0xC0, 0xC1, 0xC2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterable, Iterator
 
 from alip.build.annotations import AnnotationSource
 from alip.build.archives import TarSource
@@ -12,6 +13,11 @@ from alip.build.folders import FolderSource
 from alip.build.sources import Fields, Source
 from alip.build.tables import TABLES, TableSource
 from alip.errors import UserError
+
+_MOST_NAMES = 1_000_000  # that one pattern may stand for
+_MOST_BRACES = 16
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_SPAN = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 
 
 def open_source(
@@ -31,8 +37,12 @@ def open_source(
     """
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     paths = expand([str(one) for one in specs])
+    for path in paths:
+        if not os.path.isfile(path) and not os.path.isdir(path):
+            raise UserError(f"{path} is neither a regular file nor a folder: name those")
     fields = fields or Fields()
     source_type = source_type or _recognise(paths)
+    _check_flags(source_type, fields, image_root)
     if source_type == "webdataset":
         if any(os.path.isdir(path) for path in paths):
             paths = [tar for path in paths for tar in (_tars_in(path) if os.path.isdir(path) else [path])]
@@ -41,11 +51,32 @@ def open_source(
         if len(paths) != 1 or not os.path.isdir(paths[0]):
             raise UserError(f"a folder source is one folder, not {', '.join(paths[:3])}")
         return FolderSource(paths[0], fields)
+    for path in paths:
+        if os.path.isdir(path):
+            raise UserError(f"{path} is a folder, and a {source_type} source reads files: name them")
     if source_type == "table":
         return TableSource(paths, fields, image_root)
     if source_type in ("coco", "karpathy"):
         return AnnotationSource(paths, fields, image_root, source_type, splits)
     raise UserError(f"unknown source type {source_type!r}: use webdataset, table, coco, karpathy or folder")
+
+
+# Which of the flags about fields mean something for which type of source; the others would be passed over in silence.
+_FLAGS = {
+    "webdataset": {"key", "text", "caption"},
+    "folder": {"key", "text", "caption"},
+    "table": {"key", "image", "text", "caption", "image_root"},
+    "coco": {"image_root"},
+    "karpathy": {"image_root"},
+}
+
+
+def _check_flags(source_type: str, fields: Fields, image_root: str | None) -> None:
+    given = {name for name, value in vars(fields).items() if value is not None}
+    flags = {name: f"--{name}-field" for name in given} | ({"image_root": "--image-root"} if image_root else {})
+    for name, flag in sorted(flags.items()):
+        if name not in _FLAGS.get(source_type, flags):
+            raise UserError(f"{flag} means nothing for a {source_type} source: leave it out")
 
 
 def _recognise(paths: list[str]) -> str:
@@ -64,7 +95,7 @@ def _recognise_one(path: str) -> str:
     if name.endswith(TABLES):
         return "table"
     if name.endswith(".json"):
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             head = file.read(1 << 20)
         if '"sentences"' in head or '"sentids"' in head:
             return "karpathy"
@@ -83,7 +114,9 @@ def expand(specs: list[str]) -> list[str]:
     """The files and folders behind patterns, in order, each once. UserError where a pattern finds nothing."""
     found: list[str] = []
     for spec in specs:
-        for pattern in [spec] if os.path.exists(spec) else _expand_braces(spec):
+        for count, pattern in enumerate([spec] if os.path.exists(spec) else _expand_braces(spec), 1):
+            if count > _MOST_NAMES:
+                raise UserError(f"{spec} expands to more than {_MOST_NAMES:,} names: narrow it down")
             matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
             if not matches:
                 raise UserError(f"no such file or folder: {pattern}")
@@ -91,17 +124,22 @@ def expand(specs: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _expand_braces(pattern: str) -> list[str]:
-    match = re.search(r"\{([^{}]*)\}", pattern)
+def _expand_braces(pattern: str) -> Iterator[str]:
+    """The names that a pattern with {first..last} and {a,b} stands for, one after the other: there may be billions."""
+    if pattern.count("{") > _MOST_BRACES:
+        raise UserError(f"{pattern[:80]} … has more than {_MOST_BRACES} braces: write fewer")
+    match = _BRACES.search(pattern)
     if not match:
-        return [pattern]
-    body = match.group(1)
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+        yield pattern
+        return
+    head, body, tail = pattern[: match.start()], match.group(1), pattern[match.end() :]
+    span = _SPAN.fullmatch(body)
+    choices: Iterable[str]
     if span:
         first, last = span.groups()
         step = 1 if int(last) >= int(first) else -1
-        choices = [str(n).zfill(len(first)) for n in range(int(first), int(last) + step, step)]
+        choices = (str(n).zfill(len(first)) for n in range(int(first), int(last) + step, step))
     else:
         choices = body.split(",")
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [full for choice in choices for full in _expand_braces(head + choice + tail)]
+    for choice in choices:
+        yield from _expand_braces(head + choice + tail)

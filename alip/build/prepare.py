@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,8 @@ from alip.errors import UserError
 CHUNK = 32  # samples sent to a worker at a time
 _AHEAD = 4  # chunks in flight for each worker
 WORDS = 100_000  # whose tokens are remembered; the web has millions, and memory should stay flat
+MAX_TEXT = 1_000_000  # characters of one text; a longer one is no caption, and would hold a worker up
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 MISSING_CAPTION = ("skip", "use-text", "error")
 MISSING_TEXT = ("skip", "use-caption", "error")
 
@@ -38,7 +41,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A record in the making. label: float32 (154,); row: key, text, caption, metadata, source as strings."""
+    """A record to be written. label: float32 (154,); row: key, text, caption, metadata, source as strings."""
 
     label: np.ndarray
     image: bytes
@@ -63,27 +66,54 @@ class Rejected:
     fatal: bool = False
 
 
-def prepare(samples: list[Sample], policy: Policy) -> list[PreparedSample | Rejected]:
-    """The records of some samples, in their order."""
-    from alip.tokens import clip_tokenizer, pack_label, tokenize
+class _Reject(Exception):
+    """The sample is left out. reason: one word for counting; fatal: the user asked to stop at such a sample."""
 
-    results: list[PreparedSample | Rejected | tuple] = [_image_and_texts(sample, policy) for sample in samples]
-    good = [result for result in results if isinstance(result, tuple)]
-    text_tokens = tokenize([text for _, _, text, _ in good]).numpy()
-    caption_tokens = tokenize([caption for _, _, _, caption in good]).numpy()
+    def __init__(self, reason: str, message: str, fatal: bool = False):
+        super().__init__(message)
+        self.reason, self.fatal = reason, fatal
+
+
+def prepare(samples: list[Sample], policy: Policy) -> list[PreparedSample | Rejected]:
+    """The records of some samples, in their order. Whatever is wrong with one sample is a reject of that sample."""
+    from alip.tokens import clip_tokenizer
+
+    rows = _token_rows({text for sample in samples for text in (sample.text, sample.caption) if text is not None})
+    results = [_prepared(sample, rows, policy) for sample in samples]
     _forget_rare_words(clip_tokenizer().cache)
-    row = 0
-    for i, result in enumerate(results):
-        if isinstance(result, tuple):
-            sample, stored, text, caption = result
-            label = pack_label(text_tokens[row], caption_tokens[row])
-            metadata = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True, default=str)
-            strings = tuple(_printable(one) for one in (sample.key, text, caption, metadata, sample.where))
-            results[i] = PreparedSample(
-                label, stored.data, strings, stored.untouched, sample.unit, sample.number, sample.progress
-            )
-            row += 1
     return results
+
+
+def _token_rows(texts: set[str]) -> dict[str, np.ndarray | _Reject | None]:
+    """For each text its token ids (77,), None where nothing is left of it, or why it cannot be used."""
+    from alip.tokens import is_empty, tokenize
+
+    rows: dict[str, np.ndarray | _Reject | None] = {text: _text_fault(text) for text in texts}
+    good = [text for text, fault in rows.items() if fault is None]
+    try:
+        ids = tokenize(good).numpy()
+    except Exception:  # one of them, and the others should not suffer for it
+        ids = [_tokens_or_fault(text) for text in good]
+    for text, row in zip(good, ids):
+        rows[text] = row if isinstance(row, _Reject) or not is_empty(row) else None
+    return rows
+
+
+def _text_fault(text: str) -> _Reject | None:
+    if len(text) > MAX_TEXT:
+        return _Reject("bad-text", f"{len(text):,} characters, the limit is {MAX_TEXT:,}")
+    if not text.isascii() and _LONE_SURROGATE.search(text):
+        return _Reject("bad-text", "it holds a lone surrogate, which is half a character")
+    return None
+
+
+def _tokens_or_fault(text: str) -> np.ndarray | _Reject:
+    from alip.tokens import tokenize
+
+    try:
+        return tokenize([text])[0].numpy()
+    except Exception as error:
+        return _Reject("bad-text", f"cannot be tokenized: {type(error).__name__} {error}")
 
 
 def _forget_rare_words(cache: dict[str, str]) -> None:
@@ -94,41 +124,71 @@ def _forget_rare_words(cache: dict[str, str]) -> None:
 
 
 def _printable(text: str) -> str:
-    """The text without lone surrogates (file names that are no UTF-8, JSON escapes): no file format takes them."""
-    return text.encode("utf-8", errors="replace").decode("utf-8") if not text.isascii() else text
+    """The text with lone surrogates (file names that are no UTF-8, JSON escapes) as escapes: no file format takes
+    them as they are."""
+    return text if text.isascii() else text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
-def _image_and_texts(sample: Sample, policy: Policy):
-    def reject(reason: str, message: str, fatal: bool = False) -> Rejected:
-        place = (sample.unit, sample.number, sample.progress)
-        return Rejected(_printable(sample.key), _printable(sample.where), reason, _printable(message), *place, fatal)
+def _prepared(sample: Sample, rows: dict, policy: Policy) -> PreparedSample | Rejected:
+    try:
+        return _record(sample, rows, policy)
+    except _Reject as error:
+        reason, message, fatal = error.reason, str(error), error.fatal
+    except ImageError as error:
+        reason, message, fatal = error.reason, str(error), False
+    except FileNotFoundError:
+        reason, message, fatal = "missing-image", "no such file", False
+    except (OSError, ValueError) as error:
+        reason, message, fatal = "unreadable", str(error), False
+    except Exception as error:
+        reason, message, fatal = "failed", f"{type(error).__name__} {error}", False
+    return Rejected(
+        _printable(sample.key),
+        _printable(sample.where),
+        reason,
+        _printable(" ".join(message.split())),
+        sample.unit,
+        sample.number,
+        sample.progress,
+        fatal,
+    )
+
+
+def _record(sample: Sample, rows: dict, policy: Policy) -> PreparedSample:
+    from alip.tokens import pack_label
 
     if sample.error:
         reason, _, message = sample.error.partition(": ")
-        return reject(reason, message)
-    text, caption = sample.text, sample.caption
+        raise _Reject(reason, message)
+    text, caption = _texts(sample, rows, policy)
+    if sample.image_data is None:
+        raise _Reject("missing-image", "no image")
+    stored = to_jpeg(sample.image, policy.image, sample.image_name)
+    metadata = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True, default=str)
+    strings = tuple(_printable(one) for one in (sample.key, text, caption, metadata, sample.where))
+    label = pack_label(rows[text], rows[caption])
+    return PreparedSample(label, stored.data, strings, stored.untouched, sample.unit, sample.number, sample.progress)
+
+
+def _texts(sample: Sample, rows: dict, policy: Policy) -> tuple[str, str]:
+    """Raw text and caption, each with token ids; _Reject where the policy says so."""
+    known = {}
+    for name, text in (("raw text", sample.text), ("caption", sample.caption)):
+        row = None if text is None else rows[text]
+        if isinstance(row, _Reject):
+            raise _Reject(row.reason, f"the {name}: {row}")
+        known[name] = None if row is None else text
+    text, caption = known["raw text"], known["caption"]
+    left = "" if sample.text is None and sample.caption is None else " of which anything is left after cleaning"
     if text is None and caption is None:
         fatal = "error" in (policy.missing_text, policy.missing_caption)
-        return reject("missing-texts", "neither raw text nor caption", fatal)
-    if text is None:
-        if policy.missing_text != "use-caption":
-            return reject("missing-text", "no raw text", policy.missing_text == "error")
-        text = caption
-    if caption is None:
-        if policy.missing_caption != "use-text":
-            return reject("missing-caption", "no caption", policy.missing_caption == "error")
-        caption = text
-    if sample.image_data is None:
-        return reject("missing-image", "no image")
-    try:
-        stored = to_jpeg(sample.image, policy.image, sample.image_name)
-    except ImageError as error:
-        return reject(error.reason, str(error))
-    except FileNotFoundError:
-        return reject("missing-image", "no such file")
-    except (OSError, ValueError) as error:
-        return reject("unreadable", str(error))
-    return sample, stored, text, caption
+        raise _Reject("missing-texts", f"neither raw text nor caption{left}", fatal)
+    if text is None and policy.missing_text != "use-caption":
+        raise _Reject("missing-text", f"no raw text{left if sample.text else ''}", policy.missing_text == "error")
+    if caption is None and policy.missing_caption != "use-text":
+        fatal = policy.missing_caption == "error"
+        raise _Reject("missing-caption", f"no caption{left if sample.caption else ''}", fatal)
+    return (caption if text is None else text), (text if caption is None else caption)
 
 
 def prepare_all(samples: Iterable[Sample], policy: Policy, workers: int) -> Iterator[PreparedSample | Rejected]:
@@ -152,7 +212,7 @@ def prepare_all(samples: Iterable[Sample], policy: Policy, workers: int) -> Iter
         yield from _in_order(pool, chunks, policy, workers * _AHEAD)
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed (out of memory?): run the same command again, it goes on where it stopped; "
+            "a worker process was killed (out of memory?): run the same command again, it resumes where it stopped; "
             "fewer --workers or a lower --max-pixels need less memory"
         ) from None
     finally:

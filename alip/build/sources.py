@@ -6,10 +6,14 @@ A source is a list of units (files), read one after the other, samples in a fixe
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+MAX_IMAGE_BYTES = 1 << 28  # of one encoded image; a larger file is no image of the web
+MAX_TEXT_BYTES = 1 << 24  # of a .txt or .json of one sample
 
 
 @dataclass(frozen=True)
@@ -20,24 +24,27 @@ class ByteRange:
     offset: int = 0
     length: int = -1
 
-    def read(self) -> bytes:
-        """The bytes; OSError if they cannot be had, ValueError if the path is no ordinary file."""
-        with open(self.path, "rb", buffering=0) as file:
-            state = os.fstat(file.fileno())
+    def read(self, most: int = MAX_IMAGE_BYTES) -> bytes:
+        """The bytes; OSError if they cannot be had, ValueError if it is no regular file or too long."""
+        # Without O_NONBLOCK a named pipe would be waited for.
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb", buffering=0):
+            state = os.fstat(descriptor)
             if not stat.S_ISREG(state.st_mode):
-                raise ValueError(f"{self.path} is not an ordinary file")
-            if self.length < 0:
-                return file.read()
-            return os.pread(file.fileno(), self.length, self.offset)
+                raise ValueError(f"{self.path} is not a regular file")
+            length = self.length if self.length >= 0 else state.st_size
+            if length > most:
+                raise ValueError(f"{length:,} bytes, the limit is {most:,}")
+            return os.pread(descriptor, length, self.offset)
 
 
 @dataclass
 class Sample:
     """One image with its texts, as the source has them.
 
-    key: the source's name for it. image_data: the image's bytes, or where they are
-    (`image` reads them); None without an image.
-    image_name: the file name with its extension. text: raw web text; caption: synthetic caption.
+    key: the source's name for it. image_data: the image's bytes, or where they are (`image` reads them); None without
+    an image. image_name: the file name with its extension. text: raw web text; caption: synthetic caption; both as the
+    source has them, since cleaning them here would change their token ids.
     metadata: everything else in the source (JSON values). where: file and position in it, for people.
     error: what is wrong with it, None if nothing; a reason to reject it. unit: number of its file; number: in the file.
     progress: how far into the whole source this is, 0 to 1, None where nobody knows.
@@ -111,7 +118,7 @@ class Source:
 
 
 def take_texts(sample: Sample, fields: Fields, text_file: str | None = None) -> None:
-    """Moves text and caption out of a sample's metadata.
+    """Moves text, caption and key out of a sample's metadata.
 
     With a `text` field the raw text is there and `caption` is the synthetic one. Without it things are as img2dataset
     leaves them: the raw text is the .txt or, failing that, the `caption` field, and there is no synthetic caption.
@@ -119,18 +126,42 @@ def take_texts(sample: Sample, fields: Fields, text_file: str | None = None) -> 
     record = sample.metadata
     text_field = fields.text or ("text" if "text" in record else None)
     if text_field is not None:
-        sample.text = record.pop(text_field, None)
+        found = {"text": record.pop(text_field, None)}
         caption_field = fields.caption or "caption"
     else:
-        sample.text = text_file if text_file is not None else record.pop("caption", None)
+        found = {"text": text_file if text_file is not None else record.pop("caption", None)}
         caption_field = fields.caption
-    if caption_field:
-        sample.caption = record.pop(caption_field, None)
-    sample.text, sample.caption = clean(sample.text), clean(sample.caption)
+    found["caption"] = record.pop(caption_field, None) if caption_field else None
+    if fields.key is not None:
+        found["key"] = record.pop(fields.key, None)
+    for name, value in found.items():
+        try:
+            setattr(sample, name, as_text(value) if name != "key" else as_text(value) or sample.key)
+        except ValueError as error:
+            sample.error = sample.error or f"bad-text: {sample.where}: the {name}: {error}"
+    if fields.key is not None and found["key"] is None and not sample.error:
+        sample.error = f"missing-key: {sample.where} has no field {fields.key!r} for --key-field"
 
 
-def clean(text: object) -> str | None:
-    """A text without line breaks and outer blanks; None for an empty one."""
-    if text is None or text != text:  # NaN is how some tables spell "nothing"
+def as_text(value: object) -> str | None:
+    """A text as it is, save line ends around it; None for an empty one, or one that is only white space. ValueError
+    for what is no text: lists, objects, bytes that are not UTF-8."""
+    if value is None or value != value:  # NaN is how some tables spell "nothing"
         return None
-    return " ".join(str(text).split()) or None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8")
+    if isinstance(value, list | tuple | dict):
+        raise ValueError(f"a {'list' if not isinstance(value, dict) else 'JSON object'} is no text")
+    text = str(value).strip("\r\n")
+    return text if text.strip() else None
+
+
+def load_json_object(content: bytes | str) -> dict:
+    """A JSON object; ValueError with the reason otherwise, also where it is nested too deeply."""
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__}, not an object")
+    return value

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from alip.data.augment import CENTRE, Augmentation, AugmentationParams, sample_params
+from alip.data.jpeg import jpeg_size
 from alip.errors import UserError
 
 IN_FLIGHT = 3  # batches given to a decoder before the first is asked back
@@ -181,6 +182,19 @@ class DaliDecoder:
         feed_ndarray(tensor, image, cuda_stream=torch.cuda.current_stream(self.device))
         return image
 
+    def try_decode(self, encoded: list[np.ndarray], sizes: np.ndarray) -> str | None:
+        """Decodes n whole images, (n, 2) sizes as width and height, in a pipeline of their own; an error's message."""
+        count = len(encoded)
+        params = AugmentationParams(np.zeros((count, 2), np.int32), sizes, np.zeros(count, np.int32))
+        pipe = self._build(count, self.threads, 1)
+        self._feed(pipe, encoded, params)
+        try:
+            pipe.schedule_run()
+            pipe.outputs()
+        except (RuntimeError, IndexError) as error:
+            return _last_line(error)
+        return None
+
     def _find_broken(self, encoded: list[np.ndarray], params: AugmentationParams, base: int) -> None:
         """Decodes one by one to find out which image made a batch fail."""
         for i, one in enumerate(encoded):
@@ -199,6 +213,33 @@ def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "rror" in line and "Critical" not in line and "operator" not in line]
     return (telling or lines or ["no reason given"])[-1][:200]
+
+
+def check_decodes(encoded: Sequence[bytes], threads: int = 1) -> list[str | None]:
+    """What the decoder that trains (DALI's, on the CPU) reports about each of n JPEGs: None where it decodes all of it,
+    else its message. A batch of some dozens is quickest; one bad image does not hide the others."""
+    errors: list[str | None] = [None] * len(encoded)
+    sizes = [jpeg_size(one) for one in encoded]
+    for number, size in enumerate(sizes):
+        if size is None:
+            errors[number] = "no JPEG with a frame header"
+    whole = DaliDecoder(PixelFormat(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), None, 1, threads, "cpu")
+
+    def check(numbers: list[int]) -> None:
+        if not numbers:
+            return
+        message = whole.try_decode(
+            [np.frombuffer(encoded[number], np.uint8) for number in numbers],
+            np.array([sizes[number] for number in numbers], np.int32),
+        )
+        if message and len(numbers) == 1:
+            errors[numbers[0]] = message
+        elif message:
+            check(numbers[: len(numbers) // 2])
+            check(numbers[len(numbers) // 2 :])
+
+    check([number for number, size in enumerate(sizes) if size])
+    return errors
 
 
 class PlainDecoder:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from alip.build.images import ImageError, ImagePolicy, decode_image, jpeg_size, to_jpeg
+from alip.build.images import ImageError, ImagePolicy, decode_image, to_jpeg
+from alip.data.jpeg import jpeg_size
 from tests.helpers.shards import encoded, picture
 
 BIG = picture(1, 400, 300)

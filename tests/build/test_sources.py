@@ -140,7 +140,7 @@ def test_tables(tmp_path, suffix):
     got = list(source)
     assert source.source_type == "table"
     assert simple(got[0]) == ("a.jpg", 'a "quoted, text', "one", None)
-    assert simple(got[1]) == ("sub/b.jpg", "two lines", None, None)
+    assert simple(got[1]) == ("sub/b.jpg", "two lines" if suffix == ".tsv" else "two\nlines", None, None)
     assert got[0].image == JPEG and got[1].image == JPEG and got[2].image is None
     assert got[-1].progress == pytest.approx(1)
     elsewhere = tmp_path / "elsewhere"

@@ -1,0 +1,243 @@
+"""The rows of a table, one after the other: CSV, TSV, JSON lines, Parquet. A broken row is named and passed over."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from alip.build.sources import load_json_object
+from alip.errors import UserError
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+LONGEST_FIELD = 1 << 24  # characters of one CSV field, bytes of one line
+_LONE_CR = "\ud800"  # its stand-in; no UTF-8 text holds this
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. number: from 1, without the line that names the columns. values: None where it is broken, and then
+    fault says why. done: bytes of the file read so far. lost_rest: how many rows were lost with it is not known."""
+
+    number: int
+    values: dict[str, Any] | None
+    done: float
+    fault: str = ""
+    lost_rest: bool = False
+
+
+def read_rows(path: str) -> Iterator[Row]:
+    """The rows of a table by its extension, streaming. UserError if it cannot be read as one at all."""
+    name = path.lower()
+    if name.endswith((".jsonl", ".ndjson")):
+        return _json_lines(path)
+    if name.endswith(".parquet"):
+        return _parquet(path)
+    if name.endswith((".csv", ".tsv")):
+        return _separated(path, "\t" if name.endswith(".tsv") else ",")
+    raise UserError(f"cannot read {path} as a table: its name should end with one of {', '.join(TABLES)}")
+
+
+def check_text_file(path: str) -> None:
+    """UserError unless `path` is a regular file that may be UTF-8."""
+    if not os.path.isfile(path):
+        what = "is not a regular file" if os.path.exists(path) else "does not exist"
+        raise UserError(f"{path} {what}: give a file with one row per line")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check its permissions") from None
+    if head.startswith(_UTF16):
+        raise UserError(f"{path} is UTF-16: convert it first, as with `iconv -f UTF-16 -t UTF-8`")
+
+
+def read_lines(path: str) -> Iterator[bytes]:
+    """The lines of a file, with their ends; of a line longer than LONGEST_FIELD only its first part, without an end."""
+    check_text_file(path)
+    with open(path, "rb") as file:
+        while line := file.readline(LONGEST_FIELD):
+            yield line
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST_FIELD)
+
+
+def _json_lines(path: str) -> Iterator[Row]:
+    done = 0
+    for number, line in enumerate(read_lines(path), 1):
+        done += len(line)
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line.strip():
+            continue
+        try:
+            if len(line) >= LONGEST_FIELD:
+                raise ValueError(f"the line is longer than {LONGEST_FIELD:,} bytes")
+            yield Row(number, load_json_object(line.decode("utf-8")), done)
+        except ValueError as error:
+            yield Row(number, None, done, f"not a JSON object: {error}")
+
+
+def _separated(path: str, delimiter: str) -> Iterator[Row]:
+    rows = _CsvRows(path, delimiter)
+    header = rows.header()
+    for number, (cells, fault) in enumerate(rows, 1):
+        if not fault and cells is not None and len(cells) != len(header):
+            fault = f"{len(cells)} cells for {len(header)} columns"
+        yield Row(number, None if fault else dict(zip(header, cells or ())), rows.done, fault)
+
+
+class _CsvRows:
+    """The cells of each row of a CSV or TSV file, or why it is broken.
+
+    A quotation mark that is opened and never closed swallows all that follows; so a row over several lines that does
+    not end well is given up at its first line, and the others are read again, each for itself.
+    """
+
+    def __init__(self, path: str, delimiter: str):
+        csv.field_size_limit(LONGEST_FIELD)
+        self._lines = read_lines(path)
+        self._again: deque[str] = deque()
+        self._used: list[str] = []
+        self.path, self.delimiter, self.done = path, delimiter, 0
+        self._columns = 0
+
+    def header(self) -> list[str]:
+        """The names of the columns. UserError if there are none."""
+        found = self._read()
+        if found is None:
+            raise UserError(f"{self.path} is empty: its first line should name the columns")
+        cells, fault = found
+        if fault or not cells:
+            raise UserError(f"{self.path}: its first line should name the columns ({fault or 'it is empty'})")
+        if len(set(cells)) != len(cells):
+            twice = next(name for name in cells if cells.count(name) > 1)
+            raise UserError(f"{self.path} has two columns {twice!r}: rename one of them")
+        self._columns = len(cells)
+        return cells
+
+    def __iter__(self) -> Iterator[tuple[list[str] | None, str]]:
+        while (found := self._read()) is not None:
+            if found[0] != []:
+                yield found
+
+    def _read(self) -> tuple[list[str] | None, str] | None:
+        self._used = []
+        quoted = self.delimiter == ","
+        # A tab-separated file quotes nothing: a lone quotation mark in a web text must not swallow the next rows.
+        quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        try:
+            cells = next(csv.reader(self._feed(), delimiter=self.delimiter, quoting=quoting, strict=quoted), None)
+        except csv.Error as error:
+            return self._second_try(str(error), quoting)
+        if cells is None:
+            return None
+        if len(self._used) > 1 and self._columns and len(cells) != self._columns:
+            return self._second_try(f"{len(cells)} cells for {self._columns} columns", quoting)
+        return self._checked(cells)
+
+    def _second_try(self, fault: str, quoting: int) -> tuple[list[str] | None, str]:
+        """Strictly read it is broken: one line may be well all the same, such as with a blank behind a quotation."""
+        first, *others = self._used
+        self._again.extendleft(reversed(others))
+        if not others:
+            try:
+                cells = next(csv.reader([first], delimiter=self.delimiter, quoting=quoting), [])
+                if len(cells) == self._columns and first.count('"') % 2 == 0:
+                    return self._checked(cells)
+            except csv.Error as error:
+                fault = str(error)
+        return None, fault
+
+    def _checked(self, cells: list[str]) -> tuple[list[str] | None, str]:
+        if all(cell.isascii() for cell in cells):
+            return cells, ""
+        if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell):
+            return None, "not UTF-8"
+        return [cell.replace(_LONE_CR, "\r") for cell in cells], ""
+
+    def _feed(self) -> Iterator[str]:
+        """Lines for csv.reader. A lone carriage return within a text would be an error there, so it is hidden."""
+        while True:
+            if self._again:
+                line = self._again.popleft()
+            else:
+                raw = next(self._lines, None)
+                if raw is None:
+                    return
+                if not self.done:
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+                    if raw.count(b"\r") > 1 and b"\r\n" not in raw:
+                        raise UserError(f"{self.path}: its lines end with a lone carriage return; convert them to \\n")
+                self.done += len(raw)
+                if len(raw) >= LONGEST_FIELD and not raw.endswith(b"\n"):
+                    self._used.append("")
+                    raise csv.Error(f"a line of more than {LONGEST_FIELD:,} bytes")
+                line = raw.decode("utf-8", errors="surrogateescape").replace("\0", "")
+                if "\r" in line:
+                    body = line.removesuffix("\n").removesuffix("\r")
+                    line = body.replace("\r", _LONE_CR) + "\n"
+            self._used.append(line)
+            yield line
+
+
+def _parquet(path: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is not a regular file: give a Parquet file")
+    size = os.path.getsize(path)
+    number = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except Exception as error:  # pyarrow's own errors, and whatever a damaged footer makes of itself
+        raise UserError(f"{path} cannot be read as Parquet: {_one_line(error)}") from None
+    with file:
+        for group, count in enumerate(rows):
+            first = number
+            try:
+                for batch in file.iter_batches(batch_size=1024, row_groups=[group]):
+                    for values in _batch_rows(batch):
+                        number += 1
+                        yield Row(number, values, size * number / max(1, sum(rows)))
+            except (pyarrow.ArrowException, OSError, MemoryError, ValueError) as error:
+                number += 1
+                fault = f"the rest of row group {group} ({first + count - number + 1:,} rows) cannot be read: "
+                yield Row(number, None, size * number / max(1, sum(rows)), fault + _one_line(error), lost_rest=True)
+            number = first + count
+
+
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    columns = {name: _values(column) for name, column in zip(batch.schema.names, batch.columns)}
+    for i in range(batch.num_rows):
+        yield {name: values[i] for name, values in columns.items()}
+
+
+def _values(column: Any) -> list[Any]:
+    """A column's values. Those that Python has no value for, such as dates after the year 9999, are given as text."""
+    try:
+        return column.to_pylist()
+    except Exception:
+        return [_value(entry) for entry in column]
+
+
+def _value(entry: Any) -> Any:
+    import pyarrow
+
+    try:
+        return entry.as_py()
+    except Exception:
+        try:
+            return entry.cast(pyarrow.string()).as_py()
+        except Exception:
+            return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
