@@ -22,6 +22,7 @@ from alip.train import precision
 from alip.train.arguments import fingerprint_settings, options, parse_arguments
 from alip.train.evaluation import create_evaluations
 from alip.train.flops import ModelFlops
+from alip.train.lock import lock_folder
 from alip.train.optimizer import create_optimizer
 from alip.train.parallel import parallelise, synchronise_batch_norm
 from alip.train.plan import create_plan
@@ -65,23 +66,22 @@ def train(args: argparse.Namespace, world: World) -> int:
 
     state = create_state(model, loss, optimizer, data, world, **options(args, "state"))
     fingerprint = create_fingerprint(data, model, world, **fingerprint_settings(args))
-    run = open_run(
-        state, fingerprint, plan, world, folder=Path(args.output), settings=vars(args), **options(args, "run")
-    )
-    train_step = TrainStep(
-        model,
-        loss,
-        optimizer,
-        world.device,
-        parallel_model=parallelise(model, world),
-        scaler=state.scaler,
-        ema=state.ema,
-        **options(args, "step"),
-    )
-    trainer = Trainer(
-        state, train_step, loader, schedule, plan, world, run, evaluations=evaluations, flops=ModelFlops(model)
-    )
-    return trainer.train()
+    with lock_folder(Path(args.output), world):
+        run = open_run(
+            state, fingerprint, plan, world, folder=Path(args.output), settings=vars(args), **options(args, "run")
+        )
+        train_step = TrainStep(
+            model,
+            loss,
+            optimizer,
+            world.device,
+            parallel_model=parallelise(model, world),
+            scaler=state.scaler,
+            ema=state.ema,
+            **options(args, "step"),
+        )
+        flops = ModelFlops(model)
+        return Trainer(state, train_step, loader, schedule, plan, world, run, evaluations, flops).train()
 
 
 if __name__ == "__main__":

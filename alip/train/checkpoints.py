@@ -13,6 +13,7 @@ from alip.checkpoint import atomic_save
 from alip.errors import UserError
 from alip.files import atomic_path
 from alip.model.weights import read_file
+from alip.train.checkpoint_content import check_content
 from alip.train.older_runs import with_new_keys
 
 
@@ -51,24 +52,6 @@ class CheckpointFolder:
             old.unlink(missing_ok=True)
         return path
 
-    def newest_readable(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest whole checkpoint and its content; skips unreadable ones with a warning. None if there is none.
-
-        Raises UserError if there are checkpoints, but not one that can be read.
-        """
-        paths = self.steps()
-        for path in paths:
-            try:
-                return path, read_checkpoint(path)
-            except UserError as error:
-                self.warn(f"skipped an unreadable checkpoint: {error}")
-        if paths:
-            raise UserError(
-                f"{self.folder}: none of its {len(paths)} checkpoints can be read; "
-                "give a readable one with --resume PATH, or another --output to start again"
-            )
-        return None
-
     def set_aside_after(self, step: int) -> None:
         """Renames step files beyond `step`: the run continues from there, and must never return to what they hold."""
         for path in self.steps():
@@ -83,17 +66,26 @@ class CheckpointFolder:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A training checkpoint's content, checked against its check sums. Raises UserError naming the file."""
-    content = read_file(path)  # never unpickles more than tensors and plain values
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise UserError(f"{path}: {damaged} in it is damaged; copy it again or use another checkpoint")
-    if not isinstance(content, dict) or content.get("format") != "alip-checkpoint" or "optimizer" not in content:
-        raise UserError(f"{path}: holds weights only, not a training state; to start from its weights use --pretrained")
-    if content.get("version") != 1:
-        raise UserError(f"{path}: checkpoint version {content.get('version')}, this code reads version 1: update it")
-    return with_new_keys(content)
+    """A training checkpoint's content under the present keys: whole by its check sums, and fit to be restored.
+
+    Raises UserError naming the file. Nothing is unpickled but tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: cannot be seen here; --output must be on storage that all machines share")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"{path}: {damaged} in it is damaged; copy it again or use another checkpoint")
+        content = read_file(path)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files fail in many places of zip and pickle readers
+        raise UserError(f"{path}: truncated or damaged ({type(error).__name__}); use another checkpoint") from error
+    if isinstance(content, dict):
+        content = with_new_keys(content)
+    check_content(content, path)
+    return content
 
 
 def _also_named(path: Path, name: Path) -> None:

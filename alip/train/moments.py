@@ -70,7 +70,7 @@ class OptimizerState:
             fused = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
             return value.to(parameter.device if fused else "cpu", torch.float32, copy=True)
         if value.shape != parameter.shape:
-            if value.ndim == parameter.ndim and key.startswith("exp_avg"):
+            if self._class == "AdamW" and key.startswith("exp_avg"):
                 raise UserError(f"{key} of {name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
             return value.to(parameter.device, copy=True)  # factored moments have shapes of their own
         # Fused kernels walk through parameter and moments alike, whatever their strides say.
@@ -85,8 +85,10 @@ class OptimizerState:
         for group, now, before, last in zip(
             self.optimizer.param_groups, self.settings, saved["settings"], saved["param_groups"]
         ):
-            for key in last.keys() - {"params"}:
-                settled = key in now and key in before and now[key] == before[key]
+            for key, value in last.items():
+                if key == "params":
+                    continue
+                settled = key in now and key in before and now[key] == before[key] and type(now[key]) is type(value)
                 if settled or (key not in now and key not in before):  # such as timm's step count
                     group[key] = last[key]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from alip.data.shards import Manifest
-from alip.distributed import World, broadcast_object
+from alip.distributed import World, broadcast_object, gather_objects
 from alip.errors import UserError
+from alip.train.checkpoint_content import check_shapes
 from alip.train.checkpoints import CheckpointFolder, read_checkpoint
 from alip.train.older_runs import default_before, with_new_names
 from alip.train.state import TrainState
@@ -66,48 +68,77 @@ def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], force: bool) -
     return decisive + differences(saved, now, NOTED)
 
 
-def find_start(resume: str | None, folder: CheckpointFolder, world: World) -> dict[str, Any] | None:
+def find_start(
+    resume: str | None,
+    folder: CheckpointFolder,
+    world: World,
+    model: dict[str, torch.Tensor],
+    fingerprint: dict[str, Any],
+) -> dict[str, Any] | None:
     """The content of the checkpoint to resume from, equal on all ranks, or None to start from the beginning.
 
     1. `--resume PATH`: that file, or the newest readable one of that run folder.
     2. `--resume auto`: the newest readable one of --output, if there is any.
     3. no --resume: --output must hold no checkpoints, so that nobody's run is overwritten by accident.
+
+    A file counts as readable only if every rank could read it; others are skipped with a warning, on all ranks alike.
+    model: this run's state dict. UserError if there are checkpoints, but not one that can be read.
     """
-    verdict: tuple[str, str | None]
-    try:
-        path = _choose(resume, folder) if world.is_main else None
-        verdict = ("ok", str(path) if path else None)
-    except UserError as error:
-        verdict = ("error", str(error))
-    kind, text = broadcast_object(verdict, world)
+    kind, found = broadcast_object(_candidates(resume, folder) if world.is_main else None, world)
     if kind == "error":
-        raise UserError(text)
-    if text is None:
-        return None
-    if not Path(text).is_file():
-        raise UserError(f"{text}: rank {world.rank} cannot see it; --output must be on storage that all machines share")
-    return read_checkpoint(Path(text))
+        raise UserError(found)
+    problems: list[str] = []
+    for path in map(Path, found):
+        content, problem = _try_to_read(path, model, fingerprint)
+        on_ranks = [text for text in gather_objects(problem, world) if text is not None]
+        if not on_ranks:
+            return content
+        del content
+        problems.append(on_ranks[0])
+        if len(found) > 1:
+            folder.warn(f"skipped an unreadable checkpoint: {on_ranks[0]}")
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError(
+            f"{Path(found[0]).parent}: none of its {len(found)} checkpoints can be read; give a readable one with "
+            "--resume PATH, or another --output to start again"
+        )
+    return None
 
 
-def _choose(resume: str | None, folder: CheckpointFolder) -> Path | None:
+def _candidates(resume: str | None, folder: CheckpointFolder) -> tuple[str, Any]:
+    """("ok", checkpoint files to try, best first) or ("error", why there can be none)."""
     if resume is None:
-        if folder.steps():
-            raise UserError(
-                f"{folder.folder.parent} already holds a run (newest checkpoint: {folder.steps()[0].name}); "
-                "resume it with --resume auto, or choose another --output"
-            )
-        return None
-    if resume != "auto":
-        path = Path(resume)
-        if path.is_file():
-            return path
-        run = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        found = CheckpointFolder(run, 1, folder.warn).newest_readable()
-        if found is None:
-            raise UserError(f"--resume {resume}: no such checkpoint file, nor a run folder with checkpoints")
-        return found[0]
-    found = folder.newest_readable()
-    return found[0] if found else None
+        if not folder.steps():
+            return "ok", []
+        return "error", (
+            f"{folder.folder.parent} already holds a run (newest checkpoint: {folder.steps()[0].name}); "
+            "resume it with --resume auto, or choose another --output"
+        )
+    if resume == "auto":
+        return "ok", [str(path) for path in folder.steps()]
+    path = Path(resume)
+    if path.is_file():
+        return "ok", [str(path)]
+    run = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = CheckpointFolder(run, 1).steps()
+    if not found:
+        return "error", f"--resume {resume}: no such checkpoint file, nor a run folder with checkpoints"
+    return "ok", [str(path) for path in found]
+
+
+def _try_to_read(
+    path: Path, model: dict[str, torch.Tensor], fingerprint: dict[str, Any]
+) -> tuple[dict[str, Any] | None, str | None]:
+    """(content, None) or (None, what is wrong with the file)."""
+    try:
+        content = read_checkpoint(path)
+        if content["fingerprint"]["model"] == fingerprint["model"]:
+            check_shapes(content["model"], model, path)
+        return content, None
+    except UserError as error:
+        return None, str(error)
 
 
 def restore(

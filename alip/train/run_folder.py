@@ -58,7 +58,7 @@ def open_run(
     """
     warnings = _warnings(state, plan)
     checkpoints = CheckpointFolder(folder / "checkpoints", keep, warnings.append)
-    saved = find_start(resume, checkpoints, world)
+    saved = find_start(resume, checkpoints, world, state.model.state_dict(), fingerprint)
     notes: list[str] = []
     if saved is None:
         seed_rank(seed, world.rank)

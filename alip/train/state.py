@@ -12,14 +12,13 @@ from alip.data.shards import Manifest
 from alip.distributed import World, gather_objects
 from alip.errors import UserError
 from alip.eval.gates.labels import read_mismatch_labels
+from alip.train.checkpoint_content import FORMAT, VERSION
 from alip.train.ema import EMA
 from alip.train.gate_metrics import MismatchMetrics
 from alip.train.meter import Meter
 from alip.train.moments import OptimizerState
 from alip.train.precision import create_scaler, seed_rank
 from alip.train.randomness import get_randomness, set_randomness
-
-FORMAT, VERSION = "alip-checkpoint", 1
 
 
 @dataclass

@@ -12,6 +12,11 @@ from alip.train.parallel import parallelise
 from alip.train.step import TrainStep
 
 CPU = torch.device("cpu")
+TINY_MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
 
 
 @dataclass

@@ -12,13 +12,8 @@ from PIL import Image
 from alip.build.open_source import open_source
 from alip.build.prepare import Policy
 from alip.build.writer import build
+from tests.helpers.steps import TINY_MODEL
 from tests.helpers.train_runs import SAMPLES
-
-MODEL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
-}
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +38,7 @@ def data(tmp_path_factory) -> Path:
 def model_file(tmp_path_factory) -> Path:
     """An open_clip JSON of a two-layer ViT."""
     path = tmp_path_factory.mktemp("train-model") / "tiny.json"
-    path.write_text(json.dumps(MODEL))
+    path.write_text(json.dumps(TINY_MODEL))
     return path
 
 

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from alip.model import create_model
 from alip.train.flops import ModelFlops, peak_flops_per_s, text_forward_flops
-from tests.train.conftest import MODEL
+from tests.helpers.steps import TINY_MODEL as MODEL
 
 RESNET = {**MODEL, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
 COUNT, LENGTH = 4, 12

@@ -8,13 +8,14 @@ import torch
 
 from alip.distributed import World
 from alip.loss import AdaptiveContrastiveLoss
+from alip.train.accumulate import running_statistics
 from alip.train.ema import EMA
 from alip.train.meter import NAMES, Meter
 from alip.train.nonfinite import NonFiniteWatch
 from alip.train.optimizer import create_optimizer
 from alip.train.step import TrainStep
 from tests.helpers.ranks import on_ranks
-from tests.helpers.steps import CPU, make_batch, make_model
+from tests.helpers.steps import CPU, TINY_MODEL, make_batch, make_model
 
 
 def make(model_file, opt="adamw", opt_kwargs=None, **options):
@@ -66,15 +67,15 @@ def tensors_of(step):
     return [value.detach().clone() for value in (*step.parameters, *moments)]
 
 
-@pytest.mark.parametrize("place", ["image", "gradient"])
+@pytest.mark.parametrize("where", ["image", "gradient"])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("opt, opt_kwargs", OTHERS)
-def test_every_optimizer_leaves_out_a_step_that_is_not_finite(model_file, opt, opt_kwargs, scaled, place):
+def test_every_optimizer_leaves_out_a_step_that_is_not_finite(model_file, opt, opt_kwargs, scaled, where):
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
     step = make(model_file, opt, opt_kwargs, scaler=scaler)
     assert not step([make_batch(6)], 1e-3).skipped
     before = tensors_of(step)
-    if place == "image":
+    if where == "image":
         result = step([spoil(make_batch(6), math.nan)], 1e-3)
     else:  # the loss is finite, a gradient is not
         hook = step.parameters[3].register_hook(lambda gradient: gradient * math.inf)
@@ -98,6 +99,34 @@ def test_every_optimizer_clips_alike(model_file, opt, opt_kwargs):
     for a, b in zip(one.parameters, other.parameters):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
     assert torch.cat([p.grad.flatten() for p in one.parameters]).norm() < 0.0101
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_finite_loss_with_a_gradient_that_is_not_leaves_no_trace(model_file, scaled):
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
+    step = make(model_file, scaler=scaler)
+    step.ema = EMA(step.model, 0.9)
+    step([make_batch(6)], 1e-3)
+    weights, history = state_of(step), step.loss.history.clone()
+    averaged = {key: value.clone() for key, value in step.ema.weights.items()}
+
+    handle = step.model.text_projection.register_hook(lambda gradient: gradient * math.inf)
+    result = step([make_batch(6, seed=1)], 1e-3)
+    handle.remove()
+    assert result.loss_finite and result.skipped
+    assert all(torch.equal(a, b) for a, b in zip(state_of(step), weights))
+    assert torch.equal(step.loss.history, history) and int(step.ema.steps) == 1
+    assert all(torch.equal(value, averaged[key]) for key, value in step.ema.weights.items())
+
+
+def test_running_statistics_of_a_batch_with_nan_do_not_stay(model_file):
+    model = make_model({**TINY_MODEL, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}})
+    loss = AdaptiveContrastiveLoss(check_finite=False, even_batches=True)
+    step = TrainStep(model, loss, create_optimizer(model, lr=1e-3), CPU)
+    step([make_batch(6)], 1e-3)
+    before = [buffer.clone() for buffer in running_statistics(model)]
+    assert step([spoil(make_batch(6), math.nan)], 1e-3).skipped
+    assert before and all(torch.equal(a, b) for a, b in zip(running_statistics(model), before))
 
 
 def test_gradient_is_clipped_to_its_true_norm(model_file):
