@@ -84,6 +84,10 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, bool | int | str | None) or (isinstance(value, float) and math.isfinite(value))
 
 
+def _is_number(tensor: Any) -> bool:
+    return _is_dense(tensor) and tensor.numel() == 1 and bool(torch.isfinite(tensor).all())
+
+
 def _check_tensors(tensors: Iterable[tuple[str, Any]]) -> None:
     """Dense, with content, and finite."""
     for name, tensor in tensors:
@@ -111,7 +115,10 @@ def _check_optimizer(content: dict) -> None:
     states, groups = _get(optimizer, "state", dict), _get(optimizer, "param_groups", list)
     _require(all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups), "no groups")
     numbers = [number for group in groups for number in group["params"]]
-    _require(_is_plain(groups), "its optimizer's groups hold strange values")
+    _require(
+        all(_is_plain(value) or _is_number(value) for group in groups for value in group.values()),
+        "its optimizer's groups hold strange values",
+    )
     _require(sorted(map(repr, numbers)) == sorted(map(repr, range(len(numbers)))), "its parameters are misnumbered")
     _require(all(isinstance(state, dict) for state in states.values()), "its moments are no tables")
     _require(states.keys() <= set(numbers), "it has moments of unknown parameters")
@@ -143,8 +150,7 @@ def _check_moments(name: str, state: dict, shape: torch.Size | None) -> None:
             whole = isinstance(value, torch.Tensor) and value.is_floating_point()
             _require(whole and value.shape == shape, f"{key} of {name} is damaged")
         if key == "step":
-            number = value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, int | float)
-            _require(number, f"the step of {name} is no number")
+            _require(_is_number(value) or isinstance(value, int | float), f"the step of {name} is no number")
 
 
 def _check_counters(content: dict) -> None:

@@ -68,7 +68,11 @@ def test_moments_find_their_parameters_in_other_groups():
             assert torch.equal(other.optimizer.state[other.parameters[name]][key], value)
 
 
-@pytest.mark.parametrize("setting", [{"weight_decay": 3.0}, {"eps": 0.1}, {"beta1": 0.5}, {"beta2": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [{"weight_decay": 3.0}, {"eps": 0.1}, {"beta1": 0.5, "beta2": 0.98}, {"beta1": 0.9, "beta2": 0.5}],
+    ids=str,
+)
 def test_new_settings_apply_and_the_moments_stay(setting):
     saved = content_of(make_state(steps=2))
     state = make_state(**setting)
