@@ -8,6 +8,7 @@ from alip.build.images import MAX_PIXELS
 from alip.build.input_shard import InputShard
 from alip.caption.captioners import Decoding
 from alip.caption.choice import NAMED_MODELS
+from alip.model.precision import canonical
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -17,77 +18,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description="Writes one synthetic caption for each image of a source. Run it again after any interruption: "
         "it resumes. See docs/captions.md.",
     )
-    what = parser.add_argument_group("what")
-    what.add_argument(
-        "--input", nargs="+", help="images: anything that data2rec.py reads (tars, table, COCO JSON, folder)"
-    )
-    what.add_argument(
-        "--output", required=True, help="FILE.jsonl; its record, failures and figure are written beside it"
-    )
-    what.add_argument("--source-type", choices=["webdataset", "table", "coco", "karpathy", "folder"])
-    what.add_argument("--image-root", help="folder of relative image paths in tables and JSON")
-    what.add_argument("--image-field", help="column with the image's path")
-    what.add_argument("--key-field", help="column with the sample's key")
-    what.add_argument("--splits", default="train,restval", help="of Karpathy's JSON; '' for all (default: %(default)s)")
-    what.add_argument("--limit", type=int, help="only the first LIMIT samples of the input")
-    what.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="larger images fail (default: %(default)s)")
-
-    who = parser.add_argument_group("captioner")
-    who.add_argument(
-        "--captioner",
-        default="blip",
-        help=f"{', '.join(NAMED_MODELS)}, coca; a Hugging Face model name or local folder; coca:MODEL/PRETRAINED or "
-        "coca:FOLDER; file:PATH.py; existing:FILE (default: %(default)s)",
-    )
-    who.add_argument("--prompt", help="text that the model continues or answers; left out of the caption")
-    who.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="for a captioner file")
-    who.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
-    who.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:K")
-
-    how = parser.add_argument_group("decoding and cleaning")
-    defaults = Decoding()
-    how.add_argument(
-        "--num-beams", "--beams", type=int, default=defaults.num_beams, help="1: greedy (default: %(default)s)"
-    )
-    how.add_argument("--sample", action="store_true", help="sample words instead of searching; needs --num-beams 1")
-    how.add_argument("--temperature", type=float, default=defaults.temperature)
-    how.add_argument("--top-k", type=int, default=defaults.top_k, help="0: all words")
-    how.add_argument("--top-p", type=float, default=defaults.top_p)
-    how.add_argument(
-        "--max-new-tokens", "--max-tokens", type=int, default=defaults.max_new_tokens, help="default: %(default)s"
-    )
-    how.add_argument(
-        "--min-new-tokens", "--min-tokens", type=int, default=defaults.min_new_tokens, help="default: %(default)s"
-    )
-    how.add_argument("--repetition-penalty", type=float, default=defaults.repetition_penalty)
-    how.add_argument("--seed", type=int, default=defaults.seed, help="of sampling and of the ten pairs in the figure")
-    how.add_argument("--strip-lead", action="store_true", help="drop a leading 'a picture of', 'the image shows' …")
-    how.add_argument("--keep-repeats", action="store_true", help="keep immediately repeated phrases")
-
-    run = parser.add_argument_group("running")
-    run.add_argument("--batch-size", type=int, default=64, help="images per step and rank (default: %(default)s)")
-    run.add_argument(
-        "--workers", type=int, default=4, help="decoding processes per rank; 0: none (default: %(default)s)"
-    )
-    run.add_argument(
-        *("--shard", "--part"),
-        type=InputShard.parse,
-        default=InputShard(),
-        metavar="K/N",
-        help="caption shard K of N of the input, one on each machine; then --merge",
-    )
-    run.add_argument("--merge", nargs="+", metavar="SHARD.jsonl", help="join the outputs of all shards into --output")
-    run.add_argument(
-        "--trust-keys", action="store_true", help="skip images whose key has a caption, without reading them"
-    )
-    run.add_argument("--restart", action="store_true", help="discard the captions in --output and start over")
-    run.add_argument(
-        "--allow-failures",
-        type=float,
-        default=0.0,
-        metavar="FRACTION",
-        help="fraction of images without a caption up to which the exit status is 0 (default: 0)",
-    )
+    _input_flags(parser.add_argument_group("input and output"))
+    _captioner_flags(parser.add_argument_group("captioner"))
+    _decoding_flags(parser.add_argument_group("decoding and cleaning"))
+    _run_flags(parser.add_argument_group("running"))
     arguments = parser.parse_args(argv)
     if not arguments.input and not arguments.merge:
         parser.error("--input is needed: the images to caption")
@@ -96,3 +30,81 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if any("=" not in option for option in arguments.option):
         parser.error("--option takes NAME=VALUE")
     return arguments
+
+
+def _input_flags(group) -> None:
+    group.add_argument(
+        "--input", nargs="+", help="images: anything that data2rec.py reads (tars, table, COCO JSON, folder)"
+    )
+    group.add_argument(
+        "--output", required=True, help="FILE.jsonl; its record, failures and figure are written beside it"
+    )
+    group.add_argument("--source-type", choices=["webdataset", "table", "coco", "karpathy", "folder"])
+    group.add_argument("--image-root", help="folder of relative image paths in tables and JSON")
+    group.add_argument("--image-field", help="column with the image's path")
+    group.add_argument("--key-field", help="column with the sample's key")
+    group.add_argument(
+        "--splits", default="train,restval", help="of Karpathy's JSON; '' for all (default: %(default)s)"
+    )
+    group.add_argument("--limit", type=int, help="only the first LIMIT samples of the input")
+    group.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="larger images fail (default: %(default)s)")
+
+
+def _captioner_flags(group) -> None:
+    group.add_argument(
+        "--captioner",
+        default="blip",
+        help=f"{', '.join(NAMED_MODELS)}, coca; a Hugging Face model name or local folder; coca:MODEL/PRETRAINED or "
+        "coca:FOLDER; file:PATH.py; existing:FILE (default: %(default)s)",
+    )
+    group.add_argument("--prompt", help="text that the model continues or answers; left out of the caption")
+    group.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="for a captioner file")
+    group.add_argument("--precision", type=canonical, default="auto", help="auto, amp_bf16, amp or fp32")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:K")
+
+
+def _decoding_flags(group) -> None:
+    defaults = Decoding()
+    group.add_argument(
+        "--num-beams", "--beams", type=int, default=defaults.num_beams, help="1: greedy (default: %(default)s)"
+    )
+    group.add_argument("--sample", action="store_true", help="sample words instead of searching; needs --num-beams 1")
+    group.add_argument("--temperature", type=float, default=defaults.temperature)
+    group.add_argument("--top-k", type=int, default=defaults.top_k, help="0: all words")
+    group.add_argument("--top-p", type=float, default=defaults.top_p)
+    group.add_argument(
+        "--max-new-tokens", "--max-tokens", type=int, default=defaults.max_new_tokens, help="default: %(default)s"
+    )
+    group.add_argument(
+        "--min-new-tokens", "--min-tokens", type=int, default=defaults.min_new_tokens, help="default: %(default)s"
+    )
+    group.add_argument("--repetition-penalty", type=float, default=defaults.repetition_penalty)
+    group.add_argument("--seed", type=int, default=defaults.seed, help="of sampling and of the ten pairs in the figure")
+    group.add_argument("--strip-lead", action="store_true", help="drop a leading 'a picture of', 'the image shows' …")
+    group.add_argument("--keep-repeats", action="store_true", help="keep immediately repeated phrases")
+
+
+def _run_flags(group) -> None:
+    group.add_argument("--batch-size", type=int, default=64, help="images per step and rank (default: %(default)s)")
+    group.add_argument(
+        "--workers", type=int, default=4, help="decoding processes per rank; 0: none (default: %(default)s)"
+    )
+    group.add_argument(
+        *("--shard", "--part"),
+        type=InputShard.parse,
+        default=InputShard(),
+        metavar="K/N",
+        help="caption shard K of N of the input, one on each machine; then --merge",
+    )
+    group.add_argument("--merge", nargs="+", metavar="SHARD.jsonl", help="join the outputs of all shards into --output")
+    group.add_argument(
+        "--trust-keys", action="store_true", help="skip images whose key has a caption, without reading them"
+    )
+    group.add_argument("--restart", action="store_true", help="discard the captions in --output and start over")
+    group.add_argument(
+        "--allow-failures",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="fraction of images without a caption up to which the exit status is 0 (default: 0)",
+    )

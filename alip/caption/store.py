@@ -246,6 +246,7 @@ class CaptionStore:
 
 
 # Names in records that were written before version 0.2.
+_OLD_PRECISIONS = {"bf16": "amp_bf16", "fp16": "amp"}
 _OLD_NAMES = {"beams": "num_beams", "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 
 
@@ -255,6 +256,8 @@ def _with_new_names(record: dict[str, Any]) -> dict[str, Any]:
         record["metadata"] = record.pop("facts")
     settings = record.get("settings")
     if isinstance(settings, dict):
+        if isinstance(settings.get("precision"), str):
+            settings["precision"] = _OLD_PRECISIONS.get(settings["precision"], settings["precision"])
         if "part" in settings:
             settings["shard"] = settings.pop("part")
         if isinstance(settings.get("decoding"), dict):

@@ -113,8 +113,8 @@ def test_a_record_with_the_names_from_before_resumes(tmp_path):
     old = {"beams": 3, "max_tokens": 30, "min_tokens": 0, "seed": 0}
     new = {"num_beams": 3, "max_new_tokens": 30, "min_new_tokens": 0, "seed": 0}
     record = {"format": "alip-captions", "version": 1, "runs": 1, "facts": {"ranks": 1}}
-    record["settings"] = {"captioner": "blip", "decoding": old, "part": [1, 1]}
+    record["settings"] = {"captioner": "blip", "precision": "bf16", "decoding": old, "part": [1, 1]}
     (tmp_path / "c-run.json").write_text(json.dumps(record))
-    settings = {"captioner": "blip", "decoding": new, "shard": [1, 1]}
+    settings = {"captioner": "blip", "precision": "amp_bf16", "decoding": new, "shard": [1, 1]}
     assert CaptionStore(tmp_path / "c.jsonl").begin_run(settings, {}) == 2
     assert CaptionStore(tmp_path / "c.jsonl").read_run()["settings"] == settings
