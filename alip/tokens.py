@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 CONTEXT_LENGTH = 77  # of every CLIP model, and of the released record layout
+VOCAB_SIZE = 49408
+TOKENIZER = "clip-bpe-49408"  # the name, in manifests and of models, of CLIP's lower-cased byte-pair encoding
 _LONG_WORD = 200  # bytes; shorter ones are left to open_clip, which remembers them
 
 

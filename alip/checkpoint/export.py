@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from alip import tokens
+from alip.checkpoint.huggingface_processor import write_processor
 from alip.checkpoint.model_card import write_card
 from alip.errors import UserError
 from alip.model.config import OPEN_CLIP_CONFIG
-from alip.model.huggingface import build_processor, to_huggingface
+from alip.model.huggingface import to_huggingface
 
 TOLERANCE = 1e-4  # largest difference of a coordinate of normalised fp32 features
 FORMS = ("open_clip", "hf")
@@ -45,6 +46,8 @@ def export(
     """
     if form not in FORMS:
         raise UserError(f"cannot export to {form!r}; choose one of {', '.join(FORMS)}")
+    if not model.text_format.is_clip:
+        raise UserError(f"the model's tokenizer is {model.text_format.tokenizer}, and only CLIP's own is exported")
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise UserError(f"{output}: exists and is not empty; choose another folder, or add --overwrite")
@@ -100,7 +103,7 @@ def _write_huggingface(model: nn.Module, folder: Path) -> Encoders:
     config, state = to_huggingface(model)
     CLIPConfig(**config, architectures=["CLIPModel"]).save_pretrained(folder)
     _save_tensors(state, folder / "model.safetensors")
-    build_processor(model).save_pretrained(folder)
+    write_processor(model, folder)
 
     logging.disable_progress_bar()
     loaded = CLIPModel.from_pretrained(folder).eval()

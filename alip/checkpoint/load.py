@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from torch import nn
 from alip.errors import UserError
 from alip.files import sha256_of_file
 from alip.model.bi_path import create_model
-from alip.model.config import likely_models
+from alip.model.pretrained import check_activation, read_tag
+from alip.model.weight_files import INDEX_SUFFIX, shard_names
 from alip.model.weights import Weights, apply, find_checkpoint, read_weights, strip_prefix
 
 
@@ -22,12 +25,18 @@ def load_weights(model: nn.Module, path: str | Path, weights: str = "model") -> 
     weights: "model", or "ema" for the averaged weights of a run with `--ema`.
     """
     found = read_weights(path)
+    check_activation(found, model.config["model_cfg"])
     apply(model, _choose(found, weights), found.path)
     return _metadata(found, weights)
 
 
 def _metadata(found: Weights, weights: str) -> dict[str, Any]:
-    return {"source": str(found.path), "fingerprint": fingerprint(found.path), "weights": weights, **found.metadata}
+    return {
+        "source": found.name or str(found.path),
+        "fingerprint": fingerprint(found.path),
+        "weights": weights,
+        **found.metadata,
+    }
 
 
 def _choose(found: Weights, weights: str) -> dict[str, torch.Tensor]:
@@ -45,36 +54,35 @@ def load_model(
 ) -> nn.Module:
     """A model in evaluation mode with the weights at `path` (see `read_weights`), its `metadata` as an attribute.
 
-    path: also an open_clip name with a tag, as `ViT-B-32:openai` (downloads). model_name: needed only for a bare
-    state dict that fits no open_clip model, or another one than the plainest that it fits: shapes do not tell
-    QuickGELU, for one.
+    path: also an open_clip name with a tag, as `ViT-B-32:openai`, or `hf-hub:org/name` (both download). It is measured
+    as it was trained: activation, resizing, mean and standard deviation are those of its files. model_name: needed
+    only for a bare state dict that fits no open_clip model, or another one than the plainest that it fits: shapes do
+    not tell QuickGELU, for one.
     """
-    name, _, tag = str(path).rpartition(":")
-    if not Path(path).exists() and open_clip.is_pretrained_cfg(name.replace("/", "-"), tag):
-        model = create_model(name, pretrained=tag)
-        model.metadata = {"source": str(path), "weights": "model"}
-        return model.to(device).eval()
-    found = read_weights(path)
-    config = model_name or found.config
-    if config is None:
-        likely = likely_models(found.state)
-        if not likely:
-            raise UserError(f"{found.path}: bare weights that fit no open_clip model; name their model with --model")
-        config = likely[0]
-    model = create_model(config)
-    apply(model, _choose(found, weights), found.path)
-    model.metadata = {
-        "source": str(found.path),
-        "fingerprint": fingerprint(found.path),
-        "weights": weights,
-        **found.metadata,
-    }
+    found = _find(path)
+    state = _choose(found, weights)
+    model = create_model(model_name or found.described(), pretrained=replace(found, state=state))
+    if not model.text_format.is_clip:
+        model.tokenizer([""])  # what cannot be tokenised is reported before anything is encoded
+    model.metadata = _metadata(found, weights)
     return model.to(device).eval()
 
 
+def _find(path: str | Path) -> Weights:
+    name, _, tag = str(path).rpartition(":")
+    name = name.replace("/", "-")
+    if not Path(path).exists() and open_clip.is_pretrained_cfg(name, tag):
+        return read_tag(name, tag)
+    return read_weights(path)
+
+
 def fingerprint(path: str | Path) -> str:
-    """First 12 hex digits of the SHA-256 of a checkpoint file (of a run folder: of its newest)."""
-    return sha256_of_file(find_checkpoint(path))[:12]
+    """First 12 hex digits of the SHA-256 of a checkpoint file (of a run folder: of its newest; of shards: of all)."""
+    file = find_checkpoint(path)
+    if not file.name.endswith(INDEX_SUFFIX):
+        return sha256_of_file(file)[:12]
+    digests = [sha256_of_file(file.parent / name) for name in shard_names(file)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
 def run_folder_of(path: str | Path) -> Path | None:

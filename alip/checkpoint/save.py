@@ -38,6 +38,11 @@ def import_weights(path: str | Path, output: str | Path, model_name: str | None 
     if (output / "run.json").exists() or (output / "checkpoints").exists():
         raise UserError(f"{output}: already holds a run; choose another folder")
     model = load_model(path, model_name)
+    if not model.text_format.is_clip:
+        raise UserError(
+            f"{path}: its tokenizer is {model.text_format.tokenizer}, and runs hold CLIP's own: evaluate it as it is, "
+            f"--checkpoint {path}"
+        )
     checkpoint = output / "checkpoints" / "step-00000000.pt"
     content = {
         "format": FORMAT,

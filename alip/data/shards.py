@@ -16,10 +16,8 @@ from alip.data.manifest_schema import FORMAT, VERSION, check_manifest, manifest_
 from alip.data.recordio import IndexedReader, RecordError, payload_crc32, read_index, record_ids
 from alip.errors import UserError
 from alip.files import read_json, write_json
+from alip.tokens import CONTEXT_LENGTH, TOKENIZER, VOCAB_SIZE
 
-CONTEXT_LENGTH = 77
-VOCAB_SIZE = 49408
-TOKENIZER = "clip-bpe-49408"  # CLIP's lower-cased byte-pair encoding, the one that alip.tokens has
 SIDECAR_COLUMNS = ("key", "text", "caption", "metadata", "source")
 
 

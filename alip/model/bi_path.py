@@ -10,6 +10,7 @@ last block everything but the pooled token.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,21 @@ from torch.nn import functional as F
 
 from alip import tokens
 from alip.errors import UserError
-from alip.model import varlen, weights
+from alip.model import hub, varlen
 from alip.model.attention import take_rows
 from alip.model.config import resolve_config
 from alip.model.lock import frozen_batch_norms, lock_image_tower, lock_text_tower
 from alip.model.overrides import override_images
+from alip.model.pretrained import adopt, find_pretrained
+from alip.model.text_format import TextFormat, Tokenizer, create_tokenizer, text_format
 from alip.model.transformer import run_blocks, runs_unpadded
+from alip.model.weights import Weights, apply
 
 
 def create_model(
     name_or_config: str | Path | dict[str, Any],
     *,
-    pretrained: str | Path | None = None,
+    pretrained: str | Path | Weights | None = None,
     grad_checkpointing: bool = False,
     patch_dropout: float | None = None,
     lock_image: bool = False,
@@ -47,12 +51,13 @@ def create_model(
     pad_texts: bool = False,
     **image_overrides: Any,
 ) -> nn.Module:
-    """A bi-path model (see `BiPath`) in training mode, on the CPU, in fp32.
+    """A bi-path model (see `BiPath`) in training mode, on the CPU, in fp32; UserError where there is none.
 
     name_or_config: an open_clip name ("ViT-B-32", also "ViT-B/32"), a JSON file, or a dict in open_clip's form;
         `create_model(model.config)` builds the same model again.
-    pretrained: start from these weights: anything that `--checkpoint` takes, or one of open_clip's tags for this
-        name, which is downloaded.
+    pretrained: start from these weights: anything that `--checkpoint` takes, one of open_clip's tags for this name,
+        which is downloaded, or weights already read. They bring the activation, the mean, standard deviation,
+        interpolation and resizing of images that they were trained with, where that is known.
     grad_checkpointing: recompute the blocks in the backward pass: less memory, a third more work.
     patch_dropout: fraction of image patches left out in training, in [0, 1).
     lock_image, lock_text: freeze that tower (LiT freezes the image tower), but for its last `…_unlocked_groups` or
@@ -66,17 +71,23 @@ def create_model(
     name, model_cfg, preprocess_cfg = resolve_config(name_or_config)
     if "multimodal_cfg" in model_cfg:
         raise UserError(f"{name}: CoCa models have a text decoder, which ALIP does not train; choose a CLIP model")
+    found = pretrained
+    if pretrained is not None and not isinstance(pretrained, Weights):
+        found = find_pretrained(name, pretrained)
     if patch_dropout is not None:
         if not 0 <= patch_dropout < 1:
             raise UserError(f"patch dropout must be in [0, 1), not {patch_dropout}")
         model_cfg["vision_cfg"]["patch_dropout"] = patch_dropout
     if quick_gelu:
         model_cfg["quick_gelu"] = True
+    if found is not None:
+        adopt(found, name, model_cfg, preprocess_cfg)
     override_images(model_cfg, preprocess_cfg, **image_overrides)
     model = build(name, model_cfg, preprocess_cfg)
     model.pad_texts = pad_texts
-    if pretrained is not None:
-        _load_pretrained(model, name, pretrained)
+    if found is not None:
+        apply(model, found.state, found.path)
+        model.source_folder, model.may_download = found.folder, found.name is not None
     if lock_image:
         lock_image_tower(model, lock_image_unlocked_groups)
         model.freeze_bn_stats = lock_image_freeze_bn_stats
@@ -91,15 +102,17 @@ def create_model(
 
 
 def build(name: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> nn.Module:
-    """The model of an open_clip configuration, with fresh weights. name: for error messages."""
+    """The model of a checked open_clip configuration, with fresh weights. name: for error messages."""
     vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg["text_cfg"]
     vision_cfg["output_tokens"] = text_cfg["output_tokens"] = False  # the pooled features only
     custom = model_cfg.get("custom_text", False) or bool(text_cfg.get("hf_model_name"))
-    arguments = {key: value for key, value in model_cfg.items() if key != "custom_text"}
     try:
-        model = (BiPathCustomText if custom else BiPathCLIP)(**arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
-        raise UserError(f"{name}: open_clip cannot build this model: {error}") from error
+        model = (BiPathCustomText if custom else BiPathCLIP)(**_constructor_arguments(name, model_cfg))
+    except UserError:
+        raise
+    except Exception as error:  # open_clip's, timm's and transformers' own, for values that do not go together
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{name}: open_clip cannot build this model: {reason}") from error
     preprocess = merge_preprocess_dict(PreprocessCfg(), preprocess_cfg)
     if getattr(model.visual, "image_size", None) is not None:
         preprocess["size"] = model.visual.image_size
@@ -115,30 +128,26 @@ def build(name: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) 
     return model
 
 
+def _constructor_arguments(name: str, model_cfg: dict[str, Any]) -> dict[str, Any]:
+    """What open_clip's class takes; nothing in it makes timm or transformers look into the network."""
+    arguments = {key: value for key, value in deepcopy(model_cfg).items() if key != "custom_text"}
+    timm_name = arguments["vision_cfg"].get("timm_model_name")
+    if timm_name:
+        import timm
+
+        if not timm.is_model(timm_name):
+            raise UserError(f"{name}: timm has no model {timm_name[:80]!r}; correct vision_cfg.timm_model_name")
+    text_tower = arguments["text_cfg"].get("hf_model_name")
+    if text_tower:
+        arguments["text_cfg"]["hf_model_name"] = str(hub.text_tower_folder(text_tower))
+    return arguments
+
+
 def _plain(value: Any) -> Any:
     """Tuples as lists, as JSON has them."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _load_pretrained(model: nn.Module, name: str, pretrained: str | Path) -> None:
-    if Path(pretrained).exists():
-        found = weights.read_weights(pretrained)
-        weights.apply(model, found.state, found.path)
-        return
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if str(pretrained) not in tags:
-        known = ", ".join(tags) if tags else "none"
-        raise UserError(f"pretrained {str(pretrained)!r} is neither a file nor a tag of {name} (tags: {known})")
-    try:
-        path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, str(pretrained)))
-    except Exception as error:
-        raise UserError(f"could not fetch {name} {pretrained}: {error}; check the network, or give a file") from error
-    found = weights.read_weights(path)
-    weights.apply(model, found.state, found.path)
 
 
 def _embed_patches(tower: VisionTransformer, image: torch.Tensor) -> torch.Tensor:
@@ -166,6 +175,9 @@ class BiPath:
 
     config: dict[str, Any]
     pad_texts = False
+    source_folder: Path | None = None  # of its weights, where a tokenizer of its own may be
+    may_download = False
+    _tokenizer: Tokenizer | None = None
     _compiled = False
     freeze_bn_stats = False
 
@@ -279,8 +291,15 @@ class BiPath:
         return image_transform_v2(PreprocessCfg(**self.config["preprocess_cfg"]), is_train=is_train)
 
     def tokenizer(self, texts: list[str]) -> torch.Tensor:
-        """Token ids (n, context_length) of texts."""
-        return tokens.tokenize(texts, self.context_length)
+        """Token ids (n, context_length) int64 of texts, for this model; UserError if its tokenizer is not here."""
+        if self._tokenizer is None:
+            self._tokenizer = create_tokenizer(self.config["model_cfg"], self.source_folder, self.may_download)
+        return self._tokenizer(texts)
+
+    @property
+    def text_format(self) -> TextFormat:
+        """Whose tokens, how many and of what vocabulary this model takes."""
+        return text_format(self.config["model_cfg"])
 
 
 class BiPathCLIP(BiPath, CLIP):

@@ -12,19 +12,33 @@ import torch
 
 from alip.errors import UserError
 from alip.files import read_json
+from alip.model import hub
+from alip.model.config_schema import check_model_cfg, check_preprocess_cfg
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"  # the name in a model folder
+_LOCAL_PREFIX = "local-dir:"  # open_clip's, for a model folder
+
+
+def check_config(config: Any, source: object) -> None:
+    """UserError unless this is a description in open_clip's form: a `model_cfg`, or one with its `preprocess_cfg`."""
+    _split(str(source), config)
 
 
 def resolve_config(name_or_config: str | Path | dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """(name, model_cfg, preprocess_cfg) of a model name, a JSON file or folder, or a dict in open_clip's form.
 
-    Raises UserError: unknown name (with near matches), config without the parts that open_clip needs.
+    Raises UserError: unknown name (with near matches), or a config that is not in open_clip's form.
     """
     if isinstance(name_or_config, dict):
         return _split("config", name_or_config)
     name = str(name_or_config)
-    path = Path(name.removeprefix("local-dir:"))
+    if name.startswith((hub.PREFIX, _LOCAL_PREFIX)):
+        weights = name.removeprefix(_LOCAL_PREFIX)
+        raise UserError(
+            f"{name} names weights, where an architecture is asked for: run `python -m alip.checkpoint import "
+            f"--checkpoint {weights} --output RUN`, then give --model RUN/model.json --pretrained RUN"
+        )
+    path = Path(name)
     if path.is_dir() and (path / OPEN_CLIP_CONFIG).is_file():
         path = path / OPEN_CLIP_CONFIG
     if path.is_file() or path.suffix == ".json":
@@ -39,11 +53,12 @@ def resolve_config(name_or_config: str | Path | dict[str, Any]) -> tuple[str, di
 
 
 def _split(source: str, config: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    model_cfg = config.get("model_cfg", config)
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model_cfg]
-    if missing:
-        raise UserError(f"{source}: not a model config in open_clip's form: {', '.join(missing)} missing")
-    return source, deepcopy(model_cfg), deepcopy(config.get("preprocess_cfg") or {})
+    model_cfg, preprocess_cfg = config.get("model_cfg", config), config.get("preprocess_cfg") or {}
+    if isinstance(model_cfg, dict) and "model_cfg" not in config:
+        model_cfg = {key: value for key, value in model_cfg.items() if key != "preprocess_cfg"}
+    check_model_cfg(model_cfg, source)
+    check_preprocess_cfg(preprocess_cfg, source)
+    return source, deepcopy(model_cfg), deepcopy(preprocess_cfg)
 
 
 def shape_signature(model_cfg: dict[str, Any]) -> tuple | None:

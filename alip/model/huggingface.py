@@ -1,4 +1,4 @@
-"""CLIP's two spellings: open_clip's tensor names, configuration and tokenizer ↔ those of Hugging Face's `CLIPModel`."""
+"""CLIP's two spellings: open_clip's tensor names, and configuration ↔ those of Hugging Face's `CLIPModel`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
+from alip import schema
 from alip.errors import UserError
 from alip.files import read_json
+from alip.model.config_schema import SIDE
+from alip.model.preprocessing import read_huggingface as read_preprocessing
 from alip.model.transformer import runs_unpadded
 from alip.tokens import clip_tokenizer
 
@@ -23,6 +26,7 @@ _TEXT_DEFAULTS = {
     "num_attention_heads": 8,
     "max_position_embeddings": 77,
     "vocab_size": 49408,
+    "eos_token_id": 49407,
     "hidden_act": "quick_gelu",
     "layer_norm_eps": LAYER_NORM_EPS,
 }
@@ -35,6 +39,37 @@ _VISION_DEFAULTS = {
     "patch_size": 32,
     "hidden_act": "quick_gelu",
     "layer_norm_eps": LAYER_NORM_EPS,
+}
+_SIGLIP_TYPES = ("siglip", "siglip2", "siglip_text_model", "siglip_vision_model")
+# open_clip's names of the start and end token → Hugging Face's.
+HF_SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+_COUNT = {"type": "integer", "minimum": 1, "maximum": 65536}
+_TOWER = {
+    "hidden_size": _COUNT,
+    "intermediate_size": _COUNT | {"maximum": 1 << 20},
+    "num_hidden_layers": _COUNT | {"maximum": 512},
+    "num_attention_heads": _COUNT,
+    "hidden_act": {"type": "string"},
+    "layer_norm_eps": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+}
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "projection_dim": _COUNT,
+        "text_config": {
+            "type": ["object", "null"],
+            "properties": {
+                **_TOWER,
+                "max_position_embeddings": _COUNT | {"minimum": 2},
+                "vocab_size": _COUNT | {"maximum": 10_000_000},
+                "eos_token_id": {"type": "integer"},
+            },
+        },
+        "vision_config": {
+            "type": ["object", "null"],
+            "properties": {**_TOWER, "image_size": SIDE, "patch_size": SIDE, "num_channels": {"enum": [3]}},
+        },
+    },
 }
 _BLOCK = {
     "self_attn.out_proj": "attn.out_proj",
@@ -164,40 +199,95 @@ def _obstacle(model: nn.Module) -> str | None:
     return None
 
 
+def is_huggingface(state: dict[str, torch.Tensor]) -> bool:
+    """True for tensors with the names of Hugging Face's dual encoders."""
+    return any(name.startswith(("text_model.", "vision_model.")) for name in state)
+
+
 def from_huggingface(
     config: dict[str, Any], state: dict[str, torch.Tensor], folder: Path
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """(config in open_clip's form, state dict with open_clip's names) of a Hugging Face CLIP folder."""
-    if config.get("model_type") != "clip":
-        raise UserError(f"{folder}: a Hugging Face model of type {config.get('model_type')!r}; only 'clip' is read")
-    text = _TEXT_DEFAULTS | config.get("text_config", {})
-    vision = _VISION_DEFAULTS | config.get("vision_config", {})
-    acts = {text["hidden_act"], vision["hidden_act"]}
-    if len(acts) > 1 or not acts <= {"gelu", "quick_gelu"}:
-        raise UserError(
-            f"{folder}: activation {', '.join(sorted(acts))}; only gelu or quick_gelu, alike in both towers"
-        )
-    result = {}
-    try:
-        for theirs, ours in _names(vision["num_hidden_layers"], text["num_hidden_layers"]).items():
-            result[ours] = state[theirs].T.contiguous() if theirs in _TRANSPOSED else state[theirs]
-        for theirs, ours, layers in _towers(vision["num_hidden_layers"], text["num_hidden_layers"]):
-            for i in range(layers):
-                for kind in ("weight", "bias"):
-                    parts = [state[f"{theirs}.{i}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
-                    result[f"{ours}.{i}.attn.in_proj_{kind}"] = torch.cat(parts)
-    except KeyError as error:
-        raise UserError(f"{folder}: tensor {error} is missing in the weights; not a whole CLIPModel") from error
+    source = folder / "config.json"
+    text, vision = _tower_sizes(config, source)
+    renamed = _renamed(state, vision["num_hidden_layers"], text["num_hidden_layers"], folder)
     model_cfg: dict[str, Any] = {
         "embed_dim": config.get("projection_dim", 512),
-        "quick_gelu": acts == {"quick_gelu"},
+        "quick_gelu": text["hidden_act"] == "quick_gelu",
         "vision_cfg": _tower_config(vision) | {"image_size": vision["image_size"], "patch_size": vision["patch_size"]},
         "text_cfg": _tower_config(text)
         | {"context_length": text["max_position_embeddings"], "vocab_size": text["vocab_size"]},
     }
     model_cfg["vision_cfg"]["head_width"] = vision["hidden_size"] // vision["num_attention_heads"]
     model_cfg["text_cfg"]["heads"] = text["num_attention_heads"]
-    return {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_config(folder)}, result
+    # Where the end token is not the largest id, CLIPTextModel looks for it; 2 stands for the largest, for old files.
+    if text["eos_token_id"] not in (2, text["vocab_size"] - 1):
+        model_cfg["text_cfg"] |= {"pool_type": "eos", "eos_id": text["eos_token_id"]}
+    if not _has_clip_vocabulary(folder, text["vocab_size"]):
+        model_cfg["text_cfg"]["hf_tokenizer_name"] = folder.name
+    return {"model_cfg": model_cfg, "preprocess_cfg": read_preprocessing(folder, vision["image_size"])}, renamed
+
+
+def _tower_sizes(config: dict[str, Any], source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The text and the vision tower's settings, checked, with CLIPConfig's defaults for what is left out."""
+    kind = config.get("model_type")
+    if kind in _SIGLIP_TYPES:
+        raise UserError(
+            f"{source}: a SigLIP model in Hugging Face's form, whose image tower is not read here; give open_clip's "
+            "release of it, such as hf-hub:timm/ViT-B-16-SigLIP"
+        )
+    if kind != "clip":
+        raise UserError(f"{source}: a Hugging Face model of type {str(kind)[:40]!r}; only 'clip' is read")
+    schema.check(config, _SCHEMA, source)
+    text = _TEXT_DEFAULTS | (config.get("text_config") or {})
+    vision = _VISION_DEFAULTS | (config.get("vision_config") or {})
+    acts = {text["hidden_act"], vision["hidden_act"]}
+    if len(acts) > 1 or not acts <= {"gelu", "quick_gelu"}:
+        raise UserError(
+            f"{source}: activation {', '.join(sorted(acts))[:80]}; only gelu or quick_gelu, alike in both towers"
+        )
+    for name, tower in (("text_config", text), ("vision_config", vision)):
+        if tower["hidden_size"] % tower["num_attention_heads"]:
+            width, heads = tower["hidden_size"], tower["num_attention_heads"]
+            raise UserError(f"{source}: {name}: hidden_size {width} is no multiple of num_attention_heads {heads}")
+    return text, vision
+
+
+def _renamed(
+    state: dict[str, torch.Tensor], vision_layers: int, text_layers: int, folder: Path
+) -> dict[str, torch.Tensor]:
+    """The state dict with open_clip's names: queries, keys and values joined, projections transposed."""
+    left = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
+    result = {}
+    try:
+        for theirs, ours in _names(vision_layers, text_layers).items():
+            tensor = left.pop(theirs)
+            result[ours] = tensor.T.contiguous() if theirs in _TRANSPOSED and tensor.ndim == 2 else tensor
+        for theirs, ours, layers in _towers(vision_layers, text_layers):
+            for i in range(layers):
+                for kind in ("weight", "bias"):
+                    parts = [left.pop(f"{theirs}.{i}.self_attn.{letter}_proj.{kind}") for letter in "qkv"]
+                    result[f"{ours}.{i}.attn.in_proj_{kind}"] = torch.cat(parts)
+    except KeyError as error:
+        raise UserError(f"{folder}: tensor {error} is missing in the weights; not a whole CLIPModel") from error
+    except (RuntimeError, TypeError) as error:  # torch.cat, of tensors that do not fit
+        raise UserError(
+            f"{folder}: queries, keys and values of layer {i} differ in shape or type; not a CLIPModel"
+        ) from error
+    if left:
+        raise UserError(
+            f"{folder}: tensor {sorted(left)[0][:80]} of the weights is no part of the CLIPModel in config.json"
+        )
+    return result
+
+
+def _has_clip_vocabulary(folder: Path, vocab_size: int) -> bool:
+    """False if the folder's tokenizer is another one than CLIP's."""
+    ours = clip_tokenizer()
+    if not (folder / "vocab.json").is_file():
+        return vocab_size == ours.vocab_size
+    theirs = read_json(folder / "vocab.json")
+    return theirs == {HF_SPECIAL_TOKENS.get(token, token): number for token, number in ours.encoder.items()}
 
 
 def _tower_config(sizes: dict[str, Any]) -> dict[str, Any]:
@@ -209,34 +299,3 @@ def _tower_config(sizes: dict[str, Any]) -> dict[str, Any]:
     if sizes["layer_norm_eps"] != LAYER_NORM_EPS:
         config["norm_kwargs"] = {"eps": sizes["layer_norm_eps"]}
     return config
-
-
-def _preprocess_config(folder: Path) -> dict[str, Any]:
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            found = read_json(folder / name)
-            found = found.get("image_processor", found)
-            names = {"image_mean": "mean", "image_std": "std"}
-            return {ours: found[theirs] for theirs, ours in names.items() if theirs in found}
-    return {}
-
-
-def build_processor(model: nn.Module):
-    """Hugging Face's processor (tokenizer and image transform) for this model, from open_clip's own vocabulary."""
-    from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
-
-    ours = clip_tokenizer()
-    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {renamed.get(token, token): number for token, number in ours.encoder.items()}
-    merges = sorted(ours.bpe_ranks, key=ours.bpe_ranks.get)
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=model.context_length)
-    preprocess = model.config["preprocess_cfg"]
-    size = model.image_size
-    image_processor = CLIPImageProcessor(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=list(preprocess["mean"]),
-        image_std=list(preprocess["std"]),
-        resample=2 if preprocess["interpolation"] == "bilinear" else 3,
-    )
-    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)

@@ -1,11 +1,9 @@
-"""Weights in files: finding them, reading them without running what is in them, and putting them into a model."""
+"""Weights: found in whatever `--checkpoint` takes, with the description of their model, and copied into a model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,20 +11,54 @@ from typing import Any
 import torch
 from torch import nn
 
+from alip import schema
 from alip.errors import UserError
 from alip.files import read_json
-from alip.model.config import OPEN_CLIP_CONFIG, likely_models
-from alip.model.huggingface import from_huggingface
+from alip.model import hub
+from alip.model.config import OPEN_CLIP_CONFIG, check_config, likely_models
+from alip.model.huggingface import from_huggingface, is_huggingface
+from alip.model.weight_files import INDEX_SUFFIX, check_tensors, read_file, shard_names
+
+__all__ = ["FORMAT", "Weights", "apply", "find_checkpoint", "read_file", "read_weights", "strip_prefix", "weights_hash"]
 
 FORMAT = "alip-checkpoint"
 HF_CONFIG = "config.json"
-# In order of preference, as open_clip and transformers write them.
-FOLDER_FILES = (
+# In order of preference, as open_clip and transformers write them; each also in shards, named by an index.
+_SINGLE_FILES = (
     "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
     "model.safetensors",
     "pytorch_model.bin",
 )
+FOLDER_FILES = tuple(name for single in _SINGLE_FILES for name in (single, single + INDEX_SUFFIX))
+# What else a model folder needs: how images are prepared, and the tokenizer.
+_EXTRA_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+)
+_CHECKPOINT = {
+    "type": "object",
+    "required": ["model"],
+    "properties": {
+        "version": {"type": "integer"},
+        "model": {"type": "object"},
+        "ema": {"type": ["object", "null"]},
+        "model_config": {"type": ["object", "null"]},
+        "step": {"type": "integer", "minimum": 0},
+        "samples": {"type": "integer", "minimum": 0},
+    },
+}
+# Buffers in OpenAI's archives, by which these are told apart.
+_OPENAI_BUFFERS = ("input_resolution", "context_length", "vocab_size")
 
 
 @dataclass
@@ -34,52 +66,32 @@ class Weights:
     """What a weights file holds.
 
     state: the model's state dict, as stored. ema: the averaged weights, if any. config: the model's description in
-    open_clip's form, if the file or its folder has it. metadata: step, samples, … of one of our checkpoints.
+    open_clip's form, if the file or its folder has it. folder: the model folder, with its tokenizer, if it is one.
+    name: of what was asked for by name and not by path: `hf-hub:org/name`, `ViT-B-32:openai`.
+    metadata: step, samples, … of one of our checkpoints. openai: weights of an archive of OpenAI's.
     """
 
     path: Path
     state: dict[str, torch.Tensor]
     ema: dict[str, torch.Tensor] | None = None
     config: dict[str, Any] | None = None
+    folder: Path | None = None
+    name: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    openai: bool = False
 
+    def described(self) -> dict[str, Any]:
+        """config, or else that of the plainest open_clip model with these shapes; UserError if there is none."""
+        if self.config is not None:
+            return self.config
+        likely = likely_models(self.state)
+        if not likely:
+            raise UserError(f"{self.path}: bare weights that fit no open_clip model; name their model with --model")
+        import open_clip
 
-def read_file(path: str | Path) -> Any:
-    """The content of a `.safetensors` or `torch.save` file, on the CPU; never unpickles more than tensors.
-
-    Raises UserError for a missing or truncated file, and for one that holds other pickled objects.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a run folder, a checkpoint file or released weights")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty; copy or download it again")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path}: truncated or not a safetensors file ({error}); copy it again") from error
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if _looks_cut(path):
-            raise UserError(f"{path}: the file is truncated or damaged; copy or download it again") from error
-        raise UserError(
-            f"{path}: holds Python objects besides tensors and plain values, and is not opened because they could run "
-            "code; save its state dict alone, as .safetensors or with torch.save"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: truncated, or not a weights file; copy or download it again") from error
-
-
-def _looks_cut(path: Path) -> bool:
-    """True for a file that is neither a whole zip archive (torch.save's form) nor an old whole pickle."""
-    with path.open("rb") as file:
-        head = file.read(4)
-    return not zipfile.is_zipfile(path) and (head[:2] == b"PK" or head[:1] != b"\x80")
+        config = open_clip.get_model_config(likely[0])
+        # Shapes do not tell the activation, but all of OpenAI's models have QuickGELU.
+        return {"model_cfg": config | {"quick_gelu": True} if self.openai else config, "preprocess_cfg": {}}
 
 
 def find_checkpoint(run: str | Path) -> Path:
@@ -109,8 +121,13 @@ def read_weights(path: str | Path) -> Weights:
     """Weights and, where known, model config, of anything that `--checkpoint` takes.
 
     path: a run folder, one of its checkpoint files, a bare state dict (`.pt`, `.pth`, `.bin`, `.safetensors`, also
-    nested as `state_dict`, also with `module.` prefixes), an open_clip folder or a Hugging Face CLIP folder.
+    sharded, nested as `state_dict`, with `module.` prefixes), a TorchScript archive of OpenAI's, an open_clip folder,
+    a Hugging Face CLIP folder, or a repository of the hub (see `alip.model.hub`).
     """
+    if hub.is_hub_name(str(path)):
+        found = _read_folder(_hub_folder(str(path)))
+        found.name = str(path)
+        return found
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
@@ -120,16 +137,24 @@ def read_weights(path: str | Path) -> Weights:
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise UserError(f"{path}: holds no state dict (names → tensors); give a checkpoint or released weights")
-    return Weights(path, strip_prefix(content), config=_config_beside(path))
+    check_tensors(content, path)
+    state = strip_prefix(content)
+    return Weights(path, state, openai=all(name in state for name in _OPENAI_BUFFERS))
 
 
 def _read_checkpoint(path: Path, content: dict[str, Any]) -> Weights:
+    fix = "use another checkpoint"
+    schema.check({key: content[key] for key in _CHECKPOINT["properties"] if key in content}, _CHECKPOINT, path, fix)
     if content.get("version") != 1:
         raise UserError(f"{path}: checkpoint version {content.get('version')}; this code reads version 1, update it")
+    config, ema = content.get("model_config"), content.get("ema")
+    for state in (content["model"], ema):
+        if state is not None:
+            check_tensors(state, path)
+    if config is not None:
+        check_config(config, path)
     metadata = {key: content[key] for key in ("step", "samples") if key in content}
-    return Weights(path, strip_prefix(content["model"]), content.get("ema"), content.get("model_config"), metadata)
+    return Weights(path, strip_prefix(content["model"]), ema, config, metadata=metadata)
 
 
 def _read_folder(folder: Path) -> Weights:
@@ -139,18 +164,37 @@ def _read_folder(folder: Path) -> Weights:
         if not (folder / name).is_file():
             continue
         weights = read_weights(folder / name)
-        if weights.config is None and (folder / HF_CONFIG).is_file():
-            weights.config, weights.state = from_huggingface(read_json(folder / HF_CONFIG), weights.state, folder)
+        weights.folder = folder
+        with_open_clip = (folder / OPEN_CLIP_CONFIG).is_file()
+        if is_huggingface(weights.state) or ((folder / HF_CONFIG).is_file() and not with_open_clip):
+            config = read_json(folder / HF_CONFIG)
+            weights.config, weights.state = from_huggingface(config, weights.state, folder)
+            check_config(weights.config, folder / HF_CONFIG)
+        elif with_open_clip:
+            weights.config = read_json(folder / OPEN_CLIP_CONFIG)
+            check_config(weights.config, folder / OPEN_CLIP_CONFIG)
         return weights
     raise UserError(
         f"{folder}: neither a run folder (checkpoints/step-*.pt) nor an open_clip or Hugging Face folder "
-        f"({', '.join(FOLDER_FILES)})"
+        f"({', '.join(_SINGLE_FILES)})"
     )
 
 
-def _config_beside(path: Path) -> dict[str, Any] | None:
-    file = path.parent / OPEN_CLIP_CONFIG
-    return read_json(file) if file.is_file() and path.name in FOLDER_FILES else None
+def _hub_folder(name: str) -> Path:
+    """The folder of a hub repository on this disk, with its configuration, weights and tokenizer."""
+    repository = hub.Repository(name)
+    config = repository.all((OPEN_CLIP_CONFIG, HF_CONFIG))
+    if not config:
+        raise UserError(
+            f"{name}: neither {OPEN_CLIP_CONFIG} nor {HF_CONFIG} is in it; it is no model that is read here"
+        )
+    weights = repository.first(FOLDER_FILES)
+    if weights is None:
+        raise UserError(f"{name}: none of {', '.join(_SINGLE_FILES)} is in it (or in the local cache of it)")
+    if weights.name.endswith(INDEX_SUFFIX):
+        repository.all(shard_names(weights))
+    repository.all(_EXTRA_FILES)
+    return weights.parent
 
 
 def strip_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -164,7 +208,8 @@ def strip_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def apply(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
     """Copies a whole state dict into the model (fp16 becomes the model's own type).
 
-    Raises UserError that names the first tensor that does not fit and the model that the weights look like.
+    Raises UserError that names the first tensor that does not fit and the model that the weights look like, or the
+    first with numbers that are not finite.
     """
     state = dict(state)
     own = model.state_dict()
@@ -174,16 +219,24 @@ def apply(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) ->
         likely = likely_models(state)
         fix = f"these weights look like {' or '.join(likely)}" if likely else "name the model they belong to"
         raise UserError(f"{path}: {problem}; {fix}")
+    for name, tensor in state.items():
+        bad = tensor.numel() - int(tensor.isfinite().sum())
+        if bad:
+            raise UserError(
+                f"{path}: tensor {name} has {bad} of {tensor.numel()} values that are NaN or infinite: the training "
+                "diverged, or the file is damaged; use an earlier checkpoint"
+            )
     model.load_state_dict(state)
 
 
 def _adapt(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
     """Removes, in place, what differs between versions of the same model's files."""
-    for name in ("input_resolution", "context_length", "vocab_size"):  # in OpenAI's archives
+    for name in _OPENAI_BUFFERS:
         state.pop(name, None)
-    for name in ("attn_mask", "text.attn_mask", "text.transformer.embeddings.position_ids"):  # older files
+    # Causal masks (of older files and TorchScript archives) and position numbers, which are no weights.
+    for name in [name for name in state if name.endswith(("attn_mask", "embeddings.position_ids"))]:
         if name not in own:
-            state.pop(name, None)
+            state.pop(name)
     if "text.positional_embedding" in own and "positional_embedding" in state:
         from open_clip.model import convert_to_custom_text_state_dict
 
@@ -204,7 +257,10 @@ def _first_mismatch(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
             return f"tensor {name} of the model is not in the file"
     for name in state:
         if name not in own:
-            return f"tensor {name} of the file is not in the model"
+            return f"tensor {name[:80]} of the file is not in the model"
+    for name, tensor in own.items():
+        if state[name].is_floating_point() != tensor.is_floating_point():
+            return f"tensor {name} is {state[name].dtype} in the file but {tensor.dtype} in the model"
     return None
 
 
