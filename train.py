@@ -12,12 +12,13 @@ import argparse
 from pathlib import Path
 
 from alip import distributed
-from alip.data.loader import Augmentation, create_loader, open_data
+from alip.data.loader import Augmentation, check_tokens, create_loader, open_data
 from alip.distributed import World
 from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
 from alip.model.precision import resolve
+from alip.model.text_format import read_text_format
 from alip.train import precision
 from alip.train.arguments import fingerprint_settings, options, parse_arguments
 from alip.train.evaluation import create_evaluations
@@ -49,6 +50,7 @@ def train(args: argparse.Namespace, world: World) -> int:
     precision.set_up(world.device, args.precision, args.seed, args.deterministic, args.cpu_threads)
 
     data = open_data(**options(args, "data"))
+    check_tokens(data, read_text_format(args.model))
     model = create_model(args.model, **options(args, "model")).to(world.device)
     precision.set_layout(model)
     if args.use_bn_sync:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +13,21 @@ CONTEXT_LENGTH = 77  # of every CLIP model, and of the released record layout
 VOCAB_SIZE = 49408
 TOKENIZER = "clip-bpe-49408"  # the name, in manifests and of models, of CLIP's lower-cased byte-pair encoding
 _LONG_WORD = 200  # bytes; shorter ones are left to open_clip, which remembers them
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """tokenizer: TOKENIZER for CLIP's own, or else a Hugging Face name. A row of token ids, each below
+    vocab_size, has context_length of them."""
+
+    tokenizer: str
+    context_length: int
+    vocab_size: int
+
+    @property
+    def is_clip(self) -> bool:
+        """True for CLIP's own tokenizer: what the shards hold, and so what can be trained."""
+        return self.tokenizer == TOKENIZER
 
 
 @lru_cache(maxsize=1)

@@ -25,8 +25,10 @@ def write_processor(model: nn.Module, folder: Path) -> None:
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=model.context_length)
     images = to_huggingface(model.config["preprocess_cfg"], model.image_size)
     CLIPProcessor(image_processor=CLIPImageProcessor(**images), tokenizer=tokenizer).save_pretrained(folder)
+    # Version 4 fails on version 5's form of this file; both read preprocessor_config.json.
+    (folder / "processor_config.json").unlink()
 
-    # transformers 4 looks for these four; version 5 writes what they hold into other files.
+    # Version 4 looks for these four; version 5 writes most of what they hold into tokenizer.json.
     write_json(
         folder / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor", **_switches(), **images}
     )

@@ -17,10 +17,11 @@ from alip.data.batch import Batch
 from alip.data.decoders import IN_FLIGHT, BrokenImage, DaliDecoder, PixelFormat, PlainDecoder
 from alip.data.order import EpochOrder
 from alip.data.sample_reader import Records
-from alip.data.shards import CONTEXT_LENGTH, TOKENIZER, VOCAB_SIZE, Manifest, load_manifest
+from alip.data.shards import Manifest, load_manifest
 from alip.data.synthetic import SyntheticData, SyntheticLoader
 from alip.distributed import World
 from alip.errors import UserError
+from alip.tokens import CONTEXT_LENGTH, TOKENIZER, VOCAB_SIZE, TextFormat
 
 READERS = {"dali": DaliDecoder, "torch": PlainDecoder}
 _READ_AHEAD = 2  # batches read from the disk before a decoder takes them
@@ -77,17 +78,24 @@ def create_loader(
         raise UserError(f"unknown reader {reader!r}: {' or '.join(READERS)}")
     if batch_size < 1:
         raise UserError(f"a batch has at least one sample, not {batch_size}")
-    name = manifest.folder / manifest.name
-    if manifest.tokenizer != tokenizer or manifest.context_length != context_length:
-        raise UserError(
-            f"{name} holds {manifest.context_length} tokens of {manifest.tokenizer}, the model takes "
-            f"{context_length} of {tokenizer}: build the shards again with that tokenizer"
-        )
+    check_tokens(manifest, TextFormat(tokenizer, context_length, vocab_size))
     form = PixelFormat(image_size, tuple(mean), tuple(std), interpolation or "bilinear")
     records = Records(manifest, vocab_size)
     records.check()
     decoder = READERS[reader](form, augmentation, batch_size, threads, world.device)
     return Loader(records, decoder, batch_size, form, world, seed, augmentation, shuffle, drop_last)
+
+
+def check_tokens(data: Manifest | SyntheticData, form: TextFormat) -> None:
+    """UserError unless the shards hold the tokens that a model takes: cheap, so ask before the model is built."""
+    if isinstance(data, SyntheticData):
+        return
+    if data.tokenizer != form.tokenizer or data.context_length != form.context_length:
+        raise UserError(
+            f"{data.folder / data.name} holds {data.context_length} tokens of {data.tokenizer}, the model takes "
+            f"{form.context_length} of {form.tokenizer}: it can be evaluated, but to train on these shards choose a "
+            f"model with that tokenizer and context length"
+        )
 
 
 class Loader:

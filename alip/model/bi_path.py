@@ -139,7 +139,7 @@ def _constructor_arguments(name: str, model_cfg: dict[str, Any]) -> dict[str, An
             raise UserError(f"{name}: timm has no model {timm_name[:80]!r}; correct vision_cfg.timm_model_name")
     text_tower = arguments["text_cfg"].get("hf_model_name")
     if text_tower:
-        arguments["text_cfg"]["hf_model_name"] = str(hub.text_tower_folder(text_tower))
+        arguments["text_cfg"]["hf_model_name"] = str(hub.text_tower_folder(text_tower, name))
     return arguments
 
 
@@ -276,13 +276,14 @@ class BiPath:
 
     @property
     def input_format(self) -> dict[str, Any]:
-        """What a data loader makes of the data for this model: image size, mean and std; the texts' length and ids."""
+        """What a data loader makes of the data for this model: image size, mean and std; the texts' tokens."""
         preprocess = self.config["preprocess_cfg"]
         return {
             "image_size": self.image_size,
             "mean": preprocess["mean"],
             "std": preprocess["std"],
             "context_length": self.context_length,
+            "tokenizer": self.text_format.tokenizer,
             "vocab_size": self.vocab_size,
         }
 

@@ -144,12 +144,23 @@ def check_model_cfg(model_cfg: Any, source: object) -> None:
     if missing:
         raise UserError(f"{source}: not a model config in open_clip's form: {', '.join(missing)} missing")
     schema.check(model_cfg, MODEL_CFG, source, _FIX)
+    _check_patches(model_cfg["vision_cfg"], source)
     count, memory = parameter_count(model_cfg), memory_bytes()
     if 4 * count > memory:
         raise UserError(
             f"{source}: a model of {count / 1e9:,.0f} billion parameters, {4 * count / 1e9:,.0f} GB in fp32, and this "
             f"machine has {memory / 1e9:,.0f} GB; check width, layers, vocab_size and image_size"
         )
+
+
+def _check_patches(vision: dict[str, Any], source: object) -> None:
+    if isinstance(vision.get("layers", 12), list) or vision.get("timm_model_name"):
+        return
+    size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
+    if patch is None:
+        raise UserError(f"{source}: vision_cfg.patch_size: null is for ResNets; {_FIX}")
+    if patch > (size if isinstance(size, int) else min(size)):
+        raise UserError(f"{source}: vision_cfg: patch_size {patch} is larger than the image, {size}; {_FIX}")
 
 
 def check_preprocess_cfg(preprocess_cfg: Any, source: object) -> None:
@@ -169,7 +180,7 @@ def parameter_count(model_cfg: dict[str, Any]) -> int:
             total += sum(n * 17 * (width * 2**i) ** 2 for i, n in enumerate(layers)) + (32 * width) * (3 * 32 * width)
             total += (height // 32) * (width_of_image // 32) * 32 * width + 32 * width * embed
         else:
-            width, patch = vision.get("width", 768), vision.get("patch_size") or 16
+            width, patch = vision.get("width", 768), vision.get("patch_size", 16)
             total += _blocks(layers, width, vision.get("mlp_ratio", 4.0)) + 3 * patch * patch * width + width * embed
             total += (height // patch) * (width_of_image // patch) * width
             total += 4 * embed * max(embed, width) if vision.get("attentional_pool") else 0

@@ -77,10 +77,11 @@ class Repository:
         raise UserError(f"{self.name}: no such file, nor in the local Hugging Face cache; {fix}") from error
 
 
-def text_tower_folder(name: str) -> Path:
+def text_tower_folder(name: str, source: object) -> Path:
     """The folder with the configuration of a Hugging Face text tower, given as a folder or a cached repository.
 
-    Raises UserError if it is neither, or if its class would be code from the hub.
+    source: the configuration that names it, for messages. Raises UserError if it is neither, or if its class would be
+    code from the hub.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -90,10 +91,10 @@ def text_tower_folder(name: str) -> Path:
             config = None
         if config is None:
             raise UserError(
-                f"the text tower is Hugging Face's {name[:80]}, whose configuration is not on this machine; "
+                f"{source}: the text tower is Hugging Face's {name[:80]}, whose configuration is not on this machine; "
                 f"run: hf download {name[:80]}"
             )
         folder = config.parent
     if "auto_map" in read_json(folder / "config.json"):
-        raise UserError(f"{folder}: this text tower is code from the hub, which is never run")
+        raise UserError(f"{source}: the text tower of {folder} is code from the hub, which is never run")
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from alip import tokens
 from alip.errors import UserError
 from alip.model import hub
+from alip.model.config import resolve_config
+from alip.tokens import TextFormat
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 _TOKENIZER_FILES = (
@@ -28,21 +29,6 @@ _TOKENIZER_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class TextFormat:
-    """tokenizer: `alip.tokens.TOKENIZER` for CLIP's own, or else a Hugging Face name. A row of token ids, each below
-    vocab_size, has context_length of them."""
-
-    tokenizer: str
-    context_length: int
-    vocab_size: int
-
-    @property
-    def is_clip(self) -> bool:
-        """True for CLIP's own tokenizer: what the shards hold, and so what can be trained."""
-        return self.tokenizer == tokens.TOKENIZER
-
-
 def text_format(model_cfg: dict[str, Any]) -> TextFormat:
     """The text format of an open_clip configuration, without building the model."""
     text = model_cfg["text_cfg"]
@@ -51,6 +37,11 @@ def text_format(model_cfg: dict[str, Any]) -> TextFormat:
         text.get("context_length", tokens.CONTEXT_LENGTH),
         text.get("vocab_size", tokens.VOCAB_SIZE),
     )
+
+
+def read_text_format(name_or_config: str | Path | dict[str, Any]) -> TextFormat:
+    """The text format of what `create_model` takes; UserError as there."""
+    return text_format(resolve_config(name_or_config)[1])
 
 
 def create_tokenizer(model_cfg: dict[str, Any], folder: Path | None = None, may_download: bool = False) -> Tokenizer:

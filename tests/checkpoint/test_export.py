@@ -102,6 +102,27 @@ def test_transformers_loads_it(run, tmp_path, monkeypatch):
     assert theirs.logit_scale.item() == 3.0
 
 
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_files_of_transformers_4_are_there_too(mode, tmp_path):
+    """The slow tokenizer's and the image processor's files, which transformers before version 5 reads."""
+    transformers = pytest.importorskip("transformers")
+    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": mode}
+    model = random_model({"model_cfg": CONFIG, "preprocess_cfg": preprocess})
+    export.export(model, "hf", tmp_path / "out")
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    assert not (tmp_path / "out" / "processor_config.json").exists(), "version 4 fails on version 5's"
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path / "out")
+    rows = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    ours = tokens.tokenize(TEXTS)
+    for a, b, length in zip(rows, ours, tokens.lengths(ours)):
+        assert torch.equal(a[:length], b[:length])
+    special = json.loads((tmp_path / "out" / "special_tokens_map.json").read_text())
+    assert special["eos_token"] == special["pad_token"] == "<|endoftext|>"
+    noise = image_of_noise()
+    pixels = transformers.CLIPImageProcessor.from_pretrained(tmp_path / "out")(noise, return_tensors="pt").pixel_values
+    assert (pixels[0] - model.preprocess()(noise)).abs().median() < 0.02
+
+
 def test_model_card_has_data_recipe_results_and_licence(run, tmp_path):
     model = checkpoint.load_model(run)
     export.export(model, "open_clip", tmp_path / "out", run=run, metadata=model.metadata, license_name="mit")

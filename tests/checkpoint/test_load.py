@@ -155,6 +155,64 @@ def test_code_in_a_file_does_not_run(tmp_path, monkeypatch, form):
     assert not (tmp_path / "exploded").exists()
 
 
+BAD = {
+    "nan": (lambda value: torch.full_like(value, torch.nan), "values that are NaN or infinite"),
+    "infinite": (lambda value: value / 0, "values that are NaN or infinite"),
+    "sparse": (lambda value: value.to_sparse(), "is not dense"),
+    "meta": (lambda value: value.to("meta"), "holds no numbers"),
+    "expanded": (lambda value: torch.zeros(1).expand(10**6, 10**6), "repeats its numbers"),
+    "quantized": (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "qint8, not float"),
+    "complex": (lambda value: value.to(torch.complex64), "complex64, not float"),
+    "integers": (lambda value: value.to(torch.int64), "torch.int64 in the file but torch.float32 in the model"),
+    "a list": (lambda value: value.tolist(), "holds no state dict"),
+    "none": (lambda value: None, "holds no state dict"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", BAD)
+@pytest.mark.parametrize("form", ["bare", "checkpoint", "ema"])
+def test_tensors_that_are_no_weights_are_reported_by_name(model, tmp_path, change, form):
+    make, message = BAD[change]
+    name = "ln_final.weight"
+    state = dict(model.state_dict())
+    state[name] = make(state[name])
+    files = {"bare": state, "checkpoint": content(model) | {"model": state}, "ema": content(model) | {"ema": state}}
+    torch.save(files[form], tmp_path / "bad.pt")
+    with pytest.raises(UserError, match=message) as caught:
+        checkpoint.load_model(tmp_path / "bad.pt", CONFIG, weights="ema" if form == "ema" else "model")
+    assert str(caught.value).startswith(str(tmp_path / "bad.pt")) and len(str(caught.value)) < 400
+    assert name in str(caught.value) or "holds no state dict" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": None}, "model: must be object, not null None"),
+        ({"model": []}, r"model: must be object, not array \[\]"),
+        ({"ema": [1]}, "ema: must be object or null"),
+        ({"model_config": {"embed_dim": 3}}, "vision_cfg, text_cfg missing"),
+        ({"model_config": 3}, "model_config: must be object or null"),
+        ({"step": -1}, "step: must be at least 0"),
+        ({"samples": "many"}, "samples: must be integer"),
+        ({"version": None}, "version: must be integer"),
+    ],
+)
+def test_checkpoint_with_a_malformed_part(model, tmp_path, change, message):
+    torch.save(content(model) | change, tmp_path / "bad.pt")
+    with pytest.raises(UserError, match=message):
+        checkpoint.load_model(tmp_path / "bad.pt")
+
+
+def test_compressed_archive_is_not_unpacked(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as source, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(UserError, match="a compressed zip archive"):
+        checkpoint.read_weights(tmp_path / "b.pt")
+
+
 @pytest.mark.parametrize("what", [[1, 2], {"a": 1}, {}, torch.zeros(3)])
 def test_file_without_a_state_dict(tmp_path, what):
     torch.save(what, tmp_path / "odd.pt")
