@@ -18,14 +18,16 @@ from alip.train.older_runs import with_new_keys
 
 
 class CheckpointFolder:
-    """RUN/checkpoints: step-00001234.pt (the last `keep`), epoch-0003.pt (every epoch's end) and best.pt.
+    """RUN/checkpoints: step-00001234.pt (the newest `keep`), best.pt, and every `keep_epochs`-th epoch's epoch-0003.pt.
+
+    keep: two by default, so that one is left if the newest is damaged. keep_epochs: 0 keeps none for its epoch.
 
     The latter two are further names (hard links) of a step file, so they cost no space while that one is kept.
     Only rank 0 writes. warn: called with one line for the log.
     """
 
-    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None] = print):
-        self.folder, self.keep, self.warn = Path(folder), max(1, keep), warn
+    def __init__(self, folder: Path, keep: int = 2, warn: Callable[[str], None] = print, keep_epochs: int = 0):
+        self.folder, self.keep, self.keep_epochs, self.warn = Path(folder), max(1, keep), keep_epochs, warn
 
     def steps(self) -> list[Path]:
         """The step files, newest first."""
@@ -39,7 +41,7 @@ class CheckpointFolder:
         path = self.folder / f"step-{content['step']:08d}.pt"
         try:
             atomic_save(content, path)
-            if epoch_end is not None:
+            if epoch_end is not None and self.keep_epochs and epoch_end % self.keep_epochs == 0:
                 _also_named(path, self.folder / f"epoch-{epoch_end:04d}.pt")
             if best:
                 _also_named(path, self.folder / "best.pt")

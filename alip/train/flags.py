@@ -239,7 +239,8 @@ def _logging_flags(add) -> None:
     add("--wandb", MACHINE, "run", metavar="PROJECT", help="report to Weights & Biases too, into this project")
     add("--save-every", MACHINE, "plan", default="1000", metavar=interval, help="besides every epoch's end; 0: none")
     add("--save-most-recent", MACHINE, **_SWITCH, help="always so: the newest checkpoint is kept")
-    add("--keep", MACHINE, "run", type=positive, default=3, metavar="N", help="newest checkpoints to keep")
+    add("--keep", MACHINE, "run", type=positive, default=2, metavar="N", help="newest checkpoints to keep")
+    add("--keep-epochs", MACHINE, "run", type=natural, default=0, metavar="K", help="keep every K-th epoch's; 0: none")
     add("--eval-every", MACHINE, "plan", metavar=interval, help="a bare number counts epochs; default 1")
     add("--val-frequency", MACHINE, type=int, metavar="EPOCHS", help="--eval-every in epochs")
     add("--zeroshot-frequency", MACHINE, type=int, metavar="EPOCHS", help="--eval-every in epochs")
@@ -278,6 +279,14 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 on."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
     return value
 
 

@@ -49,15 +49,16 @@ def open_run(
     force: bool,
     seed: int,
     keep: int,
+    keep_epochs: int,
     wandb: str | None,
 ) -> Run:
     """Starts a run in `folder`, or restores `state` from what the run there has saved. All ranks call it.
 
     settings: the resolved arguments, for run.json. resume: None, "auto" or a path; force: though it is another run.
-    keep: number of step checkpoints to keep.
+    keep: number of newest checkpoints to keep; keep_epochs: keep every such epoch's, 0 for none.
     """
     warnings = _warnings(state, plan)
-    checkpoints = CheckpointFolder(folder / "checkpoints", keep, warnings.append)
+    checkpoints = CheckpointFolder(folder / "checkpoints", keep, warnings.append, keep_epochs)
     saved = find_start(resume, checkpoints, world, state.model.state_dict(), fingerprint)
     notes: list[str] = []
     if saved is None:

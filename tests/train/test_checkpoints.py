@@ -48,13 +48,20 @@ def folder(tmp_path, said):
     return CheckpointFolder(tmp_path / "checkpoints", keep=2, warn=said.append)
 
 
-def test_last_ones_every_epochs_and_the_best_are_kept(folder):
+def test_newest_and_the_best_are_kept(folder):
     for step in range(1, 8):
         folder.save(content(step), epoch_end=step // 3 if step % 3 == 0 else None, best=step in (2, 4))
-    assert names(folder.folder) == ["best.pt", "epoch-0001.pt", "epoch-0002.pt", "step-00000006.pt", "step-00000007.pt"]
+    assert names(folder.folder) == ["best.pt", "step-00000006.pt", "step-00000007.pt"]
     assert read_checkpoint(folder.folder / "best.pt")["step"] == 4
-    assert read_checkpoint(folder.folder / "epoch-0001.pt")["step"] == 3
-    assert os.stat(folder.folder / "epoch-0002.pt").st_ino == os.stat(folder.folder / "step-00000006.pt").st_ino
+
+
+def test_every_second_epoch_is_kept(folder):
+    folder.keep_epochs = 2
+    for step in range(1, 14):
+        folder.save(content(step), epoch_end=step // 3 if step % 3 == 0 else None)
+    assert names(folder.folder) == ["epoch-0002.pt", "epoch-0004.pt", "step-00000012.pt", "step-00000013.pt"]
+    assert read_checkpoint(folder.folder / "epoch-0002.pt")["step"] == 6
+    assert os.stat(folder.folder / "epoch-0004.pt").st_ino == os.stat(folder.folder / "step-00000012.pt").st_ino
 
 
 def test_file_system_without_hard_links(folder, monkeypatch):
@@ -62,6 +69,7 @@ def test_file_system_without_hard_links(folder, monkeypatch):
         raise PermissionError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
+    folder.keep_epochs = 1
     folder.save(content(3), epoch_end=1)
     assert read_checkpoint(folder.folder / "epoch-0001.pt")["step"] == 3
 
