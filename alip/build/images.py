@@ -78,7 +78,7 @@ class ImagePolicy:
                 raise UserError(f"{flag} should be from {least} to {most:,}, not {getattr(self, name)}")
 
 
-_RANGES = (("short_side", 0, 65_500), ("quality", 1, 100), ("max_pixels", 1, 10**10), ("min_side", 1, 65_500))
+_RANGES = (("short_side", 0, 65_500), ("quality", 1, 100), ("max_pixels", 1, 10**12), ("min_side", 1, 65_500))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 
 from alip.build.images import ImageError, ImagePolicy, decode_image, to_jpeg
 from alip.data.jpeg import jpeg_size
+from alip.errors import UserError
 from tests.helpers.shards import encoded, picture
 
 BIG = picture(1, 400, 300)
@@ -79,7 +80,7 @@ def colour_cases():
 
 
 @pytest.mark.parametrize(
-    "name, data, colour", colour_cases(), ids=lambda value: value if isinstance(value, str) else ""
+    "name, data, colour", list(colour_cases()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_colours(name, data, colour):
     assert decode_image(data).mode == "RGB"
@@ -148,7 +149,99 @@ def test_damaged_bytes_never_raise_anything_else(seed):
         assert decode_image(stored.data).size == (stored.width, stored.height)
 
 
-def test_jpeg_size():
-    assert jpeg_size(encoded(BIG)) == (400, 300)
-    assert jpeg_size(encoded(BIG, "PNG")) is None
-    assert jpeg_size(b"\xff\xd8\xff") is None
+def second_page_broken(form: str) -> bytes:
+    """Two pages, of which the second's header points nowhere."""
+    out = io.BytesIO()
+    frames = [picture(i) for i in range(2)]
+    frames[0].save(out, form, save_all=True, append_images=frames[1:])
+    data = bytearray(out.getvalue())
+    if form == "TIFF":
+        first = int.from_bytes(data[4:8], "little")
+        entries = int.from_bytes(data[first : first + 2], "little")
+        second = int.from_bytes(data[first + 2 + 12 * entries : first + 6 + 12 * entries], "little")
+        data[second : second + 40] = b"\xff" * 40
+    else:
+        data = data[: len(data) * 2 // 3]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("form", ["TIFF", "GIF"])
+def test_a_broken_second_page_is_a_reject(form):
+    with pytest.raises(ImageError) as error:
+        to_jpeg(second_page_broken(form))
+    assert error.value.reason in ("broken", "truncated", "animated")
+
+
+@pytest.mark.parametrize("size", [(400, 300), (1600, 1200)], ids=["whole", "decoded at a fraction"])
+@pytest.mark.parametrize("damage", ["half", "zeroed", "removed"])
+def test_a_jpeg_with_damaged_content_is_a_reject(damage, size):
+    """libjpeg decodes all of these, and only warns: half of the image would be grey."""
+    data = encoded(picture(1, *size).effect_spread(20), quality=95)
+    middle = len(data) // 2
+    damaged = {
+        "half": data[:middle] + b"\xff\xd9",
+        "zeroed": data[:middle] + bytes(4096) + data[middle + 4096 :],
+        "removed": data[:middle] + data[middle + 4096 :],
+    }[damage]
+    Image.open(io.BytesIO(damaged)).load()
+    with pytest.raises(ImageError) as error:
+        to_jpeg(damaged, ImagePolicy(short_side=0 if size[0] < 1000 else 256))
+    assert error.value.reason in ("broken", "truncated")
+    with pytest.raises(ImageError):
+        decode_image(damaged)
+
+
+def test_stray_bytes_between_headers_are_not_stored():
+    data = encoded(picture(1, 320, 256))
+    at = data.index(b"\xff\xc0")
+    stray = data[:at] + b"\x11\x22" + data[at:]
+    stored = to_jpeg(stray)
+    assert not stored.untouched and np.abs(pixels(stored.data) - pixels(data)).mean() < 2
+
+
+def test_a_grey_jpeg_with_stray_bytes_and_a_cmyk_one_become_rgb():
+    grey = encoded(picture(1, 64, 48).convert("L"), quality=95)
+    at = grey.index(b"\xff\xc0")
+    assert decode_image(grey[:at] + b"\0" + grey[at:]).size == (64, 48)
+    cmyk = encoded(picture(1, 1600, 1200).convert("CMYK"), quality=95)
+    assert to_jpeg(cmyk).height == 256
+    with pytest.raises(ImageError):
+        decode_image(cmyk[: len(cmyk) // 2] + b"\xff\xd9")
+
+
+def costly(form: str) -> bytes:
+    """A few kilobytes that would take more than a gigabyte, or minutes."""
+    if form == "scans":
+        progressive = encoded(Image.new("RGB", (9000, 9000)), progressive=True)
+        scan = progressive.rindex(b"\xff\xda")
+        return progressive[:-2] + progressive[scan:-2] * 200 + b"\xff\xd9"
+    options = {"WEBP": {"lossless": True}, "TIFF": {"compression": "tiff_adobe_deflate"}}[form]
+    return encoded(Image.new("RGB", (9990, 9990)), form, **options)
+
+
+@pytest.mark.parametrize("form", ["WEBP", "TIFF", "scans"])
+def test_what_would_take_too_much_is_refused_before_it_is_decoded(form, monkeypatch):
+    data = costly(form)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ImageError) as error:
+        to_jpeg(data)
+    assert error.value.reason == "too-costly", error.value
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "I;16"])
+def test_a_large_png_is_reduced_as_it_is_converted(mode, monkeypatch):
+    """In strips of few rows, with the same result as in one piece (to within what two ways of shrinking differ)."""
+    image = picture(1, 1200, 903)
+    image = image.convert("L").point(lambda value: value * 257, "I").convert("I;16") if mode == "I;16" else image
+    data = encoded(image if mode == "I;16" else image.convert(mode), "PNG")
+    whole = to_jpeg(data, ImagePolicy(quality=100))
+    monkeypatch.setattr("alip.build.images._REDUCED_PIXELS", 30_000)
+    strips = to_jpeg(data, ImagePolicy(quality=100))
+    assert (strips.width, strips.height) == (whole.width, whole.height) == (340, 256)
+    assert np.abs(pixels(strips.data) - pixels(whole.data)).mean() < (12 if mode in ("1", "P") else 2)
+
+
+@pytest.mark.parametrize("name, value", [("short_side", -5), ("quality", 0), ("max_pixels", 0), ("min_side", -1)])
+def test_a_policy_out_of_range_is_refused(name, value):
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} should be from"):
+        ImagePolicy(**{name: value})
