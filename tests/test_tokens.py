@@ -1,11 +1,15 @@
 """Tokens against open_clip's tokenizer, and labels against their definition."""
 
+import time
+
 import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 
 from alip import tokens
+from alip.build.sources import as_text
 
 TEXTS = ["", "a photo of a dog", "Ünïcödé 東京 🙂 &amp; more", "word " * 200, "  spaces\t\n "]
 
@@ -13,6 +17,46 @@ TEXTS = ["", "a photo of a dog", "Ünïcödé 東京 🙂 &amp; more", "word " *
 def test_same_as_open_clip():
     assert torch.equal(tokens.tokenize(TEXTS), open_clip.tokenize(TEXTS))
     assert torch.equal(tokens.tokenize(TEXTS, 16), open_clip.tokenize(TEXTS, context_length=16))
+
+
+SIGNS = [
+    *(chr(number) for number in range(0x180)),
+    *"\ufeff\u2028\u2029\u200b\u00a0\u3000\ufffd東京🙂",
+    *("&amp;", "&#10;", "&lt;p&gt;", "<end_of_text>", "<start_of_text>", "Ã ", "Â\xa0", "â€œ", "Ã©", "\r\n", "é\nÃ©"),
+]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_same_as_open_clip_for_every_string(seed):
+    """Control characters, line separators, marks of the byte order, broken encodings, entities, special tokens."""
+    rng = np.random.default_rng(seed)
+    texts = ["".join(SIGNS[i] for i in rng.integers(0, len(SIGNS), rng.integers(1, 30))) for _ in range(1000)]
+    expected = open_clip.get_tokenizer("ViT-B-32")(texts)
+    assert torch.equal(tokens.tokenize(texts), expected)
+    kept = [(text, row) for text, row in zip((as_text(text) for text in texts), expected) if text is not None]
+    assert torch.equal(tokens.tokenize([text for text, _ in kept]), torch.stack([row for _, row in kept]))
+    assert all(tokens.is_empty(row) for text, row in zip(texts, expected) if as_text(text) is None)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_long_words_have_the_same_ids(seed):
+    rng = np.random.default_rng(seed)
+    letters = ("ab", "abc", "etaoinshr", "ha", "東京都の漢字")[seed % 5]
+    word = "".join(letters[i] for i in rng.integers(0, len(letters), 150 + 20 * seed))
+    reference = SimpleTokenizer()
+    assert tokens.clip_tokenizer().encode(word) == reference.encode(word)
+
+
+def test_a_very_long_word_takes_seconds_not_hours():
+    start = time.monotonic()
+    word = "".join("abcdefghij"[i] for i in np.random.default_rng(0).integers(0, 10, 200_000))
+    assert (tokens.tokenize([word]) > 0).all()
+    assert time.monotonic() - start < 20
+
+
+def test_is_empty():
+    rows = tokens.tokenize(["", " \ufeff\x01", "<end_of_text>", "a"])
+    assert [tokens.is_empty(row) for row in rows] == [True, True, True, False]
 
 
 def test_too_long_text_keeps_its_end_token():

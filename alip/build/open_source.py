@@ -110,13 +110,14 @@ def _tars_in(folder: str) -> list[str]:
     return sorted(glob.glob(os.path.join(glob.escape(folder), "*.tar")))
 
 
-def expand(specs: list[str]) -> list[str]:
-    """The files and folders behind patterns, in order, each once. UserError where a pattern finds nothing."""
+def expand(specs: list[str], most: int = _MOST_NAMES) -> list[str]:
+    """The files and folders behind patterns, in order, each once. UserError where a pattern finds nothing, or stands
+    for more than `most` names."""
     found: list[str] = []
     for spec in specs:
         for count, pattern in enumerate([spec] if os.path.exists(spec) else _expand_braces(spec), 1):
-            if count > _MOST_NAMES:
-                raise UserError(f"{spec} expands to more than {_MOST_NAMES:,} names: narrow it down")
+            if count > most:
+                raise UserError(f"{spec} expands to more than {most:,} names: narrow it down")
             matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
             if not matches:
                 raise UserError(f"no such file or folder: {pattern}")

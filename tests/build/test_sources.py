@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tarfile
+import time
 
 import pyarrow
 import pyarrow.parquet
@@ -205,6 +206,66 @@ def test_karpathy_and_coco(tmp_path):
     assert source.source_type == "coco"
     assert [simple(s)[:2] for s in got] == [("5#0", "x"), ("5#1", "y"), ("9#0", "z"), ("6#0", None)]
     assert got[0].image_data.path == "imgs/5.jpg" and got[2].image_data is None
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"images": [{"id": 5}], "annotations": []}, "images\\[0\\] has no 'file_name'; it has 'id'"),
+        ({"images": [], "annotations": [{"id": 5}]}, "annotations\\[0\\] has no 'image_id'; it has 'id'"),
+        ({"images": [], "annotations": [{"image_id": 5}]}, "has no 'caption'"),
+        ({"images": [], "annotations": [{"image_id": [5], "caption": "x"}]}, "'image_id' of annotations"),
+        ({"images": {"id": 5}, "annotations": []}, "'images' of the file cannot be"),
+        ({"images": ["x"], "annotations": []}, "images\\[0\\] should be an object"),
+        ({"images": [{"id": 1, "file_name": 7}]}, "'file_name' of images"),
+        ({"annotations": []}, "the file has no 'images'"),
+        ([1], "a JSON list"),
+    ],
+    ids=str,
+)
+def test_coco_json_that_is_not(tmp_path, content, message):
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        list(open_source(str(tmp_path / "c.json"), "coco"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b'{"images": ' + b"[" * 100_000, b'{"images": [NaN]}'])
+@pytest.mark.parametrize("source_type", ["coco", "karpathy"])
+def test_broken_annotation_files(tmp_path, content, source_type):
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"is not {source_type} JSON"):
+        list(open_source(str(tmp_path / "c.json"), source_type))
+
+
+def test_a_byte_order_mark_before_json(tmp_path):
+    (tmp_path / "c.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(COCO).encode())
+    assert len(list(open_source(str(tmp_path / "c.json")))) == 4
+
+
+def test_patterns_that_stand_for_too_much(tmp_path):
+    start = time.monotonic()
+    for pattern in ("{1..99999999999}.tar", "{0..9}" * 17 + ".tar", "{" * 5000 + "}" * 5000):
+        with pytest.raises(UserError, match=r"no such file|more than"):
+            expand([f"{tmp_path}/{pattern}"])
+    (tmp_path / "x").mkdir()
+    with pytest.raises(UserError, match="more than 1,000"):
+        expand([f"{tmp_path}/x/{{.,.}}" + "/{.,.}" * 15], most=1000)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    "source_type, options, flag",
+    [
+        ("webdataset", {"fields": Fields(image="x")}, "--image-field"),
+        ("webdataset", {"image_root": "x"}, "--image-root"),
+        ("folder", {"image_root": "x"}, "--image-root"),
+        ("coco", {"fields": Fields(key="x")}, "--key-field"),
+        ("karpathy", {"fields": Fields(text="x")}, "--text-field"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(tmp_path, source_type, options, flag):
+    with pytest.raises(UserError, match=f"{flag} means nothing for a {source_type} source"):
+        open_source(str(tmp_path), source_type, **options)
 
 
 def test_folder(tmp_path):
