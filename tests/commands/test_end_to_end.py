@@ -138,7 +138,8 @@ def test_evaluations_and_plots(house):
         *("python", "-m", "alip.eval.gates", "--checkpoint", house / "run", "--data", shards),
         *("--mismatch-column", "is_mismatched", "--output", results, "--device", "cpu"),
     )
-    assert f"{SAMPLES} samples scored" in done.stdout and "AUC" in done.stdout
+    assert (results / "gates.html").stat().st_size > 1e6
+    assert f"{SAMPLES} samples scored with the checkpoint" in done.stdout and "AUC" in done.stdout
     must(
         *("python", "-m", "alip.eval.plots", "--run", house / "run", "--scores", scores, "--data", shards),
         *("--mismatch-column", "is_mismatched", "--output", house / "plots"),

@@ -57,15 +57,16 @@ def nasty(tmp_path_factory):
 
 
 def test_random_choice_and_extremes(table):
-    chosen = page_data.choose_samples(table, 40, 5, seed=1)
+    chosen, is_random = page_data.choose_samples(table, 40, 5, seed=1)
+    assert is_random.sum() == 40
     assert (np.diff(chosen) > 0).all() and 45 <= len(chosen) <= 80
     scores = made_up_scores(np.arange(230))
     for name in page_data.RANKINGS:
         order = np.argsort(scores[name])
         assert set(order[:5]) | set(order[-5:]) <= set(chosen.tolist())
-    assert (chosen == page_data.choose_samples(table, 40, 5, seed=1)).all()
-    assert set(chosen) != set(page_data.choose_samples(table, 40, 5, seed=2))
-    assert len(page_data.choose_samples(table, 2000, 100, seed=1)) == 230
+    assert (chosen == page_data.choose_samples(table, 40, 5, seed=1)[0]).all()
+    assert set(chosen) != set(page_data.choose_samples(table, 40, 5, seed=2)[0])
+    assert len(page_data.choose_samples(table, 2000, 100, seed=1)[0]) == 230
 
 
 def test_equal_scores_at_the_end_of_a_ranking_are_taken_at_random():
@@ -216,7 +217,7 @@ def test_a_page_of_many_samples_is_bounded(shards, tmp_path):
     write_scores(tmp_path / "gates.parquet", manifest, batches(), [])
     with ScoreTable(tmp_path / "gates.parquet") as opened:
         assert opened.metadata["data"] == data_metadata(manifest)
-        chosen = page_data.choose_samples(opened, 300, 20, seed=0)
+        chosen, _ = page_data.choose_samples(opened, 300, 20, seed=0)
         assert 300 <= len(chosen) <= 300 + 2 * len(page_data.RANKINGS) * 20
         assert 20_000 < chosen.mean() < 30_000
         content = page_data._rows(opened, chosen, [])

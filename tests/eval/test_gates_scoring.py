@@ -168,10 +168,14 @@ def test_which_checkpoints_a_run_stands_for(tmp_path):
         save_checkpoint(folder / f"step-{step:08d}.pt", step=step)
     (folder / "epoch-0002.pt").hardlink_to(folder / "step-00000010.pt")
     save_checkpoint(folder / "epoch-0000.pt", step=2)
-    names = [path.name for path in find_checkpoints(tmp_path / "run", "all")]
-    assert [torch.load(folder / name, weights_only=True)["step"] for name in names] == [2, 5, 10, 15]
-    assert [path.name for path in find_checkpoints(tmp_path / "run", "newest")] == ["step-00000015.pt"]
-    assert find_checkpoints(folder / "step-00000005.pt", "all") == [folder / "step-00000005.pt"]
+
+    def steps(run, count):
+        return [torch.load(path, weights_only=True)["step"] for path in find_checkpoints(run, count)]
+
+    assert steps(tmp_path / "run", 8) == [2, 5, 10, 15], "each step once, whatever its names"
+    assert steps(tmp_path / "run", 3) == [2, 10, 15] and steps(tmp_path / "run", 2) == [2, 15]
+    assert steps(tmp_path / "run", 1) == [15]
+    assert find_checkpoints(folder / "step-00000005.pt", 8) == [folder / "step-00000005.pt"]
 
 
 def test_released_files_give_the_texts_of_their_tokens(checkpoint, few, tmp_path):

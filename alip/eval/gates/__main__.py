@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", nargs="+", action="extend", required=True, help="run folders or checkpoint files of train.py")
-    add("--select", choices=("newest", "all"), default="newest", help="which checkpoints of a run folder to average")
+    add("--average", type=int, default=8, metavar="N", help="of a run folder: mean over N checkpoints (8); 1: newest")
     add("--data", required=True, metavar="DIR/NAME", help="shards")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the table, the summary and the page")
     add("--mismatch-column", metavar="COLUMN", help="JSON field of the sources, true where the raw text is mismatched")
@@ -52,12 +52,15 @@ def main() -> None:
     args = parse_arguments()
     if args.output.suffix == ".parquet" or args.output.is_file():
         raise UserError(f"--output {args.output}: give a folder; the table becomes gates.parquet in it")
+    for flag in ("average", "batch_size", "workers"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
     world = distributed.start(args.device, timeout_minutes=60)
     try:
         manifest = load_manifest(args.data)
         overrides = {name: getattr(args, name) for name in ("gamma_sample", "gamma_pair")}
         overrides |= {f"use_{name}_weight": getattr(args, f"{name}_weight") for name in ("sample", "text", "caption")}
-        paths = [path for run in args.checkpoint for path in find_checkpoints(run, args.select)]
+        paths = [path for run in args.checkpoint for path in find_checkpoints(run, args.average)]
         scorers = [open_scorer(path, overrides, world.device) for path in paths]
         if not same_recipe(scorers):
             raise UserError("the checkpoints were trained with different gates: give --gamma-sample and the others")
@@ -82,7 +85,8 @@ def main() -> None:
 def report(path: Path, manifest: Manifest, output: Path) -> None:
     """The summary and the page, from the table."""
     with ScoreTable(path) as table:
-        print(f"{table.rows} samples scored: {path}")
+        steps = ", ".join(str(one["step"]) for one in table.metadata["checkpoints"])
+        print(f"{table.rows} samples scored with the checkpoint{'s' if ',' in steps else ''} of step {steps}: {path}")
         summary = {"samples": table.rows, **table.metadata}
         if "is_mismatched" in table.columns:
             summary |= summarize(*summary_columns(table))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -46,13 +47,13 @@ class Scorer:
         return torch.stack([*similarities, W_s, W_t, W_c, W_s * W_t, W_s * W_c]).double().cpu()
 
 
-def find_checkpoints(run: str | Path, select: str) -> list[Path]:
-    """The checkpoint files that `--checkpoint RUN` stands for; a file stands for itself.
+def find_checkpoints(run: str | Path, count: int) -> list[Path]:
+    """The checkpoint files that `--checkpoint RUN` stands for, oldest first; a file stands for itself.
 
-    select: "newest", or "all": every one that the run folder still holds, oldest first, each step once.
+    count: at most so many of those that the run folder holds, spread evenly over its steps; 1: the newest.
     """
     newest = find_checkpoint(run)
-    if Path(run).is_file() or select == "newest":
+    if Path(run).is_file() or count == 1:
         return [newest]
     by_inode: dict[tuple[int, int], Path] = {}  # epoch-0001.pt is mostly a second name of a step's file
     for path in sorted(newest.parent.glob("*.pt")):
@@ -60,9 +61,11 @@ def find_checkpoints(run: str | Path, select: str) -> list[Path]:
             by_inode.setdefault((path.stat().st_dev, path.stat().st_ino), path)
     by_step: dict[int, Path] = {}
     for path in by_inode.values():
-        content = read_file(path)
-        by_step.setdefault(int(content["step"]), path)
-    return [by_step[step] for step in sorted(by_step)]
+        by_step.setdefault(int(read_file(path)["step"]), path)
+    steps = np.array(sorted(by_step))
+    wanted = np.linspace(steps[0], steps[-1], count)
+    nearest = np.unique(np.abs(steps[None] - wanted[:, None]).argmin(axis=1))
+    return [by_step[step] for step in steps[nearest].tolist()]
 
 
 def open_scorer(path: Path, overrides: dict[str, Any], device: torch.device) -> Scorer:

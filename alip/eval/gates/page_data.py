@@ -18,13 +18,14 @@ from alip.data.order import uniform
 from alip.data.recordio import RecordError, unpack
 from alip.data.score_table import LABELS, SCORES, ScoreTable
 from alip.data.shards import Manifest
+from alip.eval.gates.page import script_json
 
 RANDOM_SAMPLES = 2000
 EXTREMES = 150  # of each end of each ranking
 RANKINGS = ("text_caption_similarity", "sample_text_weight", "image_text_similarity", "image_caption_similarity")
 BINS = 60
 CURVE_POINTS = 400
-LONGEST_TEXT = 500  # characters
+LONGEST_TEXT = 300  # characters
 SIDES = (128, 112, 96, 80, 64, 48)  # of thumbnails, in pixels: the largest that fits the page's size
 
 
@@ -34,18 +35,19 @@ def collect(
     *,
     random_samples: int = RANDOM_SAMPLES,
     extremes: int = EXTREMES,
-    image_bytes: int = 12_000_000,
+    page_bytes: int = 18_000_000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Plain values for the page.
 
     random_samples, extremes: how many samples with image; which ones depends on `seed` and the table alone.
-    image_bytes: of all thumbnails together, as they are in the page.
+    page_bytes: what the page may have without its program: the thumbnails take what the texts leave of it.
     """
     labels = [name for name in LABELS if name in table.columns]
-    chosen = choose_samples(table, random_samples, extremes, seed)
+    chosen, is_random = choose_samples(table, random_samples, extremes, seed)
     rows = _rows(table, chosen, labels)
-    rows["image"] = thumbnails(manifest, chosen, image_bytes)
+    rows["random"] = is_random.tolist()
+    rows["image"] = thumbnails(manifest, chosen, page_bytes - len(script_json(rows)))
     return {
         "data": table.metadata["data"],
         "checkpoints": table.metadata["checkpoints"],
@@ -58,11 +60,13 @@ def collect(
     }
 
 
-def choose_samples(table: ScoreTable, random_samples: int, extremes: int, seed: int) -> np.ndarray:
-    """Numbers of samples, ascending: a random choice, and both ends of every ranking, equal scores at random. All of a
-    dataset that is not larger than that."""
+def choose_samples(table: ScoreTable, random_samples: int, extremes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of samples, ascending, and for each whether it is one of the random ones.
+
+    A random choice, and both ends of every ranking, equal scores at random. All of a dataset that is no larger.
+    """
     if table.rows <= random_samples + 2 * len(RANKINGS) * extremes:
-        return np.arange(table.rows)
+        return np.arange(table.rows), np.ones(table.rows, dtype=bool)
     random = _Smallest(random_samples)
     ends = {(name, sign): _Smallest(extremes) for name in RANKINGS for sign in (1, -1)}
     for batch in table.batches(["index", *RANKINGS]):
@@ -71,7 +75,8 @@ def choose_samples(table: ScoreTable, random_samples: int, extremes: int, seed: 
         random.add(tie, tie, index)
         for (name, sign), smallest in ends.items():
             smallest.add(sign * batch[name].astype(np.float64), tie, index)
-    return np.unique(np.concatenate([random.index, *(one.index for one in ends.values())])).astype(np.int64)
+    chosen = np.unique(np.concatenate([random.index, *(one.index for one in ends.values())]))
+    return chosen, np.isin(chosen, random.index)
 
 
 class _Smallest:

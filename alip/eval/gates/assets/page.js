@@ -137,7 +137,7 @@
       const members = [...Array(total).keys()].filter(belongs);
       return { type: "scatter", mode: "markers", name, customdata: members, x: members.map((i) => rows[state.x][i]),
         y: members.map((i) => rows[state.y][i]), text: members.map((i) => plain(rows.text[i])), hoverinfo: "text",
-        marker: { color, size: 5, opacity: 0.5 }, selected: { marker: { opacity: 0.9 } },
+        marker: { color, size: 5, opacity: 0.5, symbol: members.map((i) => rows.random[i] ? "circle" : "circle-open") }, selected: { marker: { opacity: 0.9 } },
         unselected: { marker: { opacity: 0.08 } } };
     });
     return Plotly.react($("scatter"), traces, layout({ dragmode: "select", hovermode: "closest", uirevision: state.x + state.y,
@@ -257,7 +257,7 @@
     }
     if (total < data.samples) {
       text += `. Histograms and curves are of all samples; the points and images are ${count(report.random_samples)} ` +
-        "random ones and both ends of the rankings";
+        "random ones (filled points) and both ends of the rankings (hollow points)";
     }
     $("about").textContent = text + ".";
   }
