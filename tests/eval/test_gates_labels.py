@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from alip.data.score_table import SCORES, ScoreTable
 from alip.data.shards import load_manifest
 from alip.errors import UserError
-from alip.eval.gates.labels import matched_auc, read_mismatch_labels, summarize
+from alip.eval.gates.labels import matched_auc, matched_aucs, read_mismatch_labels, summarize
+from tests.helpers.score_tables import made_up_scores, write_made_up_table
 
 
 def slow_auc(scores, is_mismatched):
@@ -37,6 +39,13 @@ def test_summary_of_both_labels_and_of_one():
     assert summary["mean_weight_mismatched"] == 0.25 and summary["mean_weight_matched"] == 0.75
     assert summary["auc_weight"] == 1 and summary["auc_text_caption_similarity"] == 1 and summary["samples"] == 3
     assert np.isnan(summarize(similarity, weight, np.array([False] * 3))["mean_weight_mismatched"])
+
+
+def test_aucs_of_every_score_in_a_table(shards, tmp_path):
+    path = write_made_up_table(shards, tmp_path / "gates.parquet", label="odd")
+    odd, scores = np.arange(230) % 2 == 1, made_up_scores(np.arange(230))
+    with ScoreTable(path) as table:
+        assert matched_aucs(table, "is_mismatched") == {name: matched_auc(scores[name], odd) for name in SCORES}
 
 
 def test_labels_are_read_in_the_order_of_the_samples(shards):

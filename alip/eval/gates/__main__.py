@@ -13,11 +13,11 @@ import argparse
 from pathlib import Path
 
 from alip import distributed
-from alip.data.score_table import ScoreTable
+from alip.data.score_table import LABELS, ScoreTable
 from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError, run_command
 from alip.eval.gates.checkpoints import find_checkpoints, open_scorer, same_recipe
-from alip.eval.gates.labels import summarize
+from alip.eval.gates.labels import matched_aucs, summarize
 from alip.eval.gates.page import write_page
 from alip.eval.gates.page_data import collect
 from alip.eval.gates.scoring import score_dataset, summary_columns
@@ -88,6 +88,7 @@ def report(path: Path, manifest: Manifest, output: Path) -> None:
         steps = ", ".join(str(one["step"]) for one in table.metadata["checkpoints"])
         print(f"{table.rows} samples scored with the checkpoint{'s' if ',' in steps else ''} of step {steps}: {path}")
         summary = {"samples": table.rows, **table.metadata}
+        summary["auc"] = {label: matched_aucs(table, label) for label in LABELS if label in table.columns}
         if "is_mismatched" in table.columns:
             summary |= summarize(*summary_columns(table))
             print(

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 
+from alip.data.score_table import SCORES, ScoreTable
 from alip.data.shards import Manifest, read_texts
 from alip.errors import UserError
 
@@ -43,6 +44,16 @@ def matched_auc(scores: np.ndarray, is_mismatched: np.ndarray) -> float:
     if is_mismatched.all() or not is_mismatched.any():
         return float("nan")
     return float(roc_auc_score(~is_mismatched, scores))
+
+
+def matched_aucs(table: ScoreTable, label: str) -> dict[str, float | None]:
+    """{score: `matched_auc`} for every score of a table against one of its labels; None where there is no answer."""
+    is_mismatched = table.column(label).astype(bool)
+    aucs = {
+        name: matched_auc(np.nan_to_num(table.column(name), nan=np.finfo(np.float32).min), is_mismatched)
+        for name in SCORES
+    }
+    return {name: None if np.isnan(value) else value for name, value in aucs.items()}
 
 
 def summarize(similarity: np.ndarray, weight: np.ndarray, is_mismatched: np.ndarray) -> dict[str, float]:
