@@ -9,6 +9,7 @@ See docs/training.md; every flag: python train.py --help.
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from alip import distributed
@@ -16,11 +17,12 @@ from alip.data.loader import Augmentation, check_tokens, create_loader, open_dat
 from alip.distributed import World
 from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
-from alip.model import create_model
+from alip.model import create_model, hub
 from alip.model.precision import resolve
 from alip.model.text_format import read_text_format
 from alip.train import precision
 from alip.train.arguments import fingerprint_settings, options, parse_arguments
+from alip.train.check import check_output, check_start, describe, show
 from alip.train.evaluation import create_evaluations
 from alip.train.flops import ModelFlops
 from alip.train.lock import lock_folder
@@ -37,6 +39,10 @@ from alip.train.trainer import Trainer
 
 def main() -> int:
     args = parse_arguments()
+    if args.debug:
+        logging.basicConfig(level=logging.DEBUG)
+    if args.cache_dir:
+        hub.use_cache(args.cache_dir)
     world = distributed.start(args.device, args.dist_timeout)
     try:
         return train(args, world)
@@ -68,6 +74,12 @@ def train(args: argparse.Namespace, world: World) -> int:
 
     state = create_state(model, loss, optimizer, data, world, **options(args, "state"))
     fingerprint = create_fingerprint(data, model, world, **fingerprint_settings(args))
+    if args.check or args.debug:
+        show(describe(args.model, model, data, optimizer, schedule, plan, evaluations, world, args.precision), world)
+    if args.check:
+        show(check_output(Path(args.output), model), world)
+        show(check_start(Path(args.output), loader, model, fingerprint, world, **options(args, "run")), world)
+        return 0
     with lock_folder(Path(args.output), world):
         run = open_run(
             state, fingerprint, plan, world, folder=Path(args.output), settings=vars(args), **options(args, "run")

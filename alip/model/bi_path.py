@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
+from open_clip.model import CLIP, CustomTextCLIP, resize_pos_embed, set_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import nn
@@ -86,7 +86,10 @@ def create_model(
     model = build(name, model_cfg, preprocess_cfg)
     model.pad_texts = pad_texts
     if found is not None:
-        apply(model, found.state, found.path)
+        state = dict(found.state)
+        if image_overrides.get("image_size") is not None:
+            resize_pos_embed(state, model)
+        apply(model, state, found.path)
         model.source_folder, model.may_download = found.folder, found.name is not None
     if lock_image:
         lock_image_tower(model, lock_image_unlocked_groups)

@@ -6,6 +6,7 @@ org/name                                     the cache alone
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,24 @@ from alip.files import read_json
 
 PREFIX = "hf-hub:"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+_cache_folder: str | None = None
+
+
+def use_cache(folder: str | Path) -> None:
+    """Downloads of models and tokenizers go into this folder from now on: ours, timm's, transformers', open_clip's."""
+    from huggingface_hub import constants
+
+    global _cache_folder
+    _cache_folder = str(folder)
+    os.environ["HF_HUB_CACHE"] = os.environ["TORCH_HOME"] = _cache_folder  # of this process and its workers
+    constants.HF_HUB_CACHE = _cache_folder
+
+
+def cache_folder() -> str | None:
+    """The folder of `use_cache`; None: each library's own."""
+    return _cache_folder
 
 
 def is_hub_name(name: str) -> bool:
@@ -46,7 +65,9 @@ class Repository:
         from huggingface_hub import errors, hf_hub_download
 
         try:
-            path = hf_hub_download(self.name, name, revision=self.revision, local_files_only=not self.may_download)
+            path = hf_hub_download(
+                self.name, name, revision=self.revision, local_files_only=not self.may_download, cache_dir=_cache_folder
+            )
             return Path(path)
         except errors.LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError
             self._check_cached(error)

@@ -32,7 +32,7 @@ def read_tag(name: str, tag: str) -> Weights:
 
     about = open_clip.get_pretrained_cfg(name, tag)
     try:
-        path = open_clip.download_pretrained(about)
+        path = open_clip.download_pretrained(about, cache_dir=hub.cache_folder())
     except Exception as error:  # the network or the disk: urllib, httpx, OSError, …
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"could not fetch {name} {tag}: {reason}; check the network, or give a file") from error

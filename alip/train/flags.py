@@ -101,6 +101,8 @@ def _run_flags(add) -> None:
     add("--output", MACHINE, metavar="RUN", help="run folder: settings, metrics, checkpoints")
     add("--logs", MACHINE, metavar="DIR", help="with --name: the run folder is DIR/NAME; default ./logs")
     add("--name", MACHINE, help="of the run, under --logs")
+    add("--check", MACHINE, **_SWITCH, help="check arguments, data, model and output folder, and train nothing")
+    add("--debug", MACHINE, **_SWITCH, help="log more: model, optimizer, the libraries' own messages")
     add("--preset", SOURCE, choices=sorted(PRESETS), help="a whole recipe; other flags override its parts")
     add("--resume", MACHINE, "run", metavar="latest|PATH", help="latest (or auto): the newest of --output, if any")
     add("--resume-force", MACHINE, "run.force", **_SWITCH, help="even if data, model or recipe differ")
@@ -138,6 +140,7 @@ def _model_flags(add) -> None:
     add("--force-quick-gelu --quick-gelu", RECIPE, "model.quick_gelu", **_SWITCH, help="OpenAI's approximate GELU")
     dropout = "--force-patch-dropout --patch-dropout"
     add(dropout, RECIPE, "model.patch_dropout", **_FLOAT, help="fraction of image patches left out in training")
+    add("--cache-dir", MACHINE, metavar="DIR", help="for downloads of models and tokenizers")
     add("--pretrained-image", SOURCE, "model", **_SWITCH, help="start a timm image tower from its ImageNet weights")
     size = "square input in pixels, instead of the model's own"
     add("--force-image-size", RECIPE, "model.image_size", type=positive, nargs="+", metavar="SIDE", help=size)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from open_clip.model import resize_pos_embed
 from PIL import Image
 
 from alip.errors import UserError
@@ -24,6 +25,17 @@ def test_size_mean_and_std():
     assert model.encode_image(pixels[None]).shape == (1, 16)
     again = create_model(model.config)
     assert again.config == model.config and again.image_size == 48
+
+
+def test_position_embeddings_follow_the_size(tmp_path):
+    small = create_model(CONFIG)
+    torch.save(small.state_dict(), tmp_path / "weights.pt")
+    large = create_model(CONFIG, pretrained=tmp_path / "weights.pt", image_size=64)
+    expected = dict(small.state_dict())
+    resize_pos_embed(expected, large)
+    assert large.visual.positional_embedding.shape == (65, 32)
+    assert torch.equal(large.visual.positional_embedding, expected["visual.positional_embedding"])
+    assert torch.equal(large.visual.conv1.weight, small.visual.conv1.weight)
 
 
 def test_interpolation_and_resize_mode():

@@ -1,0 +1,109 @@
+"""`train.py --check`: what a command line would run, and whether it can begin; nothing is trained, nothing written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from alip.distributed import World
+from alip.errors import UserError
+from alip.train.checkpoints import CheckpointFolder
+from alip.train.evaluation import Evaluation
+from alip.train.plan import Plan
+from alip.train.resume import check_fingerprint, find_start
+from alip.train.schedule import Schedule
+
+_PASSED = "check        passed: nothing was trained or written"
+_COPIES = 3  # of the weights in a checkpoint: themselves, and AdamW's two moments
+
+
+def describe(
+    model_name: str,
+    model: nn.Module,
+    data: Any,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    plan: Plan,
+    evaluations: Sequence[Evaluation],
+    world: World,
+    precision: str,
+) -> list[str]:
+    """Lines about a run: model, data, batch, optimizer, schedule, machine, evaluations."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    every, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
+    micro = plan.global_batch // (plan.accum_freq * world.world_size)
+    names = ", ".join(evaluation.name for evaluation in evaluations) or "none"
+    return [
+        f"model        {model_name}: {every / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained",
+        f"data         {data.folder / data.name}: {data.samples} samples, fingerprint {data.fingerprint}",
+        f"batch        {plan.global_batch} ({micro} x {plan.accum_freq} micro-batches x {world.world_size} ranks)",
+        f"length       {plan.total} steps, {plan.steps_per_epoch} an epoch",
+        f"optimizer    {type(optimizer).__name__}: {_settings(optimizer)}",
+        f"schedule     {schedule.kind}, learning rate at most {schedule.peak:g}, {schedule.warmup} steps of warm-up",
+        f"machine      {world.device}, {precision}, {torch.get_num_threads()} CPU threads",
+        f"evaluations  {names}",
+    ]
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> str:
+    """The settings of its groups: once where they agree."""
+    groups = optimizer.param_groups
+    words = []
+    for name in groups[0]:
+        values = [group.get(name) for group in groups]
+        if name not in ("params", "lr") and values[0] is not None and values[0] is not False:
+            words.append(f"{name} {values[0]}" if values.count(values[0]) == len(values) else f"{name} {values}")
+    return ", ".join(words)
+
+
+def check_start(
+    folder: Path,
+    loader: Any,
+    model: nn.Module,
+    fingerprint: dict[str, Any],
+    world: World,
+    *,
+    resume: str | None,
+    force: bool,
+    **others: Any,
+) -> list[str]:
+    """Lines about how the run would begin; UserError where it cannot. Reads one batch and the checkpoint, if any.
+
+    resume, force and others: as for `alip.train.run_folder.open_run`.
+    """
+    batch = next(iter(loader.epoch(0)))
+    lines = [f"first batch  images {tuple(batch.image.shape)}, texts {tuple(batch.text_tokens.shape)}, decoded"]
+    checkpoints = CheckpointFolder(folder / "checkpoints", 1, warn=lambda text: lines.append(f"warning      {text}"))
+    saved = find_start(resume, checkpoints, world, model.state_dict(), fingerprint)
+    if saved is None:
+        return [*lines, "start        from the beginning", _PASSED]
+    lines += [f"note         {text}" for text in check_fingerprint(saved["fingerprint"], fingerprint, force)]
+    return [*lines, f"start        resumes at step {saved['step']}", _PASSED]
+
+
+def show(lines: Sequence[str], world: World) -> None:
+    """Prints on rank 0."""
+    if world.is_main:
+        print("\n".join(lines), flush=True)
+
+
+def check_output(folder: Path, model: nn.Module, copies: int = _COPIES) -> list[str]:
+    """Lines about the output folder; UserError where nothing can be written. copies: of the weights in a checkpoint."""
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"--output {folder}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--output {folder}: {existing} is not writable for this user; choose another folder")
+    size = copies * sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise UserError(
+            f"--output {folder}: a checkpoint takes about {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there"
+        )
+    return [f"output       {folder}: a checkpoint takes about {size / 1e9:.2f} GB, {free / 1e9:.1f} GB are free"]
