@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         datasets = [open_retrieval(name, args.data_root) for name in split_names(args.dataset)]
         model = load_model(args.checkpoint, model_name=args.model, device=world.device, weights=args.weights)
         folder = results_folder(args.checkpoint, args.output)
-        draw = not args.no_plots
+        plots = not args.no_plots
         return retrieval(
-            model, datasets, encoding, protocol=args.protocol, source=args.checkpoint, folder=folder, draw=draw
+            model, datasets, encoding, protocol=args.protocol, source=args.checkpoint, folder=folder, plots=plots
         )
     finally:
         distributed.stop()

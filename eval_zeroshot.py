@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         datasets = [open_classification(name, args.data_root, **lists) for name in split_names(args.datasets)]
         model = load_model(args.checkpoint, model_name=args.model, device=world.device, weights=args.weights)
         folder = results_folder(args.checkpoint, args.output)
-        draw = not args.no_plots
+        plots = not args.no_plots
         return zeroshot(
             model,
             datasets,
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             protocol=args.protocol,
             source=args.checkpoint,
             folder=folder,
-            draw=draw,
+            plots=plots,
             task=args.task,
         )
     finally:

@@ -122,7 +122,11 @@ _ENTRIES = {
     "items": {
         "type": "object",
         "required": ["dataset", "numbers"],
-        "properties": {"numbers": {"type": "object"}, "given": {"type": ["object", "null"]}},
+        "properties": {
+            "dataset": {"type": "string"},
+            "numbers": {"type": "object"},
+            "given": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
+        },
     },
 }
 

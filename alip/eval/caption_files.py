@@ -1,6 +1,6 @@
 """Caption files: what people have for retrieval, read into images, captions and who owns which.
 
-Four forms, told apart by what is inside, not by the name:
+Four forms, recognized by their content, not by the name:
 - Karpathy's JSON (`dataset_coco.json`, `dataset_flickr30k.json`):
   {"images": [{"filename", "split", "sentences": [{"raw"}]}]};
 - COCO's own annotations: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]};
@@ -107,9 +107,9 @@ def _entries(text: str, path: Path) -> list[CaptionedImage]:
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            place = f"{path}, line {number}"
-            rows.append(parse_json(line, place))
-            check(rows[-1], _ROW, place, _ROW_FORM)
+            source = f"{path}, line {number}"
+            rows.append(parse_json(line, source))
+            check(rows[-1], _ROW, source, _ROW_FORM)
     return _merged(rows)
 
 

@@ -195,9 +195,9 @@ def _from_lines(
     files, labels = [], []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
-            place = f"{path}, line {number}"
-            row = parse_json(line, place)
-            check(row, _ROW, place, 'each line must be {"image": path, "label": class name}')
+            source = f"{path}, line {number}"
+            row = parse_json(line, source)
+            check(row, _ROW, source, 'each line must be {"image": path, "label": class name}')
             files.append(path.parent / row["image"])
             labels.append(str(row["label"]))
     if not files:

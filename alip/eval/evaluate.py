@@ -15,7 +15,7 @@ from alip.eval.features import Encoding
 from alip.eval.image_readers import ImageFiles
 from alip.eval.plots import classification as classification_plots
 from alip.eval.plots import retrieval as retrieval_plots
-from alip.eval.plots.style import draw_or_warn
+from alip.eval.plots.style import plot_or_warn
 from alip.eval.probe import measure_probe
 from alip.eval.prompts import retrieval_prefix
 from alip.eval.retrieval import measure_retrieval
@@ -54,13 +54,13 @@ def retrieval(
     protocol: str,
     source: str,
     folder: Path,
-    draw: bool = True,
+    plots: bool = True,
 ) -> int:
     """Measures retrieval on each dataset; source is where the model came from, folder is for results and plots.
 
     Returns the exit status: 1 when images had to be left out, else 0.
     """
-    recorder = _Recorder(model, source, encoding, protocol, folder, draw)
+    recorder = _Recorder(model, source, encoding, protocol, folder, plots)
     for dataset in datasets:
         found = measure_retrieval(model, dataset, encoding, protocol)
         if encoding.world.is_main:
@@ -88,11 +88,11 @@ def zeroshot(
     protocol: str,
     source: str,
     folder: Path,
-    draw: bool = True,
+    plots: bool = True,
     task: str = "zeroshot",
 ) -> int:
     """Measures zero-shot classification on each dataset, or a linear probe, or both (task); else as `retrieval`."""
-    recorder = _Recorder(model, source, encoding, protocol, folder, draw)
+    recorder = _Recorder(model, source, encoding, protocol, folder, plots)
     for dataset in datasets:
         if task in ("zeroshot", "both"):
             found = measure_zeroshot(model, dataset, encoding, protocol)
@@ -132,8 +132,8 @@ def zeroshot(
 class _Recorder:
     """Saves each measurement before anything is plotted. Only `count` and `finish` are for all ranks."""
 
-    def __init__(self, model: nn.Module, source: str, encoding: Encoding, protocol: str, folder: Path, draw: bool):
-        self.encoding, self.protocol, self.folder, self.draw = encoding, protocol, folder, draw
+    def __init__(self, model: nn.Module, source: str, encoding: Encoding, protocol: str, folder: Path, plots: bool):
+        self.encoding, self.protocol, self.folder, self.plots = encoding, protocol, folder, plots
         self.entries: list[results.Entry] = []
         self.left_out = 0
         metadata = getattr(model, "metadata", {})
@@ -167,7 +167,7 @@ class _Recorder:
 
     def plot(self, kind: str, draw: Callable[[Path], None]) -> None:
         """Draws KIND-DATASET of the newest entry; with the entry's id where another one has that name already."""
-        if not self.draw:
+        if not self.plots:
             return
         one = self.entries[-1]
         slug = results.file_slug(one["dataset"])
@@ -178,7 +178,7 @@ class _Recorder:
         )
         if any(results.file_slug(other["dataset"]) == slug for other in others):
             slug += f"-{one['id'][:6]}"
-        draw_or_warn(draw, self.folder / f"{kind}-{slug}")
+        plot_or_warn(draw, self.folder / f"{kind}-{slug}")
 
     def finish(self) -> int:
         """Prints the tables and writes the report from everything in results.json; returns the exit status."""
@@ -187,10 +187,10 @@ class _Recorder:
                 own = [one for one in self.entries if one["task"] == task]
                 if own:
                     print(retrieval_table(own) if task == "retrieval" else classification_table(title, own))
-            if self.draw:
+            if self.plots:
                 name = Path(self.about["checkpoint"]).name
                 report.write({name: results.load(self.folder)}, self.folder)
-            beside = ", report.md and plots beside it" if self.draw else ""
+            beside = ", report.md and plots beside it" if self.plots else ""
             print(f"written: {self.folder / results.FILE_NAME}{beside}")
         return 1 if self.left_out else 0
 

@@ -98,7 +98,7 @@ TEMPLATES: dict[str, list[str]] = {
     ],
     "caltech101": _forms(
         *[f"a {work} of * {{}}." for work in ("photo", "painting", "sculpture", "sketch", "tattoo", "rendition")],
-        *[f"* {kind} {{}}." for kind in ("plastic", "toy", "embroidered", "cartoon", "plushie", "origami")],
+        *[f"* {made_as} {{}}." for made_as in ("plastic", "toy", "embroidered", "cartoon", "plushie", "origami")],
         *[f"{work} of * {{}}." for work in ("art", "graffiti", "a drawing", "a doodle")],
         "* {} in a video game.",
     ),

@@ -1,7 +1,7 @@
 """Ranks of the right answers, counted tile by tile: no sort, and never the whole score matrix.
 
 The rank of a right answer is the number of wrong ones that score at least as high: **a tie counts against us**.
-Each score is looked at once for each direction, while its tile lies in the cache. A tile's comparisons are bytes of 0
+Each score is looked at once for each direction, while its tile is in the cache. A tile's comparisons are bytes of 0
 and 1; eight of them are added at a time as one 64-bit word, which is exact as long as no byte passes 255.
 """
 
@@ -31,7 +31,7 @@ Block = tuple[int, int, int, int]  # first and past-the-last image, first and pa
 
 @dataclass(frozen=True)
 class Ranks:
-    """How many wrong answers stand before (or level with) the right one; 0 is the best.
+    """How many wrong answers score as high as the right one or higher; 0 is the best.
 
     image_to_text: (images,) int64, for the image's best caption; -1 for an image that has no caption.
     text_to_image: (captions,) int64.
@@ -164,7 +164,7 @@ def _count_block(scores: Tensor, best: Tensor, positives: Tensor, pool: ThreadPo
 
 
 def _count_rows(scores: np.ndarray, best: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`_count_block` for one thread. Each tile is compared twice while it lies in the cache."""
+    """`_count_block` for one thread. Each tile is compared twice while it is in the cache."""
     rows, columns = scores.shape
     row_count, column_count = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
     marks = np.zeros((_TILE_ROWS, _TILE_COLUMNS), bool)

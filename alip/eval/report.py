@@ -13,7 +13,7 @@ from pathlib import Path
 from alip.errors import UserError, run_command
 from alip.eval import published, results
 from alip.eval.plots.bars import bars
-from alip.eval.plots.style import draw_or_warn
+from alip.eval.plots.style import plot_or_warn
 from alip.files import atomic_write
 from alip.text_table import markdown_table
 
@@ -28,9 +28,9 @@ _PUBLISHED_MEAN = {"zeroshot": published.ZEROSHOT_MEAN, "probe": published.PROBE
 
 @dataclass
 class Row:
-    """Measurements that may stand in one row: the same weights, protocol, precision and kind of prompts.
+    """Measurements that may be in one row: of the same weights, protocol, precision and lists of prompts and names.
 
-    details: what tells the row from the others of its run.
+    details: how the row differs from the others of its run.
     """
 
     run: str
@@ -128,12 +128,12 @@ def write(runs: Runs, folder: Path) -> list[Path]:
     rows = rows_of(runs, "retrieval")
     for column, title in columns_of(rows, "retrieval").items():
         draw = lambda path, column=column, title=title: _retrieval_bars(rows, column, title, path)  # noqa: E731
-        written += draw_or_warn(draw, folder / f"retrieval-{results.file_slug(title)}")
+        written += plot_or_warn(draw, folder / f"retrieval-{results.file_slug(title)}")
     for task, title in _TITLES.items():
         task_rows = rows_of(runs, task)
         if task_rows:
             draw = lambda path, rows=task_rows, task=task, title=title: _task_bars(rows, task, title, path)  # noqa: E731
-            written += draw_or_warn(draw, folder / task)
+            written += plot_or_warn(draw, folder / task)
     return written
 
 
@@ -268,7 +268,7 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None, show: Callable[[str], None] = print) -> int:
-    """The command: reads every run's results, prints the tables, draws the bars."""
+    """The command: reads every run's results, prints the tables, plots the bars."""
     parser = argparse.ArgumentParser(
         description="Compares evaluated runs: tables, and bars beside the published numbers."
     )

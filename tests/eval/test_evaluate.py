@@ -42,7 +42,7 @@ def test_both_evaluations_and_the_report(run, tmp_path, capsys):
             assert np.asarray(plot.convert("L")).std() > 5  # something is plotted
     assert f"{retrieval['numbers']['text_to_image_R@5']:.1f}" in (out / "report.md").read_text()
 
-    # The same again replaces; another protocol stands beside.
+    # The same again replaces; another protocol is added.
     again = ["--checkpoint", str(run), "--dataset", str(captions), *flags, "--no-plots"]
     eval_retrieval.main(again)
     eval_retrieval.main([*again, "--protocol", "alip"])
@@ -117,19 +117,19 @@ def test_prompts_and_class_names_from_files(run, tmp_path):
 
 
 def test_folders_and_lists_of_labels(tmp_path):
-    """Names follow the folders' order; a list may name the folders anew, or say another order."""
+    """Names follow the folders' order; a list may rename the folders, or give another order."""
     classes = write_classes(tmp_path / "sorts", classes=3, images=8)
-    (classes / "kind1").rename(classes / "kind_1-b")
+    (classes / "class1").rename(classes / "class_1-b")
     plain = open_classification(classes)
-    assert plain.classnames == ["kind0", "kind2", "kind 1 b"]
+    assert plain.classnames == ["class0", "class2", "class 1 b"]
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"sorts": ["missile", "boat", "missile"]}))  # as ImageNet's list has it
     assert open_classification(classes, classnames=names).classnames == ["missile", "boat", "missile"]
-    names.write_text(json.dumps({"sorts": ["kind_1-b", "kind2", "kind0"]}))
+    names.write_text(json.dumps({"sorts": ["class_1-b", "class2", "class0"]}))
     turned = open_classification(classes, classnames=names)
     assert [2 - label for label in turned.images.labels] == plain.images.labels
 
-    rows = [{"image": "kind0/0.png", "label": "first_one"}, {"image": "kind2/2.png", "label": "another"}]
+    rows = [{"image": "class0/0.png", "label": "first_one"}, {"image": "class2/2.png", "label": "another"}]
     (classes / "classes.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     listed = open_classification(classes)
     assert listed.classnames == ["another", "first one"] and listed.images.labels == [1, 0]

@@ -31,7 +31,7 @@ def write_classes(folder, classes=7, images=29, seed=1):
     """An image folder with one folder per class, of unequal sizes."""
     rng = np.random.default_rng(seed)
     for number in range(images):
-        name = f"kind{int(rng.integers(classes)) if number >= classes else number}"
+        name = f"class{int(rng.integers(classes)) if number >= classes else number}"
         (folder / name).mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (20, 18, 3), np.uint8)
         Image.fromarray(pixels).save(folder / name / f"{number}.png")

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = args.output or args.run / "plots"
 
     training.read_metrics(args.run, "train")  # what is wrong with the input is the user's to know, not a warning
-    written = style.draw_or_warn(lambda path: training.curves(args.run, path), folder / "curves")
+    written = style.plot_or_warn(lambda path: training.curves(args.run, path), folder / "curves")
     if args.scores:
         if not (args.data and args.mismatch_column):
             raise UserError(
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         labels = read_mismatch_labels(load_manifest(args.data), args.mismatch_column)
         scores = _read_scores(args.scores, len(labels))
         aucs = {name: matched_auc(values, labels) for name, values in scores.items()}
-        written += style.draw_or_warn(lambda path: training.gates(scores, labels, aucs, path), folder / "gates")
+        written += style.plot_or_warn(lambda path: training.gates(scores, labels, aucs, path), folder / "gates")
     for path in written:
         print(path)
     return 0

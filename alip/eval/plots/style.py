@@ -1,6 +1,6 @@
 """One style for all plots: for a column (3.4 inches) or a page (7 inches) of a paper, as PNG and SVG.
 
-Colours are told apart with any colour vision and in grey print: they differ in lightness (Paul Tol's "high contrast",
+Colours can be distinguished with any colour vision and in grey print: they differ in lightness (Paul Tol's "high contrast",
 https://sronpersonalpages.nl/~pault), and lines and bars also differ in dashes, markers or hatches.
 """
 
@@ -63,11 +63,11 @@ _SETTINGS = {
 def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of width × height inches in this style; saved as `path`.png and .svg when the block ends."""
     with matplotlib.rc_context(_SETTINGS):
-        drawn = Figure(figsize=(width, height), layout="constrained")
-        yield drawn
+        made = Figure(figsize=(width, height), layout="constrained")
+        yield made
         for target in outputs(path):
             with atomic_path(target) as temporary:
-                drawn.savefig(temporary, format=target.suffix[1:], metadata=_METADATA[target.suffix])
+                made.savefig(temporary, format=target.suffix[1:], metadata=_METADATA[target.suffix])
 
 
 # No date inside: the same numbers give the same bytes.
@@ -79,7 +79,7 @@ def outputs(path: Path) -> list[Path]:
     return [path.with_name(path.name + suffix) for suffix in _SUFFIXES]
 
 
-def draw_or_warn(draw: Callable[[Path], object], path: Path) -> list[Path]:
+def plot_or_warn(draw: Callable[[Path], object], path: Path) -> list[Path]:
     """Calls draw(path); returns the files. A plot never fails a run: an error is one warning line and no files."""
     try:
         draw(path)
