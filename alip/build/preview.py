@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import textwrap
 from itertools import islice
 
 import numpy as np
@@ -19,10 +18,7 @@ _COLUMNS = 4
 
 def show(data: str | os.PathLike, count: int, seed: int = 0) -> int:
     """Plots `count` random samples of a dataset (chosen by `seed`) to `DIR/NAME-samples.png`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from alip import plot_style as style  # matplotlib takes a second to load
 
     if count < 1:
         raise UserError(f"--show takes the number of samples, not {count}")
@@ -31,30 +27,22 @@ def show(data: str | os.PathLike, count: int, seed: int = 0) -> int:
     texts = _texts(manifest, chosen)
     columns = min(_COLUMNS, len(chosen))
     rows = math.ceil(len(chosen) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 4.0 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, index in zip(axes.flat, chosen):
-        shard, number = manifest.locate(index)
-        with manifest.open_shard(shard) as reader:
-            _, encoded = unpack(reader[number])
-        image = decode_image(encoded)
-        axis.imshow(image)
-        text, caption = texts[index]
-        lines = [f"{index}: {image.width} × {image.height}", f"text: {text}", f"caption: {caption}"]
-        wrapped = "\n".join(textwrap.fill(_plain(line), 38, max_lines=4) for line in lines)
-        axis.set_title(wrapped, fontsize=8, loc="left", parse_math=False)
-    figure.tight_layout()
-    path = manifest.folder / f"{manifest.name}-samples.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    print(path)
+    path = manifest.folder / f"{manifest.name}-samples"
+    with style.figure(path, style.PAGE, 2.7 * rows) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        for axis, index in zip(axes.flat, chosen):
+            shard, number = manifest.locate(index)
+            with manifest.open_shard(shard) as reader:
+                _, encoded = unpack(reader[number])
+            image = decode_image(encoded)
+            axis.imshow(image)
+            text, caption = texts[index]
+            lines = [f"{index}: {image.width} × {image.height}", f"text: {text}", f"caption: {caption}"]
+            axis.set_title("\n".join(style.wrap(line, 31, 4) for line in lines), fontsize=7, loc="left")
+    print(style.outputs(path)[0])
     return 0
-
-
-def _plain(text: str) -> str:
-    """What matplotlib's own font can draw; other signs as a dot."""
-    return "".join(letter if ord(letter) < 0x2FF else "·" for letter in text)
 
 
 def _texts(manifest: Manifest, chosen: list[int]) -> dict[int, tuple[str, str]]:

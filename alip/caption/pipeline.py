@@ -130,7 +130,9 @@ def finish(store: CaptionStore, run: int, tallies: list[Tally], arguments: argpa
             title = (
                 f"{store.output.name}: {len(pairs)} of {result['captions']:,} pairs, sampled with seed {arguments.seed}"
             )
-            plot_pairs(pairs, store.figure, title)
+            from alip.plot_style import plot_or_warn  # matplotlib takes a second to load
+
+            plot_or_warn(lambda path: plot_pairs(pairs, path, title), store.figure)
     store.finish(record)
     report(store, record, arguments.allow_failures)
     return status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import textwrap
 from array import array
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from alip.caption.store import number
-from alip.files import atomic_path
 from alip.tokens import lengths, tokenize
 
 BINS = (0, 5, 10, 15, 20, 25, 30, 40, 50, 75)  # tokens without start and end; 75 fill CLIP's context
@@ -92,31 +90,17 @@ def as_text(result: dict[str, Any], width: int = 40) -> str:
 
 
 def plot_pairs(pairs: list[tuple[Image.Image, str, str]], path: Path, title: str) -> None:
-    """Up to ten (image, key, caption) on one PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Up to ten (image, key, caption) in one figure, `path` with the suffixes .png and .svg."""
+    from alip import plot_style as style  # matplotlib takes a second to load
 
     columns = min(5, max(1, len(pairs)))
     rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(3.0 * columns, 3.7 * rows + 0.4), dpi=110)
-    FigureCanvasAgg(figure)
-    for position, (image, key, caption) in enumerate(pairs, start=1):
-        key = key.encode("utf-8", "replace").decode()  # file names need not be UTF-8; fonts do
-        axes = figure.add_subplot(rows, columns, position)
-        axes.imshow(np.asarray(image))
-        axes.set_axis_off()
-        text = textwrap.fill(textwrap.shorten(caption, 150, placeholder=" …"), 32)
-        axes.set_title(text.replace("$", r"\$"), fontsize=10, loc="left", wrap=False)
-        axes.text(
-            0,
-            -0.04,
-            textwrap.shorten(key, 40, placeholder=" …").replace("$", r"\$"),
-            fontsize=7,
-            color="0.45",
-            transform=axes.transAxes,
-            va="top",
-        )
-    figure.suptitle(title.replace("$", r"\$"), fontsize=9, color="0.3")
-    figure.tight_layout(rect=(0, 0, 1, 0.97))
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    with style.figure(path.with_suffix(""), style.PAGE, 2.1 * rows + 0.3) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, (image, key, caption) in zip(axes.flat, pairs):
+            axis.imshow(np.asarray(image))
+            axis.set_title(style.wrap(caption, 25, 6), fontsize=7, loc="left")
+            axis.text(0, -0.04, style.shorten(key, 28), fontsize=6, color="0.45", transform=axis.transAxes, va="top")
+        figure.suptitle(style.wrap(title, 105, 2), color="0.3")

@@ -208,7 +208,10 @@ def _from_lines(
     number = {class_name: i for i, class_name in enumerate(names)}
     unknown = next((label for label in labels if label not in number), None)
     if unknown is not None:
-        raise UserError(f"{path}: the label {unknown!r} is not in the class list ({', '.join(names[:5])}, …)")
+        known = ", ".join(names[:5])[:200]
+        raise UserError(f"{path}: the label {unknown[:80]!r} is not in the class list ({known}, …)")
+            f"{path}: the label {unknown[:80]!r} is not in the class list ({', '.join(names[:5])[:200]}, …)"
+        )
     images = ImageFiles(files, [number[label] for label in labels])
     return ClassificationDataset(name, images, names if classnames else _spoken(names), _templates(prompts, name))
 

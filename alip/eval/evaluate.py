@@ -15,12 +15,12 @@ from alip.eval.features import Encoding
 from alip.eval.image_readers import ImageFiles
 from alip.eval.plots import classification as classification_plots
 from alip.eval.plots import retrieval as retrieval_plots
-from alip.eval.plots.style import plot_or_warn
 from alip.eval.probe import measure_probe
 from alip.eval.prompts import retrieval_prefix
 from alip.eval.retrieval import measure_retrieval
 from alip.eval.zeroshot import measure_zeroshot
 from alip.model.weights import weights_hash
+from alip.plot_style import plot_or_warn
 from alip.text_table import markdown_table
 
 _TITLES = {"retrieval": "retrieval", "zeroshot": "zero-shot", "probe": "linear probe"}

@@ -56,7 +56,7 @@ def check_templates(templates: list[str], dataset_name: str) -> list[str]:
     """The templates; raises UserError for one without exactly one `{}` for the class name."""
     for template in templates:
         if template.count("{}") != 1:
-            raise UserError(f'{dataset_name}: the template "{template}" needs exactly one {{}} for the class name')
+            raise UserError(f'{dataset_name}: the template "{template[:80]}" needs exactly one {{}} for the class name')
     return templates
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from alip.errors import UserError, run_command
 from alip.eval import published, results
 from alip.eval.plots.bars import bars
-from alip.eval.plots.style import plot_or_warn
 from alip.files import atomic_write
+from alip.plot_style import plot_or_warn
 from alip.text_table import markdown_table
 
 Entry = results.Entry

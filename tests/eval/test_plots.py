@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from alip import plot_style as style
 from alip.errors import UserError
 from alip.eval import published
 from alip.eval.caption_files import RetrievalDataset
@@ -15,7 +16,7 @@ from alip.eval.datasets import ClassificationDataset
 from alip.eval.image_readers import ImageFiles
 from alip.eval.plots import __main__ as command
 from alip.eval.plots import bars as bars_module
-from alip.eval.plots import classification, retrieval, style, training
+from alip.eval.plots import classification, retrieval, training
 from alip.eval.retrieval import Retrieved
 from alip.eval.zeroshot import Classified
 

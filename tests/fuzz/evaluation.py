@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from alip import plot_style as style
 from alip.checkpoint.model_card import _results_lines
 from alip.eval import report, results
 from alip.eval.classnames import CALTECH101
 from alip.eval.datasets import open_classification, open_retrieval
 from alip.eval.features import _Reader
 from alip.eval.image_readers import ImageFiles
-from alip.eval.plots import style, training
+from alip.eval.plots import training
 from alip.eval.release import ImageNetTransform
 from alip.tokens import tokenize
 from tests.fuzz import OK, Target

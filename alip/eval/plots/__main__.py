@@ -12,10 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alip import plot_style as style
 from alip.data.shards import load_manifest
 from alip.errors import UserError, run_command
 from alip.eval.gates.labels import matched_auc, read_mismatch_labels
-from alip.eval.plots import style, training
+from alip.eval.plots import training
 
 _SCORES = ("text_caption_similarity", "sample_text_weight")
 

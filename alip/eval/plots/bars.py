@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from alip.eval.plots import style
+from alip import plot_style as style
 
 Series = tuple[str, Sequence[float | None], bool]  # name, a value or None for each group, is it ours
 _NARROW_GROUPS = 6

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from matplotlib.colors import LinearSegmentedColormap
 
-from alip.eval.plots import style
+from alip import plot_style as style
 from alip.eval.zeroshot import Classified
 
 _LIGHT = LinearSegmentedColormap.from_list("white to blue", ["#FFFFFF", "#C7D6E6", style.BLUE])

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from alip import plot_style as style
 from alip.eval.image_readers import read_rgb
-from alip.eval.plots import style
 from alip.eval.retrieval import Retrieved
 
 _SIDE = 200  # pixels of a thumbnail's longer side

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from alip import plot_style as style
 from alip.errors import UserError
-from alip.eval.plots import style
 from alip.files import parse_json, read_text
 
 Columns = dict[str, np.ndarray]

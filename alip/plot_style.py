@@ -1,7 +1,7 @@
 """One style for all plots: for a column (3.4 inches) or a page (7 inches) of a paper, as PNG and SVG.
 
-Colours can be distinguished with any colour vision and in grey print: they differ in lightness (Paul Tol's "high contrast",
-https://sronpersonalpages.nl/~pault), and lines and bars also differ in dashes, markers or hatches.
+Colours can be distinguished with any colour vision and in grey print: they differ in lightness (Paul Tol's "high
+contrast", https://sronpersonalpages.nl/~pault), and lines and bars also differ in dashes, markers or hatches.
 """
 
 from __future__ import annotations
