@@ -210,8 +210,6 @@ def _from_lines(
     if unknown is not None:
         known = ", ".join(names[:5])[:200]
         raise UserError(f"{path}: the label {unknown[:80]!r} is not in the class list ({known}, …)")
-            f"{path}: the label {unknown[:80]!r} is not in the class list ({', '.join(names[:5])[:200]}, …)"
-        )
     images = ImageFiles(files, [number[label] for label in labels])
     return ClassificationDataset(name, images, names if classnames else _spoken(names), _templates(prompts, name))
 
