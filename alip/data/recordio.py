@@ -29,6 +29,7 @@ MAX_PART = (1 << 29) - 1  # the length has 29 bits
 _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by length modulo 4
+_INDEX_BLOCK = 1 << 20  # bytes of an index parsed at a time
 _MOST_PARTS = 1 << 20  # a run of continued parts longer than this is not a record
 
 
@@ -171,19 +172,59 @@ class Writer:
 
 
 def read_index(idx: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and byte offsets of an index, two int64 arrays (n,), in the order of the file."""
+    """Keys and byte offsets of an index, two int64 arrays (n,), in the order of the file.
+
+    Read in blocks: memory is that of the two arrays, 16 bytes a line. RecordError if a line is not two whole numbers.
+    """
     path = Path(idx)
     try:
-        text = path.read_bytes()
-        fields = np.array(text.split(), dtype=np.int64)
+        with open(path, "rb") as file:
+            count = sum(block.count(b"\n") for block in iter(lambda: file.read(_INDEX_BLOCK), b""))
+            keys, offsets = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
+            file.seek(0)
+            lines = 0
+            for block in _whole_lines(file):
+                numbers = _parse_numbers(block, path, lines)
+                end = lines + len(numbers) // 2
+                keys[lines:end], offsets[lines:end] = numbers[0::2], numbers[1::2]
+                lines = end
     except FileNotFoundError:
         raise RecordError("no such index file", path) from None
-    except (ValueError, OverflowError):
-        raise RecordError("not an index: every line should be two whole numbers, key and byte offset", path) from None
-    lines = text.count(b"\n") + (1 if text and not text.endswith(b"\n") else 0)
-    if len(fields) != 2 * lines:
-        raise RecordError(f"not an index: {lines} lines hold {len(fields)} numbers instead of two each", path)
-    return fields[0::2], fields[1::2]
+    except OSError as error:
+        raise RecordError(f"cannot be read: {error.strerror}", path) from None
+    return keys[:lines], offsets[:lines]
+
+
+def _whole_lines(file) -> Iterator[bytes]:
+    """A file in blocks that end with a line's end."""
+    rest = b""
+    while block := file.read(_INDEX_BLOCK):
+        cut = block.rfind(b"\n") + 1
+        if cut:
+            yield rest + block[:cut]
+            rest = block[cut:]
+        else:
+            rest += block
+            if len(rest) > _INDEX_BLOCK:
+                break  # a line of a megabyte: reported by who parses it
+    if rest:
+        yield rest + b"\n"
+
+
+def _parse_numbers(block: bytes, path: Path, before: int) -> np.ndarray:
+    """The numbers of some lines, int64 (2 · lines,)."""
+    lines = block.count(b"\n")
+    if block.translate(None, b"0123456789\t\n\r "):
+        raise RecordError(
+            f"not an index: every line should be two whole numbers, key and byte offset (line {before + 1} or later)",
+            path,
+        )
+    numbers = np.fromstring(block, dtype=np.int64, sep=" ")
+    if len(numbers) != 2 * lines:
+        raise RecordError(
+            f"not an index: lines {before + 1} to {before + lines} hold {len(numbers)} numbers, not two each", path
+        )
+    return numbers
 
 
 class IndexedReader:

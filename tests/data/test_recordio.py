@@ -143,7 +143,22 @@ def test_an_index_that_points_nowhere(damaged):
         reader[1]
 
 
-@pytest.mark.parametrize("text", ["0 0\n1\n", "key\toffset\n", "0\t1.5\n"])
+def test_a_long_index_in_blocks(tmp_path, monkeypatch):
+    """Lines that cross a block's border, a last line without an end, both line ends."""
+    rng = np.random.default_rng(0)
+    expected = np.cumsum(rng.integers(1, 10**9, 300))
+    for end, last in (("\n", "\n"), ("\r\n", ""), ("\n", "")):
+        text = end.join(f"{key}\t{offset}" for key, offset in enumerate(expected.tolist())) + last
+        (tmp_path / "x.idx").write_bytes(text.encode())
+        for block in (40, 64, 1000, 1 << 20):
+            monkeypatch.setattr(recordio, "_INDEX_BLOCK", block)
+            keys, offsets = recordio.read_index(tmp_path / "x.idx")
+            assert (keys == np.arange(300)).all() and (offsets == expected).all()
+    (tmp_path / "x.idx").write_text("")
+    assert len(recordio.read_index(tmp_path / "x.idx")[0]) == 0
+
+
+@pytest.mark.parametrize("text", ["0 0\n1\n", "key\toffset\n", "0\t1.5\n", "0\t-4\n", "\n", "0\t0\n\n", "7" * 5000])
 def test_what_is_no_index(damaged, text):
     rec, idx = damaged
     idx.write_text(text)
