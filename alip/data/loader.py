@@ -7,6 +7,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from alip.data.augment import Augmentation, AugmentationParams, sample_params
 from alip.data.batch import Batch
 from alip.data.decoders import IN_FLIGHT, BrokenImage, DaliDecoder, PixelFormat, PlainDecoder
 from alip.data.order import EpochOrder
+from alip.data.read_ahead import ReadAhead
 from alip.data.sample_reader import Records
 from alip.data.shards import Manifest, load_manifest
 from alip.data.synthetic import SyntheticData, SyntheticLoader
@@ -199,18 +201,24 @@ class Loader:
         """Runs in a thread: disk → requests, a little ahead of the decoder."""
         try:
             order = EpochOrder(self.manifest.samples, self.seed, epoch, self.shuffle)
-            for g in range(self.batches_from(start)):
-                if stop.is_set():
-                    return
-                requests.put(self._request(order, epoch, start + g * self.global_batch_size))
+            batches = [self._slice(start + g * self.global_batch_size) for g in range(self.batches_from(start))]
+            with closing(ReadAhead(self.records, order, batches)) as ahead:
+                for g, (first, last) in enumerate(batches):
+                    if stop.is_set():
+                        return
+                    ahead.before(g)
+                    requests.put(self._request(order.slice(first, last), epoch))
         except BaseException as error:
             requests.put(error)
 
-    def _request(self, order: EpochOrder, epoch: int, position: int) -> _Request:
+    def _slice(self, position: int) -> tuple[int, int]:
+        """Where this rank's part of the global batch at `position` of the epoch begins and ends."""
         count = min(self.global_batch_size, self.manifest.samples - position)
         first = position + count * self.world.rank // self.world.world_size
         last = position + count * (self.world.rank + 1) // self.world.world_size
-        index = order.slice(first, last)
+        return first, last
+
+    def _request(self, index: np.ndarray, epoch: int) -> _Request:
         tokens, encoded, sizes = self.records.read(index)
         params = sample_params(self.augmentation, sizes, self.form.image_size, self.seed, epoch, index)
         return _Request(index, tokens, encoded, params)

@@ -270,6 +270,13 @@ class IndexedReader:
             following = int(np.searchsorted(self._sorted, start)) + 1
         return start, int(self._sorted[following]) if following < len(self._sorted) else self.size
 
+    def spans(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and ends of many records, int64 (n,) each."""
+        starts = self.offsets[records]
+        following = (records if self._sorted is self.offsets else np.searchsorted(self._sorted, starts)) + 1
+        ends = self._sorted[np.minimum(following, len(self._sorted) - 1)]
+        return starts, np.where(following < len(self._sorted), ends, self.size)
+
     def fileno(self) -> int:
         """The file's descriptor, for read-ahead advice to the system."""
         return self._file.fileno()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import resource
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -17,7 +19,7 @@ _CHECKED_SHARDS = 64  # of which first and last record are looked at before a ru
 
 
 class Records:
-    """Random access to samples; safe for use by one thread.
+    """Random access to samples; safe to share between threads.
 
     manifest: the dataset; vocab_size: token ids must be below it. Every error names the file and the record.
     """
@@ -25,6 +27,7 @@ class Records:
     def __init__(self, manifest: Manifest, vocab_size: int):
         self.manifest, self.vocab_size = manifest, vocab_size
         self._readers: dict[int, IndexedReader] = {}
+        self._opening = threading.Lock()
         self._advice = f" (`python data2rec.py --verify {manifest.folder / manifest.name}` checks everything)"
         _allow_open_files(len(manifest.shards) + 256)
 
@@ -79,6 +82,13 @@ class Records:
             encoded[i] = np.frombuffer(payload, dtype=np.uint8, offset=start)
         return self._tokens(labels, index), encoded, sizes
 
+    def byte_ranges(self, index: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """For each shard that has some of the samples: its file's descriptor, and their starts and ends in it."""
+        shards = np.searchsorted(self.manifest.starts, index, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            reader = self._reader(shard)
+            yield reader.fileno(), *reader.spans(index[shards == shard] - self.manifest.starts[shard])
+
     def _payload(self, shard: int, number: int) -> bytes:
         try:
             return self._reader(shard)[number]
@@ -107,9 +117,12 @@ class Records:
             raise UserError(f"{self.where(index)}: no image: {error}") from None
 
     def _reader(self, shard: int) -> IndexedReader:
-        if shard not in self._readers:
-            self._readers[shard] = self.manifest.open_shard(shard)
-        return self._readers[shard]
+        reader = self._readers.get(shard)
+        if reader is None:
+            with self._opening:
+                reader = self._readers.get(shard) or self.manifest.open_shard(shard)
+                self._readers[shard] = reader
+        return reader
 
 
 def _allow_open_files(count: int) -> None:
