@@ -153,6 +153,10 @@ def _resolve_logging(args: argparse.Namespace) -> None:
     args.report_to = ",".join(sorted(reports)) or "none"
     args.wandb = args.wandb_project_name if "wandb" in reports else None
 
+    if args.delete_previous_checkpoint:
+        if args.keep_epochs:
+            raise UserError("--delete-previous-checkpoint keeps no epoch's: leave --save-frequency (--keep-epochs) out")
+        args.keep = 1
     args.save_every = parse_interval(args.save_every, "steps")
     given = {f"{n}epochs" for n in (args.val_frequency, args.zeroshot_frequency) if n is not None}
     given |= {args.eval_every} if args.eval_every is not None else set()

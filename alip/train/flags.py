@@ -237,13 +237,16 @@ def _logging_flags(add) -> None:
         default=50,
         help="steps per log line",
     )
-    add("--report-to", MACHINE, default="tensorboard", metavar="LIST", help="tensorboard, wandb, all or none")
+    to = {"default": "tensorboard", "metavar": "LIST", "convert": lambda names: "tensorboard" in names}
+    add("--report-to", MACHINE, "run.tensorboard", **to, help="tensorboard, wandb, all or none")
     add("--wandb-project-name", MACHINE, metavar="PROJECT", default="alip", help="for --report-to wandb")
     add("--wandb", MACHINE, "run", metavar="PROJECT", help="report to Weights & Biases too, into this project")
     add("--save-every", MACHINE, "plan", default="1000", metavar=interval, help="besides every epoch's end; 0: none")
     add("--save-most-recent", MACHINE, **_SWITCH, help="always so: the newest checkpoint is kept")
     add("--keep", MACHINE, "run", type=positive, default=2, metavar="N", help="newest checkpoints to keep")
-    add("--keep-epochs", MACHINE, "run", type=natural, default=0, metavar="K", help="keep every K-th epoch's; 0: none")
+    every = "keep every K-th epoch's too; 0: none"
+    add("--keep-epochs --save-frequency", MACHINE, "run", type=natural, default=0, metavar="K", help=every)
+    add("--delete-previous-checkpoint", MACHINE, **_SWITCH, help="--keep 1 --keep-epochs 0")
     add("--eval-every", MACHINE, "plan", metavar=interval, help="a bare number counts epochs; default 1")
     add("--val-frequency", MACHINE, type=int, metavar="EPOCHS", help="--eval-every in epochs")
     add("--zeroshot-frequency", MACHINE, type=int, metavar="EPOCHS", help="--eval-every in epochs")

@@ -35,6 +35,7 @@ class RunLog:
         *,
         enabled: bool = True,
         after_step: int = 0,
+        tensorboard: bool = True,
         wandb_project: str | None = None,
         settings: dict[str, Any] | None = None,
     ):
@@ -46,7 +47,8 @@ class RunLog:
         self._path = folder / "metrics.jsonl"
         self._disk_full = False
         _keep_until(self._path, after_step)
-        self._tensorboard = _open_tensorboard(folder / "tensorboard", after_step)
+        if tensorboard:
+            self._tensorboard = _open_tensorboard(folder / "tensorboard", after_step)
         if wandb_project:
             self._wandb = _open_wandb(wandb_project, folder, settings or {})
         if sys.stderr.isatty():

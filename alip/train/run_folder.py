@@ -51,11 +51,13 @@ def open_run(
     keep: int,
     keep_epochs: int,
     wandb: str | None,
+    tensorboard: bool = True,
 ) -> Run:
     """Starts a run in `folder`, or restores `state` from what the run there has saved. All ranks call it.
 
     settings: the resolved arguments, for run.json. resume: None, "auto" or a path; force: though it is another run.
     keep: number of newest checkpoints to keep; keep_epochs: keep every such epoch's, 0 for none.
+    wandb: the project to report to, if any.
     """
     warnings = _warnings(state, plan)
     checkpoints = CheckpointFolder(folder / "checkpoints", keep, warnings.append, keep_epochs)
@@ -72,7 +74,13 @@ def open_run(
         write_run(folder, settings, fingerprint, world.world_size, resumed_at, [*warnings, *notes])
 
     log = RunLog(
-        folder, plan.total, enabled=world.is_main, after_step=state.step, wandb_project=wandb, settings=settings
+        folder,
+        plan.total,
+        enabled=world.is_main,
+        after_step=state.step,
+        tensorboard=tensorboard,
+        wandb_project=wandb,
+        settings=settings,
     )
     checkpoints.warn = lambda text: log.say(f"warning: {text}")
     _announce(log, state, plan, fingerprint, warnings, notes, resumed_at)

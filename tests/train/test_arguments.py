@@ -71,10 +71,7 @@ def test_every_flag_of_open_clip_is_known_or_answered():
     assert theirs - known_flags() - PENDING == set()
 
 
-PENDING = {  # not yet here
-    *("--delete-previous-checkpoint", "--save-frequency"),
-    "--imagenet-val",
-}
+PENDING = {"--imagenet-val"}
 
 
 @pytest.mark.parametrize("flag", sorted(REFUSED))
@@ -113,6 +110,8 @@ KWARGS = {"momentum": 0.8, "nesterov": True, "mode": "x"}
         (["--opt", "timm/lamb", "--preset", "alip-released"], "beta1", None),
         (["--opt", "timm/lamb", "--preset", "alip-released"], "cycle_beta1", False),
         (["--opt-kwargs", "momentum=0.8", "nesterov=True", "mode=x"], "opt_kwargs", KWARGS),
+        (["--save-frequency", "3"], "keep_epochs", 3),
+        (["--delete-previous-checkpoint"], "keep", 1),
         (["--compile"], "torchcompile", True),
         (["--quick-gelu"], "force_quick_gelu", True),
         (["--patch-dropout", "0.5"], "force_patch_dropout", 0.5),
@@ -137,6 +136,17 @@ KWARGS = {"momentum": 0.8, "nesterov": True, "mode": "x"}
 )
 def test_names_and_aliases(words, name, value):
     assert getattr(parse(*words), name) == value
+
+
+def test_reports():
+    for words, tensorboard, project in (
+        ([], True, None),
+        (["--report-to", "none"], False, None),
+        (["--report-to", "wandb"], False, "alip"),
+        (["--report-to", "all", "--wandb-project-name", "p"], True, "p"),
+    ):
+        found = options(parse(*words), "run")
+        assert (found["tensorboard"], found["wandb"]) == (tensorboard, project)
 
 
 def test_logs_and_name_are_the_output_folder():
@@ -169,6 +179,7 @@ def test_logs_and_name_are_the_output_folder():
         ([*NEEDED, "--train-num-samples", "9"], "the manifest of the shards knows"),
         (["--dataset-type", "synthetic", "--output", "y"], "needs --train-num-samples N"),
         ([*NEEDED, "--dataset-type", "synthetic"], "neither --train-data"),
+        ([*NEEDED, "--delete-previous-checkpoint", "--save-frequency", "1"], "leave --save-frequency"),
         ([*NEEDED, "--flip", "2"], "--flip must be between 0 and 1"),
     ],
 )

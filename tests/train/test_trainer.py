@@ -74,6 +74,11 @@ def test_trains_on_synthetic_data_and_resumes(model_file, tmp_path):
         train_here(*options, "2", "--output", tmp_path / "again", "--resume", "latest", "--train-num-samples", "24")
 
 
+def test_reports_to_what_is_asked_for(flags, tmp_path):
+    train_here(*flags, "--steps", "1", "--report-to", "none", "--output", tmp_path / "run")
+    assert lines_of(tmp_path / "run", "train") and not (tmp_path / "run" / "tensorboard").exists()
+
+
 def test_checkpoint_is_a_model_for_others(flags, tmp_path):
     train_here(*flags, "--steps", "3", "--ema", "0.9", "--output", tmp_path / "run")
     found = torch.load(find_checkpoint(tmp_path / "run"), weights_only=True)
@@ -151,7 +156,7 @@ def test_disk_that_fills_up_does_not_end_the_run(flags, tmp_path, on_update, mon
     on_update(4, fill)
     on_update(9, clear)
     try:
-        assert train_here(*flags, "--save-every", "3", "--output", tmp_path / "run") == 0
+        assert train_here(*flags, "--save-every", "3", "--keep", "3", "--output", tmp_path / "run") == 0
     finally:
         clear(None)
     printed = capsys.readouterr().out
