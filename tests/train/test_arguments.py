@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import shlex
 
 import pytest
 from open_clip_train import params
@@ -11,6 +13,7 @@ from alip.train import arguments
 from alip.train.arguments import FLAGS, PRESETS, options, parse_arguments, tagged
 from alip.train.flags import Tag, create_parser
 from alip.train.open_clip_flags import REFUSED
+from tests.helpers.train_runs import ROOT
 
 NEEDED = ["--train-data", "x", "--output", "y"]
 
@@ -200,3 +203,20 @@ def test_presets_and_overrides():
 
 def test_arguments_can_be_written_to_run_json():
     assert json.dumps(vars(parse()), default=str)
+
+
+def documented_commands():
+    """(page, words) of every command line of train.py in the docs that stands there in full."""
+    for page in ("training.md", "from_open_clip.md"):
+        blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.S)
+        for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+            found = re.search(r"\btrain\.py\s+(--.*)", line)
+            if found and "…" not in line:
+                yield page, shlex.split(found[1])
+
+
+def test_command_lines_of_the_docs_are_valid():
+    commands = list(documented_commands())
+    assert {page for page, _ in commands} == {"training.md", "from_open_clip.md"}
+    for _, words in commands:
+        parse_arguments(words)
