@@ -8,17 +8,18 @@ from functools import partial
 from pathlib import Path
 
 from torch import nn
+from torchvision.datasets import ImageFolder
 
 from alip.errors import UserError
 from alip.eval.caption_files import FILE_NAME, RetrievalDataset, read_caption_file
 from alip.eval.classnames import check_order
 from alip.eval.dataset_records import CLASSIFICATION, DEMO_CLASSIFICATION, RETRIEVAL, ClassificationRecord, Opener
-from alip.eval.image_readers import ImageFiles, Images
+from alip.eval.image_readers import ImageFiles, Images, TorchvisionImages
 from alip.eval.prompts import PLAIN_TEMPLATES, canonical_protocol, check_templates, read_lists
 from alip.files import parse_json, read_text
 from alip.schema import check
 
-__all__ = ["ClassificationDataset", "RetrievalDataset", "open_classification", "open_retrieval"]
+__all__ = ["ClassificationDataset", "RetrievalDataset", "open_classification", "open_imagenet", "open_retrieval"]
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 _HELP = "see docs/evaluation.md, or `bash scripts/quickstart.sh` for the demo's datasets"
@@ -127,6 +128,29 @@ def _open_classification(
         return _from_folder(path, classnames, prompts)
     known = ", ".join([*CLASSIFICATION, *DEMO_CLASSIFICATION])
     raise UserError(f"no such zero-shot dataset, folder or classes.jsonl: {name} (datasets: {known})")
+
+
+def open_imagenet(folder: str | Path) -> ClassificationDataset:
+    """ImageNet's validation images in one folder per synset, wherever it is; names and templates as of `imagenet`."""
+    record = CLASSIFICATION["imagenet"]
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; one with a folder per ImageNet class (n01440764, …) is expected")
+    try:
+        images = TorchvisionImages(ImageFolder(path))
+    except (FileNotFoundError, OSError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+    names = record.class_names("standard")
+    check_order(str(path), names, list(record.own(images)))
+    return ClassificationDataset(
+        "imagenet",
+        images,
+        names,
+        check_templates(list(record.templates), "imagenet"),
+        record.metric,
+        benchmark="imagenet",
+        image_counts=record.image_counts("standard"),
+    )
 
 
 def _from_table(

@@ -38,8 +38,12 @@ def create_evaluations(
     batch_size: int,
     workers: int,
     precision: str,
+    imagenet_val: str | None = None,
 ) -> list[Evaluation]:
-    """The datasets of --eval-retrieval and --eval-zeroshot, opened now, so that a wrong name fails at the start."""
+    """The datasets of --eval-retrieval and --eval-zeroshot, opened now, so that a wrong name fails at the start.
+
+    imagenet_val: the folder of --imagenet-val.
+    """
     from alip.eval import datasets
 
     common = {"world": world, "batch_size": batch_size, "workers": workers, "precision": precision}
@@ -51,10 +55,12 @@ def create_evaluations(
         evaluations.append(
             Evaluation("retrieval", opened.name, _bound(evaluate_retrieval, opened, common), _mean_recall)
         )
-    for name in zeroshot:
+    classifications = [datasets.open_classification(name, data_root=data_root) for name in zeroshot]
+    if imagenet_val is not None:
+        classifications.append(datasets.open_imagenet(imagenet_val))
+    for opened in classifications:
         from alip.eval.zeroshot import evaluate_zeroshot
 
-        opened = datasets.open_classification(name, data_root=data_root)
         evaluations.append(Evaluation("zeroshot", opened.name, _bound(evaluate_zeroshot, opened, common), _headline))
     return evaluations
 

@@ -254,6 +254,8 @@ def _logging_flags(add) -> None:
     add("--eval-retrieval", MACHINE, "evaluations.retrieval", **several, help="names or caption files")
     add("--eval-zeroshot", MACHINE, "evaluations.zeroshot", **several, help="names or folders of classes")
     add("--eval-batch-size", MACHINE, "evaluations.batch_size", type=positive, default=256, help="of evaluations")
+    folder = "ImageNet's validation images, one folder per class: zero-shot"
+    add("--imagenet-val", MACHINE, "evaluations", metavar="DIR", help=folder)
     add("--data-root", MACHINE, "evaluations", metavar="DIR", help="folder of the evaluation datasets")
 
 

@@ -71,10 +71,7 @@ def test_every_flag_of_open_clip_is_known_or_answered():
         params.parse_args([])
     theirs = {name for name in theirs if name.startswith("--") and not name.startswith(OTHER_METHODS)} - {"--help"}
     assert len(theirs) > 80
-    assert theirs - known_flags() - PENDING == set()
-
-
-PENDING = {"--imagenet-val"}
+    assert theirs - known_flags() == set()
 
 
 @pytest.mark.parametrize("flag", sorted(REFUSED))

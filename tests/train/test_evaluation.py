@@ -7,6 +7,7 @@ import random
 import pytest
 from PIL import Image
 
+from alip.errors import UserError
 from alip.model import precision
 from tests.helpers.train_runs import ROOT, train_here
 
@@ -43,3 +44,24 @@ def test_equals_the_evaluation_of_the_checkpoint(flags, captions, tmp_path, monk
     assert entry["precision"] == ("amp_bf16" if has_bf16 else "fp32")
     assert len(numbers) >= 6
     assert {name: in_training[name] for name in numbers} == numbers
+
+
+def test_imagenet_validation_folder(flags, tmp_path):
+    from timm.data import ImageNetInfo
+
+    folder = tmp_path / "validation"
+    for number, synset in enumerate(ImageNetInfo().label_names()):
+        (folder / synset).mkdir(parents=True)
+        if number % 50:  # a class without an image would be an incomplete dataset
+            Image.new("RGB", (8, 8), (number % 256, 0, 0)).save(folder / synset / "0.png")
+    options = [*flags, "--steps", "1", "--eval-batch-size", "512", "--imagenet-val", folder]
+    with pytest.raises(UserError, match="n01440764"):
+        train_here(*options, "--output", tmp_path / "run")
+    for synset in ImageNetInfo().label_names()[::50]:
+        Image.new("RGB", (8, 8)).save(folder / synset / "0.png")
+    assert train_here(*options, "--output", tmp_path / "run") == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (line,) = (line for line in lines if line["kind"] == "eval")
+    assert (line["task"], line["images"]) == ("zeroshot", 1000) and 0 <= line["top1"] <= 100
+    with pytest.raises(UserError, match="no such folder"):
+        train_here(*flags, "--imagenet-val", tmp_path / "nowhere", "--output", tmp_path / "other")
