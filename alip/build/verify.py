@@ -15,14 +15,15 @@ import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
 
-from alip.build.images import ImageError, decode_image
 from alip.build.workers import start_worker
+from alip.data.decoders import check_decodes
 from alip.data.recordio import RecordError, read_index, scan, unpack
 from alip.data.shards import Manifest, Shard, load_manifest, record_fault
 from alip.files import sha256_of_file
 from alip.text_table import plain_table
 
 _NAMED = 5  # faults of one shard that are printed in full
+_DECODED = 64  # images decoded at a time
 
 
 @dataclass
@@ -125,6 +126,7 @@ def _record_faults(manifest: Manifest, shard: Shard, offsets: list[int], decode:
     """Walks through a rec file record by record. offsets: where each starts is appended."""
     path = manifest.path(shard.rec)
     largest = 0
+    images: list[tuple[str, bytes]] = []  # waiting to be decoded, and where they are
     for number, (offset, payload) in enumerate(scan(path)):
         offsets.append(offset)
         where = f"record {number} of {path}, byte {offset}"
@@ -134,15 +136,24 @@ def _record_faults(manifest: Manifest, shard: Shard, offsets: list[int], decode:
                 if fault:
                     yield f"{where}: {fault}"
             if decode:
-                decode_image(image)
+                images.append((where, bytes(image)))
         except RecordError as error:
             yield f"{where}: {error}"
-        except ImageError as error:
-            yield f"{where}: {error.reason}: {error}"
         else:
             largest = max(largest, label.max())
+        if len(images) == _DECODED:
+            yield from _decoding_faults(images)
+            images = []
+    yield from _decoding_faults(images)
     if shard.max_token is not None and largest != shard.max_token:
         yield f"{path}: the largest token id is {largest:.0f}, the manifest says {shard.max_token}"
+
+
+def _decoding_faults(images: list[tuple[str, bytes]]) -> Iterator[str]:
+    """Images that the decoder that trains refuses."""
+    for (where, _), error in zip(images, check_decodes([image for _, image in images])):
+        if error:
+            yield f"{where}: cannot be decoded: {error}"
 
 
 def _label_fault(label: np.ndarray, manifest: Manifest) -> str | None:

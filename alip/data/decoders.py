@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import warnings
 from collections import deque
@@ -216,30 +217,55 @@ def _last_line(error: Exception) -> str:
 
 
 def check_decodes(encoded: Sequence[bytes], threads: int = 1) -> list[str | None]:
-    """What the decoder that trains (DALI's, on the CPU) reports about each of n JPEGs: None where it decodes all of it,
-    else its message. A batch of some dozens is quickest; one bad image does not hide the others."""
+    """What the decoder that trains reports about each of n images: None where it decodes all of it, else its message.
+
+    That decoder is DALI's, on the CPU; Pillow's where DALI is not installed. One bad image does not hide the others.
+    """
     errors: list[str | None] = [None] * len(encoded)
-    sizes = [jpeg_size(one) for one in encoded]
-    for number, size in enumerate(sizes):
-        if size is None:
-            errors[number] = "no JPEG with a frame header"
-    whole = DaliDecoder(PixelFormat(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), None, 1, threads, "cpu")
+    sizes = [(1, 1)] * len(encoded)
+    for number, one in enumerate(encoded):
+        try:
+            sizes[number] = jpeg_size(one) or Image.open(io.BytesIO(one)).size
+        except Exception as error:
+            errors[number] = f"no size: {error}"
+    good = [number for number, error in enumerate(errors) if error is None]
+    if importlib.util.find_spec("nvidia.dali") is None:
+        for number in good:
+            errors[number] = _pillow_error(encoded[number])
+        return errors
+    decoder = DaliDecoder(PixelFormat(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), None, 1, threads, "cpu")
 
     def check(numbers: list[int]) -> None:
         if not numbers:
             return
-        message = whole.try_decode(
-            [np.frombuffer(encoded[number], np.uint8) for number in numbers],
-            np.array([sizes[number] for number in numbers], np.int32),
-        )
+        arrays = [np.frombuffer(encoded[number], np.uint8) for number in numbers]
+        message = decoder.try_decode(arrays, np.array([sizes[number] for number in numbers], np.int32))
         if message and len(numbers) == 1:
             errors[numbers[0]] = message
         elif message:
             check(numbers[: len(numbers) // 2])
             check(numbers[len(numbers) // 2 :])
 
-    check([number for number, size in enumerate(sizes) if size])
+    batch: list[int] = []
+    pixels = 0
+    for number in good:
+        batch.append(number)
+        pixels += sizes[number][0] * sizes[number][1]
+        if len(batch) == 64 or pixels > 64_000_000:
+            check(batch)
+            batch, pixels = [], 0
+    check(batch)
     return errors
+
+
+def _pillow_error(encoded: bytes) -> str | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(encoded)).convert("RGB")
+    except Exception as error:
+        return str(error)
+    return None
 
 
 class PlainDecoder:
