@@ -84,6 +84,10 @@ def gate_weights(
     )
 
 
+# Which paths an objective trains: image and raw text, image and caption. The last two are CLIP: one path, no gates.
+OBJECTIVES = {"alip": (True, True), "clip-text": (True, False), "clip-caption": (False, True)}
+
+
 class AdaptiveContrastiveLoss(nn.Module):
     """The bi-path contrastive loss with both gates, in chunks, for one process or many.
 
@@ -91,6 +95,8 @@ class AdaptiveContrastiveLoss(nn.Module):
         histories; 1, as released, gates every sample for the first 300 to 500 steps, a hidden warm-up; None starts
         from the first batch's own means.
     use_sample_weight, use_text_weight, use_caption_weight: the paper's ablation; all off is the plain bi-path loss.
+    objective: "alip", or CLIP on one of the two texts, for comparison under equal conditions: "clip-text" (raw texts),
+        "clip-caption". All weights are then 1 and the other path's loss 0; similarities and history are reported alike.
     chunk_size: side of the chunks of logits, of which three are in memory at a time: 12·chunk_size² bytes. Larger
         chunks mean fewer, longer kernels; smaller ones stay in the cache. None: 1024 on a CPU, 4096 on a GPU.
     logits_cache_bytes: at most this many bytes of logits are kept from the forward for the backward pass, which
@@ -133,6 +139,7 @@ class AdaptiveContrastiveLoss(nn.Module):
         process_group: dist.ProcessGroup | None = None,
         check_finite: bool = True,
         even_batches: bool = False,
+        objective: str = "alip",
         **renamed: Any,
     ):
         if renamed:
@@ -144,6 +151,8 @@ class AdaptiveContrastiveLoss(nn.Module):
         super().__init__()
         if not 0 <= history_momentum <= 1:
             raise ValueError(f"history_momentum must be in [0, 1], not {history_momentum}")
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
         if logits_cache_bytes < 0:
@@ -152,6 +161,9 @@ class AdaptiveContrastiveLoss(nn.Module):
         self.gamma_pair = gamma_pair
         self.history_momentum = history_momentum
         self.use_weights = (use_sample_weight, use_text_weight, use_caption_weight)
+        self.objective = objective
+        if objective != "alip":
+            self.use_weights = (False, False, False)
         self.chunk_size = chunk_size
         self.logits_cache_bytes = logits_cache_bytes
         self.process_group = process_group
@@ -183,8 +195,10 @@ class AdaptiveContrastiveLoss(nn.Module):
                 sizes, means = self._global_means(collectives, S, (x, t, c, scale))
                 history = self._update_history(means)
                 W_s, W_t, W_c = gate_weights(*S, history, self.gamma_sample, self.gamma_pair, *self.use_weights)
+                paths = zip((W_s * W_t, W_s * W_c), OBJECTIVES[self.objective], strict=True)
+                path_weights = [weight if trained else torch.zeros_like(weight) for weight, trained in paths]
             text_loss, caption_loss = bi_path_contrast(
-                x, t, c, scale, W_s * W_t, W_s * W_c, collectives, sizes, self.chunk_size, self.logits_cache_bytes
+                x, t, c, scale, *path_weights, collectives, sizes, self.chunk_size, self.logits_cache_bytes
             )
             return LossOutput(text_loss + caption_loss, text_loss, caption_loss, W_s, W_t, W_c, *S)
 
@@ -234,7 +248,7 @@ class AdaptiveContrastiveLoss(nn.Module):
         return (
             f"gamma_sample={self.gamma_sample}, gamma_pair={self.gamma_pair}, "
             f"history_momentum={self.history_momentum}, "
-            f"weights={'+'.join(weights) or 'none'}, check_finite={self.check_finite}"
+            f"objective={self.objective}, weights={'+'.join(weights) or 'none'}, check_finite={self.check_finite}"
         )
 
 

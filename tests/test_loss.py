@@ -262,3 +262,28 @@ def test_names_from_before_still_work_with_a_warning():
         assert AdaptiveContrastiveLoss(initial_similarity=None).history.isnan().all()
     with pytest.raises(TypeError, match="no setting 'gamma'"):
         AdaptiveContrastiveLoss(gamma=2.0)
+
+
+@pytest.mark.parametrize(("objective", "number"), [("clip-text", 1), ("clip-caption", 2)])
+def test_clip_objectives(objective, number):
+    """CLIP on one text is symmetric cross-entropy of image and that text; the other text gets no gradient."""
+    features, scale = make_features(24, 16, 5, "noisy"), 20.0
+    got = step(AdaptiveContrastiveLoss(objective=objective, chunk_size=7), features, scale)
+    gated = step(AdaptiveContrastiveLoss(), features, scale)
+
+    image, text = (features[k].double().clone().requires_grad_() for k in (0, number))
+    logits, own = scale * image @ text.T, torch.arange(24)
+    expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    expected.backward()
+    assert got.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (got.text_loss, got.caption_loss)[2 - number] == 0
+    for name, gradient in ((NAMES[0], image.grad), (NAMES[number], text.grad)):
+        torch.testing.assert_close(got.gradients[name].double(), gradient, rtol=1e-4, atol=1e-7)
+    assert not got.gradients[NAMES[3 - number]].any()
+    assert all((getattr(got, name) == 1).all() for name in WEIGHTS)
+    assert torch.equal(got.history, gated.history)  # what is logged of the gates' inputs stays comparable
+
+
+def test_unknown_objective():
+    with pytest.raises(ValueError, match="alip, clip-text, clip-caption"):
+        AdaptiveContrastiveLoss(objective="clip")

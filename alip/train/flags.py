@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, NoReturn
 
 from alip.errors import UserError
+from alip.loss import OBJECTIVES
 from alip.model.overrides import RESIZE_MODES
 from alip.model.precision import canonical
 from alip.train.open_clip_flags import add_refused
@@ -186,6 +187,8 @@ def _optimizer_flags(add) -> None:
 
 
 def _gate_flags(add) -> None:
+    objective = "clip-text and clip-caption: plain CLIP on one of the texts, no gates"
+    add("--objective", RECIPE, "loss", choices=list(OBJECTIVES), default="alip", help=objective)
     add("--gamma-sample", RECIPE, "loss", **_FLOAT, help="sharpness of W^s")
     add("--gamma-pair", RECIPE, "loss", **_FLOAT, help="sharpness of W^t and W^c")
     add("--history-momentum", RECIPE, "loss", **_FLOAT, help="of the gates' history")

@@ -189,6 +189,11 @@ def test_mistakes_are_one_line(words, message):
     assert "\n" not in str(caught.value)
 
 
+def test_objective_reaches_the_loss():
+    assert options(parse(), "loss")["objective"] == "alip"
+    assert options(parse("--objective", "clip-text"), "loss")["objective"] == "clip-text"
+
+
 def test_presets_and_overrides():
     plain, released = parse(), parse("--preset", "alip-released")
     assert {name: getattr(plain, name) for name in PRESETS["alip-paper"]} == PRESETS["alip-paper"]
