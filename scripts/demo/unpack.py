@@ -12,16 +12,17 @@ import argparse
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
-from build import order, sample
 from classes import CLASSES, TEMPLATES
+from texts import order, sample
 
 SPLITS = {"held-out-style": "demo-style", "held-out-concept": "demo-concept"}
 
 
 def read_split(split: str, images: Path) -> list[dict]:
-    """Writes the split's images into a folder and returns a record for each: image, name, kind, style, code."""
+    """Writes the split's images into a folder and returns a record for each: image, name, class, style, code."""
     images.mkdir(parents=True)
     files: dict[str, str] = {}
     records: dict[str, dict] = {}
@@ -35,7 +36,10 @@ def read_split(split: str, images: Path) -> list[dict]:
                 else:
                     files[key] = f"images/{key}.{suffix}"
                     (images / f"{key}.{suffix}").write_bytes(content)
-    return [{"image": files[key], "code": key.split("-", 1)[1], **record} for key, record in records.items()]
+    return [
+        {"image": files[key], "code": key.removeprefix(record["style"] + "-"), **record}
+        for key, record in records.items()
+    ]
 
 
 def one_style_each(records: list[dict]) -> list[dict]:
@@ -43,7 +47,7 @@ def one_style_each(records: list[dict]) -> list[dict]:
     styles: dict[str, list[str]] = {}
     for record in records:
         styles.setdefault(record["code"], []).append(record["style"])
-    chosen = {code: order(names, code, "retrieval design")[0] for code, names in styles.items()}
+    chosen = {code: order(names, code, "retrieval style")[0] for code, names in styles.items()}
     return [record for record in records if record["style"] == chosen[record["code"]]]
 
 
@@ -52,12 +56,16 @@ def write_lines(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def unpack(output: Path) -> None:
-    """Writes everything below `output`, which appears only when it is complete."""
+def unpack(output: Path, chosen: Callable[[str], bool] = lambda name: True) -> None:
+    """Writes everything below `output`, which appears only when it is complete.
+
+    chosen: name of a concept → whether it is part of the benchmarks.
+    """
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     for split in SPLITS:
-        records = sorted(read_split(split, unfinished / split / "images"), key=lambda record: sample(record["image"]))
+        records = read_split(split, unfinished / split / "images")
+        records = sorted((row for row in records if chosen(row["name"])), key=lambda row: sample(row["image"]))
         pairs = [{"image": row["image"], "caption": [row["name"]]} for row in one_style_each(records)]
         write_lines(unfinished / split / "captions.jsonl", pairs)
         write_lines(

@@ -1,0 +1,80 @@
+"""One plot of two models' answers to the same queries: CLIP's nearest images beside ALIP's.
+
+    python scripts/demo/answers.py --run runs/quickstart --clip runs/quickstart-clip --output answers.png
+
+The queries are spread evenly over the benchmark, so neither model's best are picked out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from alip import distributed
+from alip.checkpoint.load import load_model
+from alip.errors import run_command
+from alip.eval.datasets import open_retrieval
+from alip.eval.features import Encoding
+from alip.eval.image_readers import read_rgb
+from alip.eval.retrieval import Retrieved, measure_retrieval
+
+QUERIES, TOP = 10, 4
+FOUND, OTHER = "#1a9850", "#b0b0b0"
+
+
+def draw_answers(found: dict[str, Retrieved], output: Path) -> None:
+    """A row for each query: its text, then every model's nearest images, with the rank of the right one above them."""
+    figure = Figure(figsize=(2.2 + 1.0 * TOP * len(found), 1.25 * QUERIES), layout="constrained")
+    columns = [1.6, *([1.0] * TOP + [0.25]) * len(found)][:-1]
+    cells = figure.subplots(QUERIES, len(columns), squeeze=False, width_ratios=columns)
+    for cell in cells.flat:
+        cell.axis("off")
+    dataset = next(iter(found.values())).dataset
+    for row, query in enumerate(np.linspace(0, len(dataset.captions) - 1, QUERIES).round().astype(int).tolist()):
+        cells[row][0].text(0, 0.5, textwrap.fill(dataset.captions[query], 18), va="center", fontsize=9)
+        for block, (model, retrieved) in enumerate(found.items()):
+            scores = retrieved.image_features.float() @ retrieved.caption_features[query].float()
+            owner = dataset.caption_owner[query]
+            rank = int((scores >= scores[owner]).sum())
+            first = 1 + block * (TOP + 1)
+            title = f"{model}\n" if row == 0 else ""
+            cells[row][first].set_title(f"{title}rank {rank:,}", fontsize=8, loc="left")
+            for cell, image in zip(cells[row][first : first + TOP], scores.topk(TOP).indices.tolist()):
+                _show(cell, read_rgb(dataset.images[image]), image == owner)
+    figure.suptitle(f"{dataset.name}: nearest of {len(dataset.images):,} images; the right one in a green frame")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+
+
+def _show(cell, image, right: bool) -> None:
+    cell.axis("on")
+    cell.imshow(np.asarray(image))
+    cell.set_xticks([])
+    cell.set_yticks([])
+    for spine in cell.spines.values():
+        spine.set(color=FOUND if right else OTHER, linewidth=4 if right else 0.8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="ALIP's run folder")
+    parser.add_argument("--clip", type=Path, required=True, help="run folder of CLIP on the raw texts")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds demo/eval")
+    parser.add_argument("--output", type=Path, required=True, help="PNG or SVG file to write")
+    arguments = parser.parse_args()
+    encoding = Encoding(distributed.start("auto"), batch_size=256, workers=2, precision="fp32")
+    dataset = open_retrieval("demo-style", arguments.data_root)
+    found = {
+        name: measure_retrieval(load_model(folder, device=encoding.world.device), dataset, encoding)
+        for name, folder in (("CLIP on the raw texts", arguments.clip), ("ALIP", arguments.run))
+    }
+    draw_answers(found, arguments.output)
+    print(arguments.output)
+
+
+if __name__ == "__main__":
+    run_command(main)

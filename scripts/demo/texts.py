@@ -1,0 +1,96 @@
+"""The two texts of every demo image, and how often each of them is wrong.
+
+`raw_text` is what a web page would say, `caption` what a captioner would. Both are then corrupted at stated rates, and
+whether a text was corrupted is kept as a label. Everything random comes from SHA-256 of the sample's key, so two
+runs give the same texts, and what is corrupted at one rate is corrupted at every higher rate too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+MISMATCHED_FRACTION = 0.4  # raw texts that belong to another concept's image
+WRONG_CAPTION_FRACTION = 0.1  # captions that say something else than the image shows, or nothing
+GENERIC_CAPTION_FRACTION = 0.15  # of the other captions: right, but only the class
+
+# A captioner's ways to begin; {} is a name or a class. Without words around it is the most frequent.
+_CAPTION_FORMS = ["{}", "{}", "{}", "a picture of {}", "an icon of {}", "a drawing of {}"]
+_EMPTY_CAPTIONS = ["a small picture", "an icon on a white background", "a colourful drawing", "an image of something"]
+
+
+def sample(*parts: str) -> float:
+    """A number in [0, 1) that depends on nothing but the words given."""
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def choose(items: Sequence, *parts: str):
+    """One of the items, by hash."""
+    return items[int(sample(*parts) * len(items))]
+
+
+def order(items: list[str], *parts: str) -> list[str]:
+    """The items in a random order given by their hash."""
+    return sorted(items, key=lambda item: sample(item, *parts))
+
+
+def raw_text(name: str, keywords: list[str], key: str) -> str:
+    """What a web page would say: the name and up to three keywords."""
+    return ", ".join([name, *order(keywords, key, "keyword")[:3]])
+
+
+def corrupt_texts(records: Sequence[dict], mismatched: float, wrong_captions: float) -> list[dict]:
+    """The records with text, is_mismatched, caption and caption_is_wrong; rates are fractions of the samples.
+
+    records: dictionaries with key, name, class and own_text (the raw text that belongs to the image).
+    """
+    texts = _swap_texts(records, mismatched)
+    by_class: dict[str, list[str]] = {}
+    for record in records:
+        by_class.setdefault(record["class"], []).append(record["name"])
+    done = []
+    for record, (text, is_mismatched) in zip(records, texts, strict=True):
+        is_wrong = sample(record["key"], "caption is wrong") < wrong_captions
+        caption = _wrong_caption(record, by_class) if is_wrong else _right_caption(record)
+        labels = {"text": text, "is_mismatched": is_mismatched, "caption": caption, "caption_is_wrong": is_wrong}
+        done.append({**record, **labels})
+    return done
+
+
+def _swap_texts(records: Sequence[dict], fraction: float) -> list[tuple[str, bool]]:
+    """[(raw text, is it mismatched)]: the chosen samples pass their texts round in a circle, so each is used once."""
+    chosen = [n for n, record in enumerate(records) if sample(record["key"], "mismatched") < fraction]
+    texts = [(record["own_text"], False) for record in records]
+    for rank, number in enumerate(chosen):
+        step = 1
+        # Another style of the same concept would be no mismatch.
+        while records[chosen[(rank + step) % len(chosen)]]["name"] == records[number]["name"]:
+            step += 1
+        texts[number] = (records[chosen[(rank + step) % len(chosen)]]["own_text"], True)
+    return texts
+
+
+def _right_caption(record: dict) -> str:
+    """The full name in plain words; for some, only the class."""
+    key = record["key"]
+    generic = sample(key, "caption is generic") < GENERIC_CAPTION_FRACTION
+    return _in_words(record["class"] if generic else record["name"], key)
+
+
+def _wrong_caption(record: dict, by_class: dict[str, list[str]]) -> str:
+    """A captioner's three ways to fail: a look-alike (another name of the class), another class, no content."""
+    key, own = record["key"], record["class"]
+    failure = choose(("look-alike", "other class", "empty"), key, "failure")
+    if failure == "empty":
+        return choose(_EMPTY_CAPTIONS, key, "empty")
+    if failure == "look-alike":
+        names = sorted({name for name in by_class[own] if name != record["name"]})
+    else:
+        other = choose(sorted(set(by_class) - {own}), key, "other class")
+        names = sorted(set(by_class[other]))
+    return _in_words(choose(names, key, "wrong name"), key)
+
+
+def _in_words(thing: str, key: str) -> str:
+    return choose(_CAPTION_FORMS, key, "form").format(thing)
