@@ -1,0 +1,141 @@
+"""What the gates are worth on noisy texts: CLIP, bi-path without gates and ALIP over mismatch and caption-error rates.
+
+    python benchmarks/noise_study.py [--jobs 2] [--only REGEX] [--seeds 3]      # train what is missing, then the table
+    python benchmarks/noise_study.py --table                                   # the table and the plots alone
+
+Data: the demo's images of a third of its concepts, with raw texts and captions corrupted again at the rates of the run.
+All runs share model, steps, data order, augmentation and hyper-parameters (noise_study_train.py); only the loss of the
+arm differs. They are measured on held-out styles of the same concepts. A finished run is one JSON line in
+benchmarks/notes/noise_study.jsonl, so the study resumes where it stopped; the most telling runs come first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).parent)]
+
+import noise_study_report as report  # noqa: E402
+import noise_study_train as study  # noqa: E402
+from noise_study_train import Run  # noqa: E402
+
+from alip.errors import UserError, run_command  # noqa: E402
+
+RESULTS = study.ROOT / "benchmarks/notes/noise_study.jsonl"
+RATES = [(40, 10), (0, 10), (60, 10), (20, 10), (40, 0), (40, 30)]  # % of raw texts mismatched, % of captions wrong
+S, T, C = "use_sample_weight", "use_text_weight", "use_caption_weight"
+MAIN_ARMS = {
+    "CLIP, raw texts": {"objective": "clip-text"},
+    "CLIP, captions": {"objective": "clip-caption"},
+    "no gates": {S: False, T: False, C: False},
+    "ALIP": {},
+}
+# The other arms run at RATES[0] only.
+SINGLE_GATES = {"W^s only": {T: False, C: False}, "W^t only": {S: False, C: False}, "W^c only": {S: False, T: False}}
+SETTINGS = {
+    "gamma 1": {"gamma_sample": 1.0, "gamma_pair": 1.0},
+    "gamma 4": {"gamma_sample": 4.0, "gamma_pair": 4.0},
+    "momentum 0.5": {"history_momentum": 0.5},
+    "momentum 0.99": {"history_momentum": 0.99},
+    "start 1": {"history_init": 1.0},
+    "start 1, momentum 0.99": {"history_init": 1.0, "history_momentum": 0.99},
+}
+# Raw texts kept by an expression over the scores of the ALIP run of the same seed; as many each time.
+CLEANING = {
+    "CLIP, cleaned by S_xt": "rank(image_text_similarity) >= 0.4",
+    "CLIP, cleaned by S_tc": "rank(text_caption_similarity) >= 0.4",
+    "CLIP, cleaned at random": "random({seed}) >= 0.4",
+}
+
+
+def all_runs(seeds: int) -> list[Run]:
+    """The whole study, the most telling runs first."""
+
+    def group(arms: dict[str, dict], rates: Sequence[tuple[int, int]]) -> list[Run]:
+        return [
+            Run(arm, tuple(loss.items()), *rate, seed)
+            for rate in rates
+            for seed in range(seeds)
+            for arm, loss in arms.items()
+        ]
+
+    clip = tuple(MAIN_ARMS["CLIP, raw texts"].items())
+    cleaning = [
+        Run(arm, clip, *RATES[0], seed, Run("ALIP", (), *RATES[0], seed).key, keep.format(seed=seed))
+        for seed in range(seeds)
+        for arm, keep in CLEANING.items()
+    ]
+    singles, settings = group(SINGLE_GATES, RATES[:1]), group(SETTINGS, RATES[:1])
+    main = [group(MAIN_ARMS, [rate]) for rate in RATES]
+    return [*main[0], *cleaning, *main[1], *main[2], *singles, *main[4], *main[5], *main[3], *settings]
+
+
+def train_missing(runs: list[Run], done: set[str], jobs: int, folder: Path, results: Path) -> int:
+    """Trains the runs that are not done, `jobs` at a time, and appends a line for each; returns how many failed."""
+    failed = 0
+    todo = [run for run in runs if run.key not in done]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=study.start_worker) as pool:
+        running: dict[Future, Run] = {}
+        while todo or running:
+            # A cleaning arm waits for the scores of its ALIP run.
+            ready = [run for run in todo if not run.scorer or run.scorer in done]
+            for run in ready[: jobs - len(running)]:
+                todo.remove(run)
+                running[pool.submit(study.train_and_measure, run, folder)] = run
+            if not running:
+                keys = ", ".join(sorted({run.scorer for run in todo}))
+                raise UserError(f"the cleaning arms need the scores of {keys}: train these too (see --only)")
+            for future in wait(running, return_when="FIRST_COMPLETED").done:
+                run = running.pop(future)
+                if error := future.exception():
+                    failed += 1
+                    print(f"{run.key}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                    continue
+                row = future.result()
+                results.parent.mkdir(parents=True, exist_ok=True)
+                with results.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                done.add(run.key)
+                numbers = " ".join(f"{name} {row[name]:.1f}" for name in report.METRICS)
+                print(f"{run.key}: {numbers} ({row['seconds']:.0f} s, {len(done)} runs done)", flush=True)
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=study.ROOT / "runs/noise_study", help="folder for gate scores")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a finished run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one CPU thread each (default 1)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of every arm (default 3)")
+    parser.add_argument("--only", metavar="REGEX", help="the runs whose key matches, e.g. 'm40.c10' or '^ALIP.*s0'")
+    parser.add_argument("--list", action="store_true", help="print the keys of the runs and which are done")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    arguments = parser.parse_args()
+    if arguments.jobs < 1 or arguments.seeds < 1:
+        raise UserError("--jobs and --seeds must be at least 1")
+
+    done = {row["key"] for row in report.read_rows(arguments.results)}
+    runs = all_runs(arguments.seeds)
+    wanted = [run for run in runs if re.search(arguments.only or "", run.key)]
+    if arguments.list:
+        print("\n".join(f"{'done' if run.key in done else '    '} {run.key}" for run in wanted))
+        return 0
+    failed = 0
+    if not arguments.table:
+        missing = sum(run.key not in done for run in wanted)
+        print(f"{missing} of {len(runs)} runs to train, {study.STEPS} steps of {study.BATCH} samples each", flush=True)
+        failed = train_missing(wanted, done, arguments.jobs, arguments.output.resolve(), arguments.results)
+    report.write(arguments.results, len(runs))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run_command(main)
