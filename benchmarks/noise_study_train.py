@@ -43,7 +43,7 @@ from alip.train.schedule import create_schedule  # noqa: E402
 from alip.train.step import TrainStep  # noqa: E402
 
 CONCEPTS = 1 / 3  # of the demo's: with fewer names to learn, a short run learns something
-SIZE, BATCH, STEPS, LOG_EVERY = 32, 128, 300, 10
+SIZE, BATCH, STEPS, LOG_EVERY = 32, 128, 250, 10
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.1
 LOSS = {"history_init": None, "history_momentum": 0.9}  # the quickstart's: 0.99 would lag behind to the end
 MODEL = {

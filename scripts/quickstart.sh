@@ -60,7 +60,7 @@ python -m alip.eval.gates --checkpoint "$RUN" --data "$DATA/train" --output "$RU
 python scripts/demo/baseline.py --data-root "$(dirname "$DATA")" --output "$RUN/results/pixels.json"
 python -m alip.eval.plots --run "$RUN" --data "$DATA/train" --mismatch-column is_mismatched \
     --scores "$RUN/results/gates.parquet" --output "$RUN/plots"
-python scripts/demo/answers.py --run "$RUN" --clip "$RUN-clip" --data-root "$(dirname "$DATA")" --output "$RUN/plots/answers.png"
+python scripts/demo/answers.py --run "$RUN" --clip "$RUN-clip" --data-root "$(dirname "$DATA")" --output "$RUN/plots/answers"
 
 say "7/7 summary (everything after the installation took $((SECONDS - started)) s)"
 python scripts/demo/summary.py --run "$RUN" --clip "$RUN-clip"

@@ -1,6 +1,6 @@
 """One plot of two models' answers to the same queries: CLIP's nearest images beside ALIP's.
 
-    python scripts/demo/answers.py --run runs/quickstart --clip runs/quickstart-clip --output answers.png
+    python scripts/demo/answers.py --run runs/quickstart --clip runs/quickstart-clip --output answers
 
 The queries are spread evenly over the benchmark, so neither model's best are picked out.
 """
@@ -8,11 +8,9 @@ The queries are spread evenly over the benchmark, so neither model's best are pi
 from __future__ import annotations
 
 import argparse
-import textwrap
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from alip import distributed
 from alip.checkpoint.load import load_model
@@ -20,34 +18,32 @@ from alip.errors import run_command
 from alip.eval.datasets import open_retrieval
 from alip.eval.features import Encoding
 from alip.eval.image_readers import read_rgb
+from alip.eval.plots import style
 from alip.eval.retrieval import Retrieved, measure_retrieval
 
 QUERIES, TOP = 10, 4
-FOUND, OTHER = "#1a9850", "#b0b0b0"
 
 
-def draw_answers(found: dict[str, Retrieved], output: Path) -> None:
+def draw_answers(found: dict[str, Retrieved], path: Path) -> None:
     """A row for each query: its text, then every model's nearest images, with the rank of the right one above them."""
-    figure = Figure(figsize=(2.2 + 1.0 * TOP * len(found), 1.25 * QUERIES), layout="constrained")
-    columns = [1.6, *([1.0] * TOP + [0.25]) * len(found)][:-1]
-    cells = figure.subplots(QUERIES, len(columns), squeeze=False, width_ratios=columns)
-    for cell in cells.flat:
-        cell.axis("off")
+    columns = [1.7, *([1.0] * TOP + [0.3]) * len(found)][:-1]
     dataset = next(iter(found.values())).dataset
-    for row, query in enumerate(np.linspace(0, len(dataset.captions) - 1, QUERIES).round().astype(int).tolist()):
-        cells[row][0].text(0, 0.5, textwrap.fill(dataset.captions[query], 18), va="center", fontsize=9)
-        for block, (model, retrieved) in enumerate(found.items()):
-            scores = retrieved.image_features.float() @ retrieved.caption_features[query].float()
+    with style.figure(path, style.PAGE, 0.92 * QUERIES + 0.4) as figure:
+        cells = figure.subplots(QUERIES, len(columns), squeeze=False, width_ratios=columns)
+        for cell in cells.flat:
+            cell.axis("off")
+        for row, query in enumerate(np.linspace(0, len(dataset.captions) - 1, QUERIES).round().astype(int).tolist()):
+            cells[row][0].text(0, 0.5, style.wrap(dataset.captions[query], 17, 4), va="center")
             owner = dataset.caption_owner[query]
-            rank = int((scores >= scores[owner]).sum())
-            first = 1 + block * (TOP + 1)
-            title = f"{model}\n" if row == 0 else ""
-            cells[row][first].set_title(f"{title}rank {rank:,}", fontsize=8, loc="left")
-            for cell, image in zip(cells[row][first : first + TOP], scores.topk(TOP).indices.tolist()):
-                _show(cell, read_rgb(dataset.images[image]), image == owner)
-    figure.suptitle(f"{dataset.name}: nearest of {len(dataset.images):,} images; the right one in a green frame")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
+            for block, (model, retrieved) in enumerate(found.items()):
+                scores = retrieved.image_features.float() @ retrieved.caption_features[query].float()
+                rank = int((scores >= scores[owner]).sum())  # ties count against the model
+                first = 1 + block * (TOP + 1)
+                title = f"{model}\n" if row == 0 else ""
+                cells[row][first].set_title(f"{title}rank {rank:,}", loc="left")
+                for cell, image in zip(cells[row][first : first + TOP], scores.topk(TOP).indices.tolist()):
+                    _show(cell, read_rgb(dataset.images[image]), image == owner)
+        figure.suptitle(f"nearest of {len(dataset.images):,} images in held-out styles; right answers framed")
 
 
 def _show(cell, image, right: bool) -> None:
@@ -56,7 +52,7 @@ def _show(cell, image, right: bool) -> None:
     cell.set_xticks([])
     cell.set_yticks([])
     for spine in cell.spines.values():
-        spine.set(color=FOUND if right else OTHER, linewidth=4 if right else 0.8)
+        spine.set(visible=right, color=style.BLUE, linewidth=3)
 
 
 def main() -> None:
@@ -64,7 +60,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="ALIP's run folder")
     parser.add_argument("--clip", type=Path, required=True, help="run folder of CLIP on the raw texts")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds demo/eval")
-    parser.add_argument("--output", type=Path, required=True, help="PNG or SVG file to write")
+    parser.add_argument("--output", type=Path, required=True, help="plot to write, without suffix: .png and .svg")
     arguments = parser.parse_args()
     encoding = Encoding(distributed.start("auto"), batch_size=256, workers=2, precision="fp32")
     dataset = open_retrieval("demo-style", arguments.data_root)
@@ -72,8 +68,8 @@ def main() -> None:
         name: measure_retrieval(load_model(folder, device=encoding.world.device), dataset, encoding)
         for name, folder in (("CLIP on the raw texts", arguments.clip), ("ALIP", arguments.run))
     }
-    draw_answers(found, arguments.output)
-    print(arguments.output)
+    for path in style.draw_or_warn(lambda path: draw_answers(found, path), arguments.output):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 MISMATCHED_FRACTION = 0.4  # raw texts that belong to another concept's image
 WRONG_CAPTION_FRACTION = 0.1  # captions that say something else than the image shows, or nothing
 GENERIC_CAPTION_FRACTION = 0.15  # of the other captions: right, but only the class
+CLASS_ADDED_FRACTION = 0.4  # of the captions with a name: "pizza, a meal"
 
 # A captioner's ways to begin; {} is a name or a class. Without words around it is the most frequent.
 _CAPTION_FORMS = ["{}", "{}", "{}", "a picture of {}", "an icon of {}", "a drawing of {}"]
@@ -72,25 +73,27 @@ def _swap_texts(records: Sequence[dict], fraction: float) -> list[tuple[str, boo
 
 
 def _right_caption(record: dict) -> str:
-    """The full name in plain words; for some, only the class."""
+    """The full name in plain words, for some with the class; for others only the class."""
     key = record["key"]
-    generic = sample(key, "caption is generic") < GENERIC_CAPTION_FRACTION
-    return _in_words(record["class"] if generic else record["name"], key)
+    if sample(key, "caption is generic") < GENERIC_CAPTION_FRACTION:
+        return choose(_CAPTION_FORMS, key, "form").format(record["class"])
+    return _in_words(record["name"], record["class"], key)
 
 
 def _wrong_caption(record: dict, by_class: dict[str, list[str]]) -> str:
     """A captioner's three ways to fail: a look-alike (another name of the class), another class, no content."""
-    key, own = record["key"], record["class"]
+    key, shown = record["key"], record["class"]
     failure = choose(("look-alike", "other class", "empty"), key, "failure")
-    if failure == "empty":
+    if failure == "other class":
+        shown = choose(sorted(set(by_class) - {shown}), key, "other class")
+    names = sorted({name for name in by_class[shown] if name != record["name"]})
+    if failure == "empty" or not names:
         return choose(_EMPTY_CAPTIONS, key, "empty")
-    if failure == "look-alike":
-        names = sorted({name for name in by_class[own] if name != record["name"]})
-    else:
-        other = choose(sorted(set(by_class) - {own}), key, "other class")
-        names = sorted(set(by_class[other]))
-    return _in_words(choose(names, key, "wrong name"), key)
+    return _in_words(choose(names, key, "wrong name"), shown, key)
 
 
-def _in_words(thing: str, key: str) -> str:
-    return choose(_CAPTION_FORMS, key, "form").format(thing)
+def _in_words(name: str, class_name: str, key: str) -> str:
+    words = choose(_CAPTION_FORMS, key, "form").format(name)
+    if sample(key, "class is added") < CLASS_ADDED_FRACTION:
+        words += f", {'an' if class_name[0] in 'aeiou' else 'a'} {class_name}"
+    return words
