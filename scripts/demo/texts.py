@@ -60,7 +60,7 @@ def corrupt_texts(records: Sequence[dict], mismatched: float, wrong_captions: fl
 
 
 def _swap_texts(records: Sequence[dict], fraction: float) -> list[tuple[str, bool]]:
-    """[(raw text, is it mismatched)]: the chosen samples pass their texts round in a circle, so each is used once."""
+    """[(raw text, is it mismatched)]: the chosen samples pass their texts round in a circle."""
     chosen = [n for n, record in enumerate(records) if sample(record["key"], "mismatched") < fraction]
     texts = [(record["own_text"], False) for record in records]
     for rank, number in enumerate(chosen):
