@@ -45,17 +45,23 @@ def data_metadata(manifest: Manifest) -> dict[str, Any]:
     return {"name": manifest.name, "samples": manifest.samples, "fingerprint": manifest.fingerprint}
 
 
+def one_line(error: Exception) -> str:
+    """Arrow's message without its line breaks, cut short."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= 200 else line[:199] + "…"
+
+
 class ScoreTable:
     """An open table. metadata: what was scored, with what; columns: {name: type}. UserError if it is none."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         try:
-            self._file = pq.ParquetFile(self.path)
+            self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
         except FileNotFoundError:
             raise UserError(f"no score table {self.path}: write one with `python -m alip.eval.gates`") from None
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{self.path} cannot be read as Parquet ({error}): write it again") from None
+            raise UserError(f"{self.path} cannot be read as Parquet ({one_line(error)}): write it again") from None
         schema = self._file.schema_arrow
         try:
             self.metadata = json.loads((schema.metadata or {})[METADATA_KEY])
@@ -100,11 +106,15 @@ class ScoreTable:
 
     def batches(self, columns: Sequence[str], rows: int = ROWS) -> Iterator[dict[str, Any]]:
         """{column: array} of some rows at a time: numbers and booleans as numpy arrays, strings as object arrays."""
+        at = 0
         try:
             for batch in self._file.iter_batches(batch_size=rows, columns=list(columns)):
+                at += batch.num_rows
                 yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in columns}
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{self.path} is damaged ({error}): write it again") from None
+            raise UserError(f"{self.path} is damaged ({one_line(error)}): write it again") from None
+        if at != self.rows:
+            raise UserError(f"{self.path} is damaged (it holds {at} of its {self.rows} rows): write it again")
 
     def value_range(self, name: str) -> tuple[float, float]:
         """Smallest and largest value of a column of numbers, from the file's statistics; (0, 0) of no rows."""

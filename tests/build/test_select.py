@@ -1,6 +1,7 @@
 """Selecting from a dataset by its scores: what is written, that it is restartable, and what is refused."""
 
 import json
+import random
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from alip.data.recordio import unpack
 from alip.data.shards import load_manifest, read_texts
 from alip.errors import UserError
 from alip.tokens import tokenize, unpack_label
+from tests.fuzz import run_case, score_tables
 from tests.helpers.score_tables import made_up_scores, write_made_up_table
 from tests.helpers.shards import build_shards, make_tars
 
@@ -201,3 +203,10 @@ def test_other_mistakes(shards, scores, tmp_path):
         with pytest.raises(UserError) as refused:
             select(source, table, output, quiet=True, **words)
         assert part in str(refused.value), arguments
+
+
+def test_damaged_tables_are_refused_or_read_as_they_were(tmp_path):
+    (target,) = score_tables.TARGETS
+    for seed in range(60):
+        run_case(target.make(random.Random(seed), tmp_path), target.allowed)
+    run_case(target.make(random.Random(379), tmp_path), target.allowed)  # a column that says it has no rows

@@ -128,7 +128,7 @@ def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> 
     """Row groups of ROWS, whatever the sizes of the batches."""
     waiting: list[pa.RecordBatch] = []
     count = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         for batch in batches:
             waiting.append(batch)
             count += batch.num_rows
