@@ -227,15 +227,21 @@ def _retrieval_bars(rows: Sequence[Row], column: Column, title: str, path: Path)
     for row, entry in entries:
         values = [entry["numbers"][f"{way}_R@{k}"] for way, _ in _WAYS for k in (1, 5, 10)]
         series.append((row.label, values, True))
-    # A random order finds one of an image's captions, or a caption's image, with these probabilities.
     numbers = entries[0][1]["numbers"]
     images = max(1.0, float(numbers["images"]))
     captions = max(images, float(numbers.get("captions", images)))
-    per_image = captions / images
-    chance = [100 * min(1.0, 1 - (1 - min(1.0, k / captions)) ** per_image) for k in (1, 5, 10)]
-    chance += [100 * min(1.0, k / images) for k in (1, 5, 10)]
+    chance = [chance_recall(captions, captions / images, k) for k in (1, 5, 10)]
+    chance += [chance_recall(images, 1, k) for k in (1, 5, 10)]
     beside = ", beside published B/32 models (YFCC15M)" if theirs else ""
-    bars(groups, series, f"Retrieval on {title}{beside}", "recall (%)", path, chance)
+    bars(groups, series, f"Retrieval on {_starred(title, rows, column)}{beside}", "recall (%)", path, chance)
+
+
+def chance_recall(answers: float, right: float, k: int) -> float:
+    """The percentage of random orders of `answers` answers that have one of the `right` ones among the first k."""
+    none = 1.0
+    for taken in range(k):
+        none *= max(0.0, (answers - right - taken) / max(1.0, answers - taken))
+    return 100 * (1 - none)
 
 
 def _task_bars(rows: Sequence[Row], task: str, title: str, path: Path) -> None:
@@ -253,7 +259,13 @@ def _task_bars(rows: Sequence[Row], task: str, title: str, path: Path) -> None:
     for column in columns:
         first = next(row.cells[column] for row in rows if column in row.cells)
         chance.append(100.0 / max(1.0, float(first["numbers"]["classes"])))
-    bars(list(columns.values()), series, f"{title}: primary metric of each dataset", "accuracy (%)", path, chance)
+    groups = [_starred(title, rows, column) for column, title in columns.items()]
+    bars(groups, series, f"{title}: primary metric of each dataset", "accuracy (%)", path, chance)
+
+
+def _starred(title: str, rows: Sequence[Row], column: Column) -> str:
+    """With a star where a number is not the benchmark's own; report.md has the reason as a footnote."""
+    return title + "*" * any(results.mark_of(row.cells[column]) != "" for row in rows if column in row.cells)
 
 
 def _names(paths: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -288,6 +289,15 @@ def test_numbers_are_saved_before_anything_is_plotted(run, tmp_path, monkeypatch
     assert warnings == [
         "warning: gallery-pairs could not be plotted (ValueError: no such glyph); the numbers are saved"
     ]
+
+
+def test_chance_of_a_random_order():
+    rng = np.random.default_rng(0)
+    orders = np.argsort(rng.random((20_000, 12)), axis=1)  # of 12 answers 0, 1 and 2 are right
+    for k in (1, 5, 10):
+        simulated = 100 * (orders[:, :k] < 3).any(1).mean()
+        assert report.chance_recall(12, 3, k) == pytest.approx(simulated, abs=1.2)
+    assert report.chance_recall(3, 1, 10) == 100
 
 
 def test_weights_hash_is_of_weights_and_configuration(run, model):

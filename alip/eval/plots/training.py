@@ -24,7 +24,7 @@ def read_metrics(run: Path, kind: str) -> Columns:
     """
     by_step: dict[int, dict] = {}
     for row in _lines(run):
-        if row.get("kind") == kind and isinstance(row.get("step"), int):
+        if row.get("kind") == kind and type(row.get("step")) is int:
             by_step[row["step"]] = row
     if not by_step:
         raise UserError(
@@ -39,7 +39,7 @@ def read_evaluations(run: Path) -> dict[str, tuple[list[int], list[float]]]:
     """{"task/dataset": (steps, primary metric at each)} of the evaluations during training."""
     found: dict[str, dict[int, float]] = {}
     for row in _lines(run):
-        if row.get("kind") == "eval" and isinstance(row.get("step"), int):
+        if row.get("kind") == "eval" and type(row.get("step")) is int:
             value = _primary(row)
             if value is not None:
                 # `set` until version 0.1.
