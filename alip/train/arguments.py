@@ -16,6 +16,7 @@ from alip.train.plan import Interval
 from alip.train.presets import PRESETS
 
 FLAGS: dict[str, Flag] = create_parser()[1]
+_SOURCES = (".tar", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _FRACTIONS = ("flip", "beta1", "beta2", "ema", "history_momentum", "cooldown")
 
 
@@ -32,8 +33,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         adamws_own = () if chosen.opt == "adamw" else ("beta1", "beta2", "cycle_beta1")
         parser.set_defaults(**{name: v for name, v in PRESETS[chosen.preset].items() if name not in adamws_own})
     args = parser.parse_args(argv)
-    open_clip_flags.answer(args)
-    _resolve_run(args)
+    # Together, so that somebody with a command line for open_clip sees at once all that has to change.
+    problems = [*open_clip_flags.answers(args), *_data_problems(args), *_run_problems(args)]
+    if problems:
+        raise UserError("; ".join(problems))
     _resolve_recipe(args)
     _resolve_images(args)
     _resolve_logging(args)
@@ -72,37 +75,38 @@ def parse_interval(text: str, unit: str) -> Interval:
     return Interval(int(number), unit)
 
 
-def _resolve_run(args: argparse.Namespace) -> None:
-    """The run's data and folder."""
-    _resolve_data(args)
-    if args.output is None:
-        if args.name is None:
-            raise UserError("say where the run is kept: --output RUN, or --logs DIR --name NAME for DIR/NAME")
-        args.output = str(Path(args.logs or "logs") / args.name)
-    elif args.logs is not None or args.name is not None:
-        raise UserError("--output RUN is the same as --logs DIR --name NAME: give one of them")
+def _run_problems(args: argparse.Namespace) -> list[str]:
+    """Settles the run's folder; what is wrong with it."""
     if args.resume == "latest":
         args.resume = "auto"
+    if args.output is None and args.name is None:
+        return ["say where the run is kept: --output RUN, or --logs DIR --name NAME for DIR/NAME"]
+    if args.output is None:
+        args.output = str(Path(args.logs or "logs") / args.name)
+    elif args.logs is not None or args.name is not None:
+        return ["--output RUN is the same as --logs DIR --name NAME: give one of them"]
+    return []
 
 
-def _resolve_data(args: argparse.Namespace) -> None:
-    """Rec shards, or synthetic samples; for the input of open_clip's trainer, how to make rec shards of it."""
+def _data_problems(args: argparse.Namespace) -> list[str]:
+    """What is wrong with the data's flags; for the input of open_clip's trainer, how to make rec shards of it."""
     if args.dataset_type == "synthetic":
         if args.train_data or args.mismatch_column:
-            raise UserError("--dataset-type synthetic has neither --train-data nor a --mismatch-column")
-        if args.train_num_samples is None:
-            raise UserError("--dataset-type synthetic needs --train-num-samples N")
-        return
-    source = args.train_data or "SRC"
-    build = f"python data2rec.py --input '{source}' --output DIR/NAME, then --train-data DIR/NAME"
-    if args.dataset_type not in ("auto", "rec"):
-        raise UserError(f"--dataset-type {args.dataset_type}: train.py reads rec shards; build them: {build}")
+            return ["--dataset-type synthetic has neither --train-data nor a --mismatch-column"]
+        return [] if args.train_num_samples else ["--dataset-type synthetic needs --train-num-samples N"]
     if not args.train_data:
-        raise UserError("say what to train on: --train-data DIR/NAME, the shards that data2rec.py wrote")
-    if "::" in args.train_data or args.train_data.endswith((".tar", ".csv", ".tsv", ".json", ".jsonl", ".parquet")):
-        raise UserError(f"train.py reads rec shards, not what --train-data names; build them: {build}")
+        return ["say what to train on: --train-data DIR/NAME, the shards that data2rec.py wrote"]
+    problems = []
+    if "::" in args.train_data or args.train_data.endswith(_SOURCES):
+        problems.append(
+            "--train-data: train.py reads rec shards; build them once with "
+            f"`python data2rec.py --input '{args.train_data.replace('::', chr(39) + ' ' + chr(39))}' --output DIR/NAME`"
+        )
+    if args.dataset_type not in ("auto", "rec"):
+        problems.append(f"--dataset-type {args.dataset_type}: only rec shards are read; leave it out")
     if args.train_num_samples is not None:
-        raise UserError("--train-num-samples: the manifest of the shards knows their count; leave it out")
+        problems.append("--train-num-samples: the manifest of the shards knows their number; leave it out")
+    return problems
 
 
 def _resolve_recipe(args: argparse.Namespace) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from alip.errors import UserError
-
-_INPUT = "train.py reads rec shards: build them with `python data2rec.py --input SRC --output DIR/NAME`"
+_INPUT = "a flag of data2rec.py, which builds the rec shards that train.py reads:"
 _LOSS = "the loss is always computed this way: each rank holds the rows of its own images, with the full gradient"
 _LAUNCH = "torchrun describes the ranks (see docs/training.md), the backend follows the device; leave it out"
 _REMOTE = "a run folder may be on any mounted file system; copy it with the tool of that storage"
@@ -25,9 +23,9 @@ REFUSED: dict[str, tuple[int | str, str]] = {
     ),
     "--val-data": (1, "evaluation takes any caption file: --eval-retrieval FILE"),
     "--val-num-samples": (1, "a caption file's samples are counted: --eval-retrieval FILE"),
-    "--train-data-upsampling-factors": (1, f"{_INPUT}; name a source several times there to weigh it more"),
+    "--train-data-upsampling-factors": (1, "an epoch has every sample of the shards once; there is no upsampling"),
     "--dataset-resampled": (0, "every epoch is a new permutation of all samples, the same on any number of ranks"),
-    "--csv-separator": (1, f"{_INPUT}; tables of any separator, see its --help"),
+    "--csv-separator": (1, f"{_INPUT} CSV, TSV, JSON lines and Parquet are told apart by their names"),
     "--csv-img-key": (1, f"{_INPUT} --image-field COLUMN"),
     "--csv-caption-key": (1, f"{_INPUT} --text-field COLUMN"),
     "--image-key": (1, f"{_INPUT} --image-field KEY"),
@@ -68,7 +66,7 @@ REFUSED: dict[str, tuple[int | str, str]] = {
 
 
 class _Refuse(argparse.Action):
-    """Notes the flag; `answer` reports them all at once."""
+    """Notes the flag; `answers` reports them all at once."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         found = getattr(namespace, "refused", [])
@@ -81,8 +79,9 @@ def add_refused(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, nargs=count, action=_Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def answer(namespace: argparse.Namespace) -> None:
-    """Raises UserError with a line on every flag that was given and is not needed."""
-    given = list(dict.fromkeys(vars(namespace).pop("refused", [])))
-    if given:
-        raise UserError("; ".join(f"{flag}: {REFUSED[flag][1]}" for flag in given))
+def answers(namespace: argparse.Namespace) -> list[str]:
+    """A line on every flag that was given and is not needed; flags with the same answer share one."""
+    flags_of: dict[str, list[str]] = {}
+    for flag in dict.fromkeys(vars(namespace).pop("refused", [])):
+        flags_of.setdefault(REFUSED[flag][1], []).append(flag)
+    return [f"{', '.join(flags)}: {text}" for text, flags in flags_of.items()]

@@ -83,8 +83,27 @@ def test_flags_that_are_not_needed_answer_with_one_line(flag):
 
 
 def test_several_are_answered_together():
-    with pytest.raises(UserError, match=r"^--local-loss: .*; --dist-url: .*"):
-        parse("--local-loss", "--dist-url", "tcp://host:1", "--lr", "1e-3")
+    with pytest.raises(UserError, match=r"^--local-loss, --gather-with-grad: .*; --dist-url: .*"):
+        parse("--local-loss", "--dist-url", "tcp://host:1", "--lr", "1e-3", "--gather-with-grad")
+
+
+def test_a_command_line_of_open_clip_is_answered_in_one_go():
+    """The CC12M example of its README: each of its parts that has to change is named."""
+    words = [
+        *("--train-data", "/data/cc12m/cc12m-train-{0000..2175}.tar", "--train-num-samples", "10968539"),
+        *("--dataset-type", "webdataset", "--batch-size", "320", "--precision", "amp", "--workers", "4"),
+        *("--imagenet-val", "/data/imagenet/validation/"),
+    ]
+    with pytest.raises(UserError) as caught:
+        parse_arguments(words)
+    for part in ("data2rec.py --input '/data/cc12m/cc12m-train-{0000..2175}.tar'", "--dataset-type", "--output RUN"):
+        assert part in str(caught.value)
+    for flag in ("--train-num-samples", "--dataset-type"):
+        at = words.index(flag)
+        del words[at : at + 2]
+    words[1] = "data/cc12m/train"
+    args = parse_arguments([*words, "--name", "cc12m"])
+    assert (args.precision, args.output, args.imagenet_val) == ("amp", "logs/cc12m", "/data/imagenet/validation/")
 
 
 def test_other_methods_flags_are_unknown():
@@ -174,7 +193,7 @@ def test_logs_and_name_are_the_output_folder():
         ([*NEEDED, "--image-interpolation", "random"], "DALI resizes a batch in one way"),
         ([*NEEDED, "--opt", "timm/lamb", "--cycle-beta1"], "--no-cycle-beta1"),
         ([*NEEDED, "--opt-kwargs", "momentum"], "not KEY=VALUE"),
-        ([*NEEDED, "--dataset-type", "webdataset"], "data2rec.py --input 'x' --output DIR/NAME"),
+        ([*NEEDED, "--dataset-type", "webdataset"], "only rec shards are read; leave it out"),
         (["--train-data", "a/{0..9}.tar", "--name", "n"], "data2rec.py --input 'a/{0..9}.tar'"),
         ([*NEEDED, "--train-num-samples", "9"], "the manifest of the shards knows"),
         (["--dataset-type", "synthetic", "--output", "y"], "needs --train-num-samples N"),
