@@ -181,7 +181,7 @@ class _Window:
         while True:
             try:
                 entry, end = decode(self._text, self.at)
-                if end < len(self._text) or not self._more():  # a number may go on behind the window
+                if end < len(self._text) or not self._more():  # a number may continue behind the window
                     self.at = end
                     return entry
             except ValueError:

@@ -44,7 +44,7 @@ SHORT_SIDE = 256
 QUALITY = 90
 _REDUCED_PIXELS = 16_000_000  # larger ones are made RGB and reduced strip by strip, so that one copy is in memory
 _HARMLESS = re.compile("extraneous bytes before marker|JFIF revision|Adobe color transform")  # if of the headers only
-_ORIENTATION = 0x0112  # the EXIF tag, and what sets each of its values upright
+_ORIENTATION = 0x0112  # the EXIF tag, and the transposition that turns each of its values upright
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

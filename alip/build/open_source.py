@@ -14,7 +14,7 @@ from alip.build.sources import Fields, Source
 from alip.build.tables import TABLES, TableSource
 from alip.errors import UserError
 
-_MOST_NAMES = 1_000_000  # that one pattern may stand for
+_MOST_NAMES = 1_000_000  # that one pattern may expand to
 _MOST_BRACES = 16
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _SPAN = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
@@ -111,8 +111,8 @@ def _tars_in(folder: str) -> list[str]:
 
 
 def expand(specs: list[str], most: int = _MOST_NAMES) -> list[str]:
-    """The files and folders behind patterns, in order, each once. UserError where a pattern finds nothing, or stands
-    for more than `most` names."""
+    """The files and folders behind patterns, in order, each once. UserError where a pattern finds nothing, or expands
+    to more than `most` names."""
     found: list[str] = []
     for spec in specs:
         for count, pattern in enumerate([spec] if os.path.exists(spec) else _expand_braces(spec), 1):
@@ -126,7 +126,7 @@ def expand(specs: list[str], most: int = _MOST_NAMES) -> list[str]:
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
-    """The names that a pattern with {first..last} and {a,b} stands for, one after the other: there may be billions."""
+    """The names that a pattern with {first..last} and {a,b} expands to, one after the other: there may be billions."""
     if pattern.count("{") > _MOST_BRACES:
         raise UserError(f"{pattern[:80]} … has more than {_MOST_BRACES} braces: write fewer")
     match = _BRACES.search(pattern)

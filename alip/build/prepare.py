@@ -171,7 +171,7 @@ def _record(sample: Sample, rows: dict, policy: Policy) -> PreparedSample:
 
 
 def _texts(sample: Sample, rows: dict, policy: Policy) -> tuple[str, str]:
-    """Raw text and caption, each with token ids; _Reject where the policy says so."""
+    """Raw text and caption, each with token ids; _Reject where the policy demands it."""
     known = {}
     for name, text in (("raw text", sample.text), ("caption", sample.caption)):
         row = None if text is None else rows[text]

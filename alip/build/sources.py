@@ -47,7 +47,7 @@ class Sample:
     source has them, since cleaning them here would change their token ids.
     metadata: everything else in the source (JSON values). where: file and position in it, for people.
     error: what is wrong with it, None if nothing; a reason to reject it. unit: number of its file; number: in the file.
-    progress: how far into the whole source this is, 0 to 1, None where nobody knows.
+    progress: how far into the whole source this is, 0 to 1, None where it is unknown.
     """
 
     key: str
@@ -109,11 +109,11 @@ class Source:
         raise NotImplementedError
 
     def progress(self, unit: int, done: float) -> float:
-        """The part of the whole source that lies before `done` bytes of a unit."""
+        """The fraction of the whole source before `done` bytes of a unit."""
         return min(1.0, (self._before[unit] + done) / self._before[-1])
 
     def describe(self) -> list[list]:
-        """The units by name and size in bytes: two runs over the same input have the same list, wherever it lies."""
+        """The units by name and size in bytes: two runs over the same input have the same list, in any folder."""
         return [[os.path.basename(unit), size] for unit, size in zip(self.units, self.sizes)]
 
 

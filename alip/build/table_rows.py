@@ -14,14 +14,14 @@ from alip.errors import UserError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 LONGEST_FIELD = 1 << 24  # characters of one CSV field, bytes of one line
-_LONE_CR = "\ud800"  # its stand-in; no UTF-8 text holds this
+_LONE_CR = "\ud800"  # its placeholder, which no UTF-8 text contains
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
 class Row:
     """One row. number: from 1, without the line that names the columns. values: None where it is broken, and then
-    fault says why. done: bytes of the file read so far. lost_rest: how many rows were lost with it is not known."""
+    fault is the reason. done: bytes of the file read so far. lost_rest: more rows were lost with it."""
 
     number: int
     values: dict[str, Any] | None

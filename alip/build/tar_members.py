@@ -30,7 +30,7 @@ class TarMembers:
     """Iterates over the members of a tar, plain or compressed: a TarInfo for each, a Damage where something is lost.
 
     After a TarInfo `read(info)` gives its content; only then, as a compressed tar is read once, in order. plain: a
-    member lies in the file as it is, at `info.offset_data`. done: bytes of the file read so far. Tars that were
+    member is in the file uncompressed, at `info.offset_data`. done: bytes of the file read so far. Tars that were
     concatenated are read one after the other. OSError if the file cannot be opened.
     """
 
@@ -96,7 +96,7 @@ class TarMembers:
         return data
 
     def _after_zeros(self, at: int) -> Iterator[Damage]:
-        """A zero block at byte `at`: the end, if nothing follows. Returns where to go on, or None."""
+        """A zero block at byte `at`: the end, if nothing follows. Returns where to continue, or None."""
         try:
             behind = self._stream.skip_zeros(at)
             if behind is None:
@@ -137,7 +137,7 @@ def _is_header(block: bytes) -> bool:
 
 
 class _Stream:
-    """A file that is read forwards (also from a decompressor), with the few blocks behind the position at hand."""
+    """A file that is read forwards (also from a decompressor), and that can give back the blocks it has just read."""
 
     def __init__(self, file: IO[Any], seekable: bool):
         self._file, self._seekable = file, seekable

@@ -29,14 +29,14 @@ SAMPLES_PER_SHARD = 20_000
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build did. broken: input files that could not be read to their end; already_there: nothing was to do."""
+    """What a build did. broken: parts of the input that could not be read; already_there: nothing was to do."""
 
     manifest: Manifest
     already_there: bool = False
 
     @property
     def broken(self) -> int:
-        """Input files that could not be read to their end: their samples from there on are missing."""
+        """Parts of the input that could not be read, such as damage in a tar: samples of theirs are missing."""
         return self.manifest.rejects.get("broken-input", 0)
 
     def text(self) -> str:
@@ -52,7 +52,7 @@ class BuildSummary:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejects.items()))
             lines.append(f"rejected: {reasons}; each is named in {manifest.folder / manifest.name}-rejects.jsonl")
         if self.broken:
-            lines.append(f"{self.broken} input files could not be read to their end: see broken-input in the rejects")
+            lines.append(f"{self.broken} parts of the input could not be read: see broken-input in the rejects")
         return "\n".join(lines)
 
 

@@ -314,6 +314,6 @@ def test_broken_input_is_not_success(tmp_path):
     make_tars(tmp_path / "tars", 20, per_tar=10)
     os.truncate(tmp_path / "tars" / "00000.tar", 5000)
     run = subprocess.run(command(tmp_path / "tars", tmp_path / "set", workers=0), capture_output=True, text=True)
-    assert run.returncode == 1 and "could not be read to their end" in run.stdout, run.stderr
+    assert run.returncode == 1 and "parts of the input could not be read" in run.stdout, run.stderr
     manifest = load_manifest(tmp_path / "set")
     assert manifest.rejects["broken-input"] == 1 and manifest.samples >= 11
