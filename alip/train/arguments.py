@@ -80,7 +80,7 @@ def _run_problems(args: argparse.Namespace) -> list[str]:
     if args.resume == "latest":
         args.resume = "auto"
     if args.output is None and args.name is None:
-        return ["say where the run is kept: --output RUN, or --logs DIR --name NAME for DIR/NAME"]
+        return ["where is the run to be kept? give --output RUN, or --logs DIR --name NAME for DIR/NAME"]
     if args.output is None:
         args.output = str(Path(args.logs or "logs") / args.name)
     elif args.logs is not None or args.name is not None:
@@ -95,7 +95,7 @@ def _data_problems(args: argparse.Namespace) -> list[str]:
             return ["--dataset-type synthetic has neither --train-data nor a --mismatch-column"]
         return [] if args.train_num_samples else ["--dataset-type synthetic needs --train-num-samples N"]
     if not args.train_data:
-        return ["say what to train on: --train-data DIR/NAME, the shards that data2rec.py wrote"]
+        return ["what is there to train on? give --train-data DIR/NAME, the shards that data2rec.py wrote"]
     problems = []
     if "::" in args.train_data or args.train_data.endswith(_SOURCES):
         problems.append(
@@ -116,7 +116,7 @@ def _resolve_recipe(args: argparse.Namespace) -> None:
             if getattr(args, name) is None:
                 setattr(args, name, value)
     elif args.cycle_beta1:
-        raise UserError(f"--cycle-beta1 moves AdamW's beta1: with --opt {args.opt} say --no-cycle-beta1")
+        raise UserError(f"--cycle-beta1 moves AdamW's beta1: with --opt {args.opt} add --no-cycle-beta1")
     if args.epochs_cooldown is not None:
         if args.lr_scheduler != "const-cooldown":
             raise UserError("--epochs-cooldown belongs to --lr-scheduler const-cooldown")

@@ -1,6 +1,6 @@
 """Every flag of train.py, declared once: its name, its default, what a change of it means, and which part uses it.
 
-A new knob is one line here and one where its part uses the value. `tag` says what a change means to a run that is
+A new knob is one line here and one where its part uses the value. `tag` is what a change means to a run that is
 resumed; `to` names the part and its parameter ("loss.history_init"; only "loss" where the parameter has the flag's own
 name), so that `arguments.options(args, "loss")` gives a part all that it needs.
 """

@@ -1,4 +1,4 @@
-"""Flags that open_clip's trainer has and this one does not need: each answers with a line that says what to do instead.
+"""Flags that open_clip's trainer has and this one does not need: each answers with a line on what to do instead.
 
 Also the names that flags of this trainer had before. Models that ALIP does not train (CoCa, SigLIP, distillation) have
 no entry: their flags are unknown here, as argparse reports it.
@@ -25,7 +25,7 @@ REFUSED: dict[str, tuple[int | str, str]] = {
     "--val-num-samples": (1, "a caption file's samples are counted: --eval-retrieval FILE"),
     "--train-data-upsampling-factors": (1, "an epoch has every sample of the shards once; there is no upsampling"),
     "--dataset-resampled": (0, "every epoch is a new permutation of all samples, the same on any number of ranks"),
-    "--csv-separator": (1, f"{_INPUT} CSV, TSV, JSON lines and Parquet are told apart by their names"),
+    "--csv-separator": (1, f"{_INPUT} it recognises CSV, TSV, JSON lines and Parquet by the file's name"),
     "--csv-img-key": (1, f"{_INPUT} --image-field COLUMN"),
     "--csv-caption-key": (1, f"{_INPUT} --text-field COLUMN"),
     "--image-key": (1, f"{_INPUT} --image-field KEY"),

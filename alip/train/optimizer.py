@@ -12,13 +12,13 @@ from alip.errors import UserError
 
 ADAMW: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6}
 
-# Parameters with two or more dimensions that mark places or classes rather than mix features.
-_PLACES = ("positional_embedding", "class_embedding", "pos_embed", "cls_token", "position_bias", "logit_scale")
+# Parameters with two or more dimensions that mark positions or classes rather than mix features.
+_POSITIONS = ("positional_embedding", "class_embedding", "pos_embed", "cls_token", "position_bias", "logit_scale")
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
     """True where weight decay belongs: matrices and filters; not biases, norms, positions, logit_scale."""
-    return parameter.ndim >= 2 and not any(part in name for part in _PLACES)
+    return parameter.ndim >= 2 and not any(part in name for part in _POSITIONS)
 
 
 def create_optimizer(

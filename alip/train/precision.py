@@ -1,4 +1,4 @@
-"""What a training process computes best with: gradient scaling, kernels, memory layout and CPU threads."""
+"""The set-up of a training process: gradient scaling, seeds, kernels, memory layout and CPU threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def create_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler 
 def set_up(device: torch.device, precision: str, seed: int, deterministic: bool, cpu_threads: int) -> None:
     """Seeds, kernels and threads of this process. Call before the model is made.
 
-    The model is made from `seed` alone, equal on every rank; `seed_rank` then parts the ranks.
+    The model is made from `seed` alone, equal on every rank; `seed_rank` then gives each rank its own random numbers.
     """
     random.seed(seed)
     torch.manual_seed(seed)
@@ -46,10 +46,10 @@ def set_layout(model: torch.nn.Module) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Has glibc keep freed memory in the process for the next step; True if this C library can be told so.
+    """Makes glibc keep freed memory in the process for the next step; True if this C library can.
 
-    A step takes and frees the same gigabytes as the one before it. By default glibc hands large buffers back to the
-    kernel, which gives them out again as new, zeroed pages: up to a tenth of a ViT-B/32's step, see
+    A step allocates and frees the same gigabytes as the one before it. By default glibc returns large buffers to the
+    kernel, which gives them back as new, zeroed pages: up to a tenth of a ViT-B/32's step, see
     benchmarks/notes/step.md. The peak of memory is the same.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
@@ -66,14 +66,14 @@ def seed_rank(seed: int, rank: int) -> None:
 
 
 def default_threads() -> int:
-    """Threads for one rank on a CPU: its share of the cores that this process may use.
+    """Threads for one rank on a CPU: an equal part of the cores that this process may use.
 
-    torchrun sets OMP_NUM_THREADS=1 for more than one process, whatever the machine; that 1 is overruled here. Any
-    other value, or one set where torchrun does not, is somebody's wish and stands.
+    torchrun sets OMP_NUM_THREADS=1 for more than one process, whatever the machine; that 1 is ignored here. Any
+    other value, or one set where torchrun does not, was set on purpose and is used.
     """
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    wish = os.environ.get("OMP_NUM_THREADS")
-    if wish and not (wish == "1" and local_ranks > 1):
-        return max(1, int(wish.split(",")[0]))
+    asked = os.environ.get("OMP_NUM_THREADS")
+    if asked and not (asked == "1" and local_ranks > 1):
+        return max(1, int(asked.split(",")[0]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // local_ranks)

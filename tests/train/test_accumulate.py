@@ -25,7 +25,7 @@ class WithDropout(torch.nn.Module):
 
 
 def facts(step: TrainStep, result) -> dict[str, torch.Tensor]:
-    """Everything that an update made: copies, since later updates change it."""
+    """Everything that a step made: copies, since later steps change it."""
     found = {f"gradient of {name}": p.grad for name, p in step.model.named_parameters() if p.grad is not None}
     found |= {f"weight {name}": p.detach() for name, p in step.model.named_parameters()}
     for name in ("loss", "text_loss", "caption_loss"):
@@ -46,13 +46,13 @@ def assert_same(found: dict, expected: dict) -> None:
 def test_micro_batches_equal_the_big_batch(model_file, pieces):
     batch = make_batch(12)
     whole, split = make_step(make_model(model_file)), make_step(make_model(model_file))
-    for _ in range(3):  # later updates see a moved history
+    for _ in range(3):  # later steps see a moved history
         expected = facts(whole, whole([batch], 1e-3))
         assert_same(facts(split, split(parts(batch, pieces), 1e-3)), expected)
 
 
 def test_dropout_is_replayed(model_file):
-    """Against all micro-batches' graphs held at once, which draws the same random numbers once."""
+    """Against all micro-batches' graphs held at once, which uses the same random numbers once."""
     model = WithDropout(make_model(model_file, patch_dropout=0.5))
     step, micro_batches = make_step(model), parts(make_batch(12), 3)
     torch.manual_seed(11)
@@ -66,7 +66,7 @@ def test_dropout_is_replayed(model_file):
 
     torch.manual_seed(11)
     result = step(micro_batches, 1e-3)
-    assert torch.equal(torch.rand(1), after)  # and the generators go on as if there had been one pass
+    assert torch.equal(torch.rand(1), after)  # and the generators continue as if there had been one pass
     torch.testing.assert_close(result.outcome.loss, outcome.loss)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=2e-4, atol=2e-6)

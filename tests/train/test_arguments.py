@@ -96,7 +96,11 @@ def test_a_command_line_of_open_clip_is_answered_in_one_go():
     ]
     with pytest.raises(UserError) as caught:
         parse_arguments(words)
-    for part in ("data2rec.py --input '/data/cc12m/cc12m-train-{0000..2175}.tar'", "--dataset-type", "--output RUN"):
+    for part in (
+        "data2rec.py --input '/data/cc12m/cc12m-train-{0000..2175}.tar'",
+        "--dataset-type",
+        "give --output RUN",
+    ):
         assert part in str(caught.value)
     for flag in ("--train-num-samples", "--dataset-type"):
         at = words.index(flag)
@@ -227,7 +231,7 @@ def test_arguments_can_be_written_to_run_json():
 
 
 def documented_commands():
-    """(page, words) of every command line of train.py in the docs that stands there in full."""
+    """(page, words) of every command line of train.py in the docs that is given there in full."""
     for page in ("training.md", "from_open_clip.md"):
         blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.S)
         for line in "\n".join(blocks).replace("\\\n", " ").splitlines():

@@ -1,4 +1,4 @@
-"""`train.py --check`: says what would run and whether it can begin, and leaves no trace."""
+"""`train.py --check`: reports what would run and whether it can begin, and leaves no trace."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ def listing(folder):
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-def test_says_what_would_run_and_writes_nothing(flags, tmp_path, capsys):
+def test_reports_what_would_run_and_writes_nothing(flags, tmp_path, capsys):
     options = ["--accum-freq", "2", "--batch-size", "4", "--lock-image", "--wd", "0.3", "--output", tmp_path / "a/run"]
     assert train_here(*flags, *options, "--check") == 0
     printed = capsys.readouterr().out
@@ -33,7 +33,7 @@ def test_says_what_would_run_and_writes_nothing(flags, tmp_path, capsys):
     assert listing(tmp_path) == []
 
 
-def test_says_where_a_run_would_resume(flags, tmp_path, capsys):
+def test_reports_where_a_run_would_resume(flags, tmp_path, capsys):
     options = [*flags, "--output", tmp_path / "run", "--steps", "2"]
     train_here(*options)
     before = listing(tmp_path)
@@ -76,3 +76,9 @@ def test_output_that_cannot_be_written(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(check.os, "access", lambda *_: False)
     with pytest.raises(UserError, match="not writable"):
         train_here(*flags, "--check", "--output", tmp_path / "run")
+
+
+def test_debug_reports_the_same_and_trains(flags, tmp_path, capsys):
+    assert train_here(*flags, "--steps", "1", "--debug", "--output", tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    assert "AdamW: weight_decay" in printed and "finished after 1 steps" in printed

@@ -1,4 +1,4 @@
-"""One update: clipping, clamping, and what happens to updates that are not finite."""
+"""One step: clipping, clamping, and what happens to steps that are not finite."""
 
 import math
 from types import SimpleNamespace
@@ -182,7 +182,7 @@ def test_meter_means_without_skipped_updates():
         meter.add(fake_result(value, skipped))
     saved = meter.state()
     assert meter.read(World()) == dict.fromkeys(NAMES, 2.5)
-    assert all(math.isnan(v) for v in meter.read(World()).values())  # it began anew, and nothing was added
+    assert all(math.isnan(v) for v in meter.read(World()).values())  # it started again, and nothing was added
     meter.load([saved, saved])
     assert meter.read(World()) == dict.fromkeys(NAMES, 2.5)
 
