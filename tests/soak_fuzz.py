@@ -72,6 +72,8 @@ def signature(detail: str) -> str:
 
 def shrink(target: fuzz.Target, seed: int, folder: Path, detail: str) -> int:
     """Cuts blocks out of the case's files while the same fault stays; returns the bytes that are left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     case = target.make(seeded(target, seed), folder)
     tries = 0
 

@@ -30,6 +30,7 @@ SCHEMA = {
         ({"name": "n", "layers": True}, "f.json: layers: must be integer, not boolean True; correct that value"),
         ({"name": "n", "layers": 11}, "f.json: layers: must be at most 10, not 11; correct that value"),
         ({"name": "n", "eps": float("nan")}, "f.json: eps: must be number, not number nan; correct that value"),
+        ({"name": "n", "layers": 10**400}, f"f.json: layers: must be at most 10, not 1{'0' * 58}…; correct that value"),
         ({"name": "n", "eps": 0}, "f.json: eps: must be more than 0, not 0; correct that value"),
         ({"name": "n", "mode": "c"}, "f.json: mode: must be one of a, b, not 'c'; correct that value"),
         (

@@ -40,7 +40,10 @@ def write_card(
     difference: float,
 ) -> None:
     """Writes README.md into an exported folder. run: the run folder, where data, recipe and results are read."""
-    about = read_json(run / "run.json") if run is not None and (run / "run.json").is_file() else {}
+    about = {}
+    if run is not None and (run / "run.json").is_file():
+        about = read_json(run / "run.json")
+        check(about, _RUN, run / "run.json", "correct it, or move it away: the card then has no recipe")
     library = {"open_clip": "open_clip", "hf": "transformers"}[form]
     parts = [
         f"---\nlicense: {license_name}\nlibrary_name: {library}\npipeline_tag: zero-shot-image-classification\n"
@@ -55,7 +58,8 @@ def write_card(
         _section("Results", _results_lines(run, weights_hash(model))),
         _section("Licence", _licence_line(license_name)),
     ]
-    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    text = "\n\n".join(parts) + "\n"
+    (folder / "README.md").write_bytes(text.encode("utf-8", "replace"))  # JSON can hold lone surrogates
 
 
 def _section(title: str, body: str) -> str:
@@ -83,14 +87,16 @@ def _data_lines(about: dict[str, Any]) -> str:
     data = about.get("data")
     if not data:
         return "Not recorded with these weights."
-    return "\n".join(f"- {key.replace('_', ' ')}: {_short(value)}" for key, value in data.items())
+    return "\n".join(f"- {_short(key.replace('_', ' '))}: {_short(value)}" for key, value in data.items())
 
 
 def _recipe_lines(about: dict[str, Any]) -> str:
     settings = {key: value for key, value in about.get("arguments", {}).items() if key not in _MACHINE}
     if not settings:
         return "Not recorded with these weights."
-    rows = [f"| {key.replace('_', '-')} | {_short(value)} |" for key, value in settings.items() if value is not None]
+    rows = [
+        f"| {_short(key.replace('_', '-'))} | {_short(value)} |" for key, value in settings.items() if value is not None
+    ]
     ranks = f"On {about['world_size']} rank(s).\n\n" if "world_size" in about else ""
     return ranks + "\n".join(["| setting | value |", "|---|---|", *rows])
 
@@ -117,6 +123,14 @@ def _results_lines(run: Path | None, weights: str) -> str:
     return markdown_table(["dataset", "task", "metric", "value"], rows)
 
 
+_RUN = {
+    "type": "object",
+    "properties": {
+        "data": {"type": ["object", "null"]},
+        "arguments": {"type": "object"},
+        "world_size": {"type": ["integer", "null"]},
+    },
+}
 _ENTRIES = {
     "type": "array",
     "items": {
@@ -138,5 +152,7 @@ def _licence_line(license_name: str) -> str:
 
 
 def _short(value: Any) -> str:
+    """One line that fits into a table cell."""
     text = value if isinstance(value, str) else json.dumps(value)
-    return (text if len(text) <= 200 else text[:197] + "…").replace("|", "\\|").replace("\n", " ")
+    text = " ".join((text if len(text) <= 200 else text[:197] + "…").split())
+    return text.replace("|", "\\|")

@@ -35,10 +35,11 @@ _DTYPES = {
 
 def is_torchscript(path: Path) -> bool:
     """True for a zip archive with TorchScript's parts."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except Exception:  # no zip archive, or a damaged one, which is torch.load's to report
         return False
-    with zipfile.ZipFile(path) as archive:
-        names = {name.partition("/")[2] for name in archive.namelist()}
     return "data.pkl" in names and "constants.pkl" in names
 
 

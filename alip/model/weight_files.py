@@ -84,10 +84,13 @@ def _read_torch(path: Path) -> Any:
 
 
 def _check_entries(path: Path) -> None:
-    """torch.save never compresses; what does could unpack to more than the memory holds."""
+    """UserError for a damaged entry, and for compressed ones: torch.save has none, and they could fill the memory."""
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise UserError(f"{path}: a compressed zip archive, not a file of torch.save; give the weights file itself")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise UserError(f"{path}: {damaged} in it is damaged; copy it again or use another checkpoint")
 
 
 def _looks_cut(path: Path) -> bool:
