@@ -21,7 +21,8 @@ def _optional(one: dict[str, Any]) -> dict[str, Any]:
 
 _FLAG = {"type": "boolean"}
 _TEXT = {"type": ["string", "null"], "maxLength": 200}
-_NUMBER = {"type": ["number", "null"]}
+_NUMBER = {"type": ["number", "null"], "minimum": -1e6, "maximum": 1e6}
+_ID = {"type": "integer", "minimum": -1, "maximum": 10_000_000}  # of a token
 _FRACTION = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
 _RATIO = {"type": "number", "exclusiveMinimum": 0, "maximum": 64}
 SIDE = _count(8192)
@@ -94,8 +95,8 @@ _TEXT_TOWER = {
         "tokenizer_mode": _TEXT,
         "tokenizer_kwargs": _optional({"type": "object"}),
         "embed_cls": _FLAG,
-        "pad_id": {"type": "integer"},
-        "eos_id": {"type": "integer"},
+        "pad_id": _ID,
+        "eos_id": _ID,
         "no_causal_mask": _FLAG,
         "pool_type": {"enum": ["first", "last", "argmax", "eos"]},
         "proj_bias": _FLAG,
@@ -122,15 +123,21 @@ MODEL_CFG = {
         "nonscalar_logit_scale": _FLAG,
     },
 }
-THREE_NUMBERS = {"type": "array", "minItems": 3, "maxItems": 3, "items": {"type": "number"}}
+MEANS = {
+    "type": "array",
+    "minItems": 3,
+    "maxItems": 3,
+    "items": {"type": "number", "minimum": -1000, "maximum": 1000},  # of pixels from 0 to 1
+}
+DEVIATIONS = MEANS | {"items": {"type": "number", "minimum": 1e-6, "maximum": 1000}}
 PREPROCESS_CFG = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
         "size": {"anyOf": [SIDE, _PAIR]},
         "mode": {"enum": ["RGB"]},
-        "mean": THREE_NUMBERS,
-        "std": THREE_NUMBERS | {"items": {"type": "number", "exclusiveMinimum": 0}},
+        "mean": MEANS,
+        "std": DEVIATIONS,
         "interpolation": {"enum": ["bicubic", "bilinear", "random"]},
         "resize_mode": {"enum": ["shortest", "longest", "squash"]},
         "fill_color": {"type": "integer", "minimum": 0, "maximum": 255},

@@ -62,7 +62,7 @@ _SCHEMA = {
                 **_TOWER,
                 "max_position_embeddings": _COUNT | {"minimum": 2},
                 "vocab_size": _COUNT | {"maximum": 10_000_000},
-                "eos_token_id": {"type": "integer"},
+                "eos_token_id": {"type": "integer", "minimum": 0, "maximum": 10_000_000},
             },
         },
         "vision_config": {

@@ -13,7 +13,7 @@ from typing import Any
 from alip import schema
 from alip.errors import UserError
 from alip.files import read_json
-from alip.model.config_schema import SIDE, THREE_NUMBERS, check_preprocess_cfg
+from alip.model.config_schema import DEVIATIONS, MEANS, SIDE, check_preprocess_cfg
 
 # PIL's filter numbers, as Hugging Face writes them.
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -60,10 +60,10 @@ _SCHEMA = {
         **{key: {"type": ["boolean", "null"]} for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")},
         "size": _SIZE,
         "crop_size": {"anyOf": [*_SIZE["anyOf"], {"type": "null"}]},
-        "resample": {"type": "integer"},
-        "rescale_factor": {"type": "number", "exclusiveMinimum": 0},
-        "image_mean": THREE_NUMBERS,
-        "image_std": THREE_NUMBERS | {"items": {"type": "number", "exclusiveMinimum": 0}},
+        "resample": {"type": "integer", "minimum": 0, "maximum": 1000},
+        "rescale_factor": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6},
+        "image_mean": MEANS,
+        "image_std": DEVIATIONS,
         "image_processor_type": {"type": ["string", "null"]},
         "feature_extractor_type": {"type": ["string", "null"]},
     },
