@@ -113,6 +113,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=study.ROOT / "runs/noise_study", help="folder for gate scores")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a finished run")
+    parser.add_argument("--images", type=Path, default=study.ROOT / "docs/images", help="folder for the plots")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one CPU thread each (default 1)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of every arm (default 3)")
     parser.add_argument("--only", metavar="REGEX", help="the runs whose key matches, e.g. 'm40.c10' or '^ALIP.*s0'")
@@ -133,7 +134,7 @@ def main() -> int:
         missing = sum(run.key not in done for run in wanted)
         print(f"{missing} of {len(runs)} runs to train, {study.STEPS} steps of {study.BATCH} samples each", flush=True)
         failed = train_missing(wanted, done, arguments.jobs, arguments.output.resolve(), arguments.results)
-    report.write(arguments.results, len(runs))
+    report.write(arguments.results, len(runs), arguments.results.with_suffix(".md"), arguments.images)
     return 1 if failed else 0
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from alip import distributed
+from alip import plot_style as style
 from alip.checkpoint.load import load_model
 from alip.errors import run_command
 from alip.eval.datasets import open_retrieval
 from alip.eval.features import Encoding
 from alip.eval.image_readers import read_rgb
-from alip.eval.plots import style
 from alip.eval.retrieval import Retrieved, measure_retrieval
 
 QUERIES, TOP = 10, 4
@@ -68,7 +68,7 @@ def main() -> None:
         name: measure_retrieval(load_model(folder, device=encoding.world.device), dataset, encoding)
         for name, folder in (("CLIP on the raw texts", arguments.clip), ("ALIP", arguments.run))
     }
-    for path in style.draw_or_warn(lambda path: draw_answers(found, path), arguments.output):
+    for path in style.plot_or_warn(lambda path: draw_answers(found, path), arguments.output):
         print(path)
 
 
