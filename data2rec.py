@@ -63,7 +63,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument_group("what to select, with --from (docs/gates.md)").add_argument
     add("--scores", metavar="FILE", help="the dataset's table of `python -m alip.eval.gates`")
     add("--keep", metavar="EXPR", help="keep the samples for which it is true, such as 'image_text_similarity > 0.2'")
-    add("--replace-text-where", metavar="EXPR", help="where true, the caption takes the place of the raw text")
+    add("--replace-text-where", metavar="EXPR", help="replace the raw text by the caption where it is true")
 
     add = parser.add_argument_group("images").add_argument
     add("--short-side", type=int, default=SHORT_SIDE, help="larger images are shrunk to it; 0: never")

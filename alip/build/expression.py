@@ -113,7 +113,7 @@ class Expression:
 
 
 def parse(text: str, columns: dict[str, str], flag: str = "expression") -> Expression:
-    """The expression in `text`; UserError, one line, for whatever is wrong with it.
+    """The expression in `text`; UserError, one line, for any mistake in it.
 
     columns: {name: NUMBER, BOOLEAN or STRING} of the table; flag: what the user typed it after, for the message.
     """
@@ -129,8 +129,8 @@ def parse(text: str, columns: dict[str, str], flag: str = "expression") -> Expre
     except (ValueError, MemoryError, RecursionError, OverflowError):
         raise UserError(f"{flag} {_quote(text)}: cannot be parsed as an expression") from None
     checker = _Checker(source, columns, flag)
-    kind = checker.check(tree, 0)
-    return Expression(text, tuple(checker.used), kind, tree, checker.whole_table)
+    value_type = checker.check(tree, 0)
+    return Expression(text, tuple(checker.used), value_type, tree, checker.whole_table)
 
 
 def parse_condition(text: str, columns: dict[str, str], flag: str) -> Expression:

@@ -95,12 +95,12 @@ class ScoreTable:
         at = 0
         for batch in self.batches(["index"]):
             index = np.asarray(batch["index"])
-            wrong = np.flatnonzero(index != np.arange(at, at + len(index)))
-            if len(wrong):
-                row = at + int(wrong[0])
+            displaced = np.flatnonzero(index != np.arange(at, at + len(index)))
+            if len(displaced):
+                row = at + int(displaced[0])
                 raise UserError(
-                    f"{self.path}: row {row} is of sample {index[wrong[0]]}: the rows are not in the order of {name}, "
-                    "write the table again"
+                    f"{self.path}: row {row} is of sample {index[displaced[0]]}: the rows are not in the order of "
+                    f"{name}, write the table again"
                 )
             at += len(index)
 

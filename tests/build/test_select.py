@@ -209,4 +209,4 @@ def test_damaged_tables_are_refused_or_read_as_they_were(tmp_path):
     (target,) = score_tables.TARGETS
     for seed in range(60):
         run_case(target.make(random.Random(seed), tmp_path), target.allowed)
-    run_case(target.make(random.Random(379), tmp_path), target.allowed)  # a column that says it has no rows
+    run_case(target.make(random.Random(379), tmp_path), target.allowed)  # a column that has lost its rows

@@ -107,9 +107,9 @@ def test_curves_are_of_finding_mismatched_samples_by_low_scores(table):
 def test_thumbnails_fit_the_page(shards):
     manifest = load_manifest(shards)
     chosen = np.arange(0, 230, 3)
-    pictures = page_data.thumbnails(manifest, chosen, 10**7)
-    assert len(pictures) == len(chosen)
-    with Image.open(io.BytesIO(base64.b64decode(pictures[5]))) as image:
+    thumbnails = page_data.thumbnails(manifest, chosen, 10**7)
+    assert len(thumbnails) == len(chosen)
+    with Image.open(io.BytesIO(base64.b64decode(thumbnails[5]))) as image:
         assert image.format == "JPEG" and image.size == (48, 40)
         difference = np.abs(np.asarray(image, dtype=int) - np.asarray(picture(15), dtype=int)).mean()
     assert difference < 6, "the image of sample 15, not of another"

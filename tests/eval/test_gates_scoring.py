@@ -145,6 +145,14 @@ def test_recipe_is_the_runs_own_unless_overridden(tmp_path):
         assert changed.source["recipe"]["gamma_pair"] == 4.0, "what is used is what is recorded"
 
 
+def test_a_run_of_plain_clip_has_no_weights_unless_asked_for(tmp_path):
+    recipe = {"gamma_sample": 2.0, "gamma_pair": 2.0, "objective": "clip-text"}
+    path = save_checkpoint(tmp_path / "clip.pt", recipe=recipe)
+    found = open_scorer(path, {}, CPU).recipe
+    assert not (found.use_sample_weight or found.use_text_weight or found.use_caption_weight)
+    assert open_scorer(path, {"use_sample_weight": True}, CPU).recipe.use_sample_weight
+
+
 def test_a_weight_that_was_switched_off_is_one(few, tmp_path):
     recipe = {"gamma_sample": 2.0, "gamma_pair": 2.0, "no_text_weight": True}
     table = score(save_checkpoint(tmp_path / "c.pt", recipe=recipe), few, tmp_path / "gates.parquet")

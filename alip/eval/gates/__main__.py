@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Scores, then summarizes and draws on rank 0."""
+    """Scores, then writes the summary and the page on rank 0."""
     args = parse_arguments()
     if args.output.suffix == ".parquet" or args.output.is_file():
         raise UserError(f"--output {args.output}: give a folder; the table becomes gates.parquet in it")

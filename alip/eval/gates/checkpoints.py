@@ -48,7 +48,7 @@ class Scorer:
 
 
 def find_checkpoints(run: str | Path, count: int) -> list[Path]:
-    """The checkpoint files that `--checkpoint RUN` stands for, oldest first; a file stands for itself.
+    """The checkpoint files that `--checkpoint RUN` means, oldest first; a file means itself.
 
     count: at most so many of those that the run folder holds, spread evenly over its steps; 1: the newest.
     """
@@ -94,8 +94,9 @@ def _recipe(path: Path, content: dict[str, Any], overrides: dict[str, Any]) -> G
     recorded = content.get("fingerprint") or content.get("identity") or {}  # the latter until November 2026
     recipe = recorded.get("recipe") or {}
     known: dict[str, Any] = {name: recipe[name] for name in ("gamma_sample", "gamma_pair") if name in recipe}
+    has_gates = recipe.get("objective", "alip") == "alip"  # the others are plain CLIP, whose weights are all 1
     for name in ("sample_weight", "text_weight", "caption_weight"):
-        known[f"use_{name}"] = not recipe.get(f"no_{name}", False)
+        known[f"use_{name}"] = has_gates and not recipe.get(f"no_{name}", False)
     values = {**known, **given}
     missing = [field.name for field in fields(GateRecipe) if field.name not in values]
     if missing:

@@ -111,9 +111,9 @@ def _decoded(batch) -> list[dict]:
 
 
 def _as_columns(manifest: Manifest, index: np.ndarray, rows: list[dict], columns: dict[str, str]) -> dict[str, Any]:
-    places = [manifest.locate(int(i)) for i in index]
-    recs = [manifest.shards[shard].rec for shard, _ in places]
-    numbers = [number for _, number in places]
+    positions = [manifest.locate(int(i)) for i in index]
+    recs = [manifest.shards[shard].rec for shard, _ in positions]
+    numbers = [number for _, number in positions]
     keys = [row["key"] or f"{rec}:{number}" for row, rec, number in zip(rows, recs, numbers, strict=True)]
     content = {"index": index, "key": keys, "shard": recs, "record": np.array(numbers, dtype=np.int32)}
     content |= {name: [row[name] for row in rows] for name in ("text", "caption")}

@@ -69,8 +69,8 @@
     $("clear").hidden = !selected;
     let text = `${count(found.length)} of ${count(total)} samples in this page match`;
     if (mismatched && found.length) {
-      const wrong = found.filter((i) => rows[mismatched][i]).length;
-      text += `, ${(100 * wrong / found.length).toFixed(0)} % of them labelled mismatched`;
+      const labelled = found.filter((i) => rows[mismatched][i]).length;
+      text += `, ${(100 * labelled / found.length).toFixed(0)} % of them labelled mismatched`;
     }
     const parts = Object.entries(state.ranges).map(([name, [low, high]]) => `${brief(name)} ${short(low)} to ${short(high)}`);
     if (picked) parts.push("inside the lasso");
@@ -89,22 +89,22 @@
     document.body.dataset.found = found.length;
   }
   function card(i) {
-    const wrong = mismatched === "is_mismatched" && rows.is_mismatched[i];
-    const box = make("article", wrong ? "card mismatched" : "card");
+    const isMismatched = mismatched === "is_mismatched" && rows.is_mismatched[i];
+    const box = make("article", isMismatched ? "card mismatched" : "card");
     box.dataset.index = rows.index[i];
     box.title = `sample ${rows.index[i]}: ${rows.key[i]}\nrecord ${rows.record[i]} of ${rows.shard[i]}\n` +
       report.scores.map((name) => `${brief(name)} ${short(rows[name][i])}`).join("   ");
-    const head = make("div", "head"), picture = make("div", "picture");
+    const head = make("div", "head"), frame = make("div", "image-box");
     if (rows.image[i]) {
       const image = make("img");
       image.src = "data:image/jpeg;base64," + rows.image[i];
       image.alt = rows.caption[i];
       image.loading = "lazy";
-      picture.append(image);
+      frame.append(image);
     } else {
-      picture.append(make("span", "none", "no image"));
+      frame.append(make("span", "none", "no image"));
     }
-    head.append(wrong ? make("span", "tag", "mismatched") : make("span", "number", `#${rows.index[i]}`));
+    head.append(isMismatched ? make("span", "tag", "mismatched") : make("span", "number", `#${rows.index[i]}`));
     if (state.sort !== "index") head.append(make("span", "value", short(rows[state.sort][i])));
     const texts = make("div", "texts");
     texts.append(make("div", "text", rows.text[i]));
@@ -118,7 +118,7 @@
       bar.append(fill);
       bars.append(make("span", "", brief(name)), bar, make("b", "", short(value)));
     }
-    box.append(head, picture, texts, bars);
+    box.append(head, frame, texts, bars);
     return box;
   }
 
@@ -202,7 +202,7 @@
     const names = ["text_caption_similarity", "image_text_similarity", "sample_weight", "sample_text_weight", "image_caption_similarity"];
     const styles = ["solid", "dash", "dot", "dashdot", "longdash"];
     const colors = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555"];
-    const draw = (key, measure, box, x, y, chance, legend) => {
+    const plot = (key, measure, box, x, y, chance, legend) => {
       const traces = names.map((name, k) => ({ type: "scatter", mode: "lines", x: scores[name][key][0], y: scores[name][key][1],
         name: `${brief(name)} ${scores[name][measure].toFixed(2)}`,
         line: { color: colors[k], dash: styles[k], width: 2 }, hovertemplate: "%{x:.0f} %, %{y:.0f} %" }));
@@ -212,9 +212,9 @@
         legend: { ...legend, y: 0.04, yanchor: "bottom", bgcolor: "rgba(255,255,255,.75)", font: { size: 10 } } }),
       { ...CONFIG, displayModeBar: false });
     };
-    draw("roc", "auc", "roc", "false positives, % of matched", "mismatched found, %", [0, 100],
+    plot("roc", "auc", "roc", "false positives, % of matched", "mismatched found, %", [0, 100],
       { x: 0.98, xanchor: "right" });
-    draw("precision_recall", "average_precision", "precision", "mismatched found, %", "precision, %",
+    plot("precision_recall", "average_precision", "precision", "mismatched found, %", "precision, %",
       [100 * fraction, 100 * fraction], { x: 0.02, xanchor: "left" });
   }
 
@@ -264,9 +264,9 @@
   function start() {
     about();
     const pairs = report.scores.map((name) => [name, NAMES[name]]);
-    const kinds = { is_mismatched: "raw texts", is_caption_mismatched: "captions" };
+    const subjects = { is_mismatched: "raw texts", is_caption_mismatched: "captions" };
     options($("label"), [["all", "all samples"], ...labels.flatMap((name) => [
-      [`${name}:true`, `mismatched ${kinds[name]}`], [`${name}:false`, `matched ${kinds[name]}`]])], "all");
+      [`${name}:true`, `mismatched ${subjects[name]}`], [`${name}:false`, `matched ${subjects[name]}`]])], "all");
     $("label-box").hidden = !labels.length;
     recall();
     $("label").value = state.label;
@@ -304,7 +304,7 @@
     const known = labels.filter((name) => report.curves[name].scores);
     if (known.length) {
       $("curves").hidden = false;
-      options($("curve-label"), known.map((name) => [name, kinds[name]]), known[0]);
+      options($("curve-label"), known.map((name) => [name, subjects[name]]), known[0]);
       $("curve-label").hidden = known.length < 2;
       $("curve-label").addEventListener("change", drawCurves);
       drawCurves();
