@@ -201,7 +201,7 @@ def _index_faults(manifest: Manifest, shard: Shard, offsets: list[int]) -> Itera
 def _file_faults(manifest: Manifest, shard: Shard, report: Report) -> Iterator[str]:
     """Sizes, checksums, the sidecar."""
     path = manifest.path(shard.rec)
-    if path.exists():
+    if path.is_file():
         if report.bytes != shard.bytes:
             yield f"{path}: {report.bytes} bytes, the manifest says {shard.bytes}"
         if shard.sha256:
@@ -214,6 +214,9 @@ def _file_faults(manifest: Manifest, shard: Shard, report: Report) -> Iterator[s
             yield f"{beside}: the manifest does not list it"
         return
     sidecar = manifest.path(shard.sidecar)
+    if sidecar.exists() and not sidecar.is_file():
+        yield f"{sidecar}: not an ordinary file"
+        return
     try:
         rows = pyarrow.parquet.ParquetFile(sidecar).metadata.num_rows
         if rows != shard.samples:
@@ -221,4 +224,4 @@ def _file_faults(manifest: Manifest, shard: Shard, report: Report) -> Iterator[s
         if shard.sidecar_sha256 and sha256_of_file(sidecar) != shard.sidecar_sha256:
             yield f"{sidecar}: the checksum is not the manifest's"
     except (OSError, pyarrow.ArrowException) as error:
-        yield f"{sidecar}: {error}"
+        yield f"{sidecar}: {' '.join(str(error).split())}"

@@ -15,7 +15,9 @@ Source: dmlc-core `recordio.h` and `recordio.cc`, MXNet `recordio.py`.
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -171,6 +173,15 @@ class Writer:
         self.close()
 
 
+def open_file(path: str | os.PathLike) -> io.FileIO:
+    """A file to read, unbuffered. RecordError if it is no ordinary one: a pipe or a device would be read for ever."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # which a pipe answers at once
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RecordError("not an ordinary file", path)
+    return io.FileIO(descriptor)
+
+
 def read_index(idx: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Keys and byte offsets of an index, two int64 arrays (n,), in the order of the file.
 
@@ -178,7 +189,7 @@ def read_index(idx: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """
     path = Path(idx)
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             count = sum(block.count(b"\n") for block in iter(lambda: file.read(_INDEX_BLOCK), b""))
             keys, offsets = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
             file.seek(0)
@@ -237,7 +248,7 @@ class IndexedReader:
         self.path = Path(rec)
         self.offsets = read_index(idx)[1]
         try:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (held until close)
+            self._file = open_file(self.path)
         except FileNotFoundError:
             raise RecordError("no such rec file", self.path) from None
         self.size = os.fstat(self._file.fileno()).st_size
@@ -317,8 +328,8 @@ def decode(record: bytes, path: str | os.PathLike, offset: int) -> bytes:
 def scan(rec: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
     """Byte offset and payload of each record from the first byte to the last, without an index."""
     path = Path(rec)
-    size = path.stat().st_size
-    with open(path, "rb", buffering=1 << 20) as file:
+    with io.BufferedReader(open_file(path), 1 << 20) as file:
+        size = os.fstat(file.fileno()).st_size
         offset = 0
         while offset < size:
             record = _read_record(file, path, offset)

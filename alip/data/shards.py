@@ -239,6 +239,8 @@ def read_texts(manifest: Manifest, start: int = 0) -> Iterator[dict]:
         if shard.sidecar is None:
             raise UserError(f"{manifest.path(shard.rec)} has no sidecar: released rec files carry no strings")
         path = manifest.path(shard.sidecar)
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not an ordinary file: copy or build it again")
         try:
             with pyarrow.parquet.ParquetFile(path) as table:
                 if table.metadata.num_rows != shard.samples:
