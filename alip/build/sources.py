@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 MAX_IMAGE_BYTES = 1 << 28  # of one encoded image; a larger file is no image of the web
+MAX_DEPTH = 50  # of nested lists and objects in JSON
 MAX_TEXT_BYTES = 1 << 24  # of a .txt or .json of one sample
 
 
@@ -164,4 +165,20 @@ def load_json_object(content: bytes | str) -> dict:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__}, not an object")
+    if _is_deep(value):  # what Python can still read it may fail to write, or to send to a worker process
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
     return value
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return False
+    return any(isinstance(child, dict | list) for child in level)

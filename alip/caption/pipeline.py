@@ -6,7 +6,6 @@ import argparse
 import errno
 import importlib.metadata
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from alip import distributed
-from alip.build.images import EXTENSIONS, ImageError, decode_image
+from alip.build.folders import FolderSource
+from alip.build.images import ImageError, decode_image
 from alip.build.open_source import open_source
 from alip.build.sources import ByteRange, Fields, Source
 from alip.caption.captioners import Decoding
@@ -241,10 +241,7 @@ def describe_run(captioner: Any, source: Source, world: World) -> dict[str, Any]
 
 def count_folder(source: Source) -> int | None:
     """Number of images in a folder source; None for other sources, which report their own progress."""
-    if source.source_type != "folder":
-        return None
-    names = (name for _, _, names in os.walk(source.units[0]) for name in names)
-    return sum(name.rpartition(".")[2].lower() in EXTENSIONS for name in names)
+    return source.count if isinstance(source, FolderSource) else None
 
 
 class Bar:

@@ -5,6 +5,7 @@ import open_clip
 import pytest
 
 from alip.build import prepare as module
+from alip.build.open_source import open_source
 from alip.build.prepare import Policy, PreparedSample, prepare
 from alip.build.sources import ByteRange, Sample
 from alip.tokens import unpack_label
@@ -41,6 +42,17 @@ BAD = {
 def test_one_bad_sample_among_good_ones(reason):
     got = outcome([sample("a"), sample("bad", **BAD[reason]), sample("c")])
     assert got == ["a", ("bad", reason), "c"]
+
+
+@pytest.mark.parametrize("depth, reads", [(40, True), (60, False), (600, False), (100_000, False)])
+def test_deeply_nested_metadata_cannot_end_a_build(tmp_path, depth, reads):
+    """600 levels can be read, but not be sent to a worker process."""
+    lines = ['{"image": "a.jpg", "text": "x", "caption": "y", "n": 1}'] * 3
+    lines[1] = '{"image": "a.jpg", "text": "x", "caption": "y", "deep": ' + "[" * depth + "]" * depth + "}"
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    results = list(module.prepare_all(open_source(str(tmp_path / "t.jsonl")).samples(), Policy(), workers=1))
+    assert [isinstance(one, PreparedSample) for one in results] == [True, reads, True]
 
 
 def test_a_long_text_is_a_reject(monkeypatch):
