@@ -19,14 +19,15 @@ _CPU = torch.device("cpu")
 class World:
     """This process's place among the ranks.
 
-    rank, world_size: global; local_rank: on this machine, which is also its GPU's number.
-    device: where this rank's model and batches live.
+    rank, world_size: global; local_rank: on this machine. device: where this rank's model and batches are.
+    timeout_minutes: of collectives; for further process groups.
     """
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
     device: torch.device = _CPU
+    timeout_minutes: float = 10.0
 
     @property
     def is_main(self) -> bool:
@@ -55,14 +56,25 @@ def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=timeout_minutes))
-    return World(rank, local_rank, world_size, place)
+    return World(rank, local_rank, world_size, place, timeout_minutes)
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """The device of "auto" (a GPU if there is one), "cpu", "cuda" (the local rank's GPU) or "cuda:K", made current.
 
-    Raises UserError for another name and for a GPU that is not there.
+    A launcher may show each process its own GPU only, which is then number 0 whatever the local rank. Raises UserError
+    for another name and for a GPU that is not there.
     """
+    device = check_device(name)
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return device
+
+
+def check_device(name: str) -> torch.device:
+    """The device that `pick_device` starts from, without touching it; UserError if there is none such."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -74,10 +86,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {name}, but no GPU can be used here: choose --device cpu")
-        device = device if device.index is not None else torch.device("cuda", local_rank)
-        if device.index >= torch.cuda.device_count():
+        if device.index is not None and device.index >= torch.cuda.device_count():
             raise UserError(f"--device {name}: there is no GPU {device.index}, only {torch.cuda.device_count()} in all")
-        torch.cuda.set_device(device)
     return device
 
 

@@ -11,6 +11,20 @@ class UserError(Exception):
     """Something that the user can fix: the message names the file or flag, and the fix."""
 
 
+MISTAKES = "ALIP_MISTAKES"  # environment variable: the folder in which a launcher collects its ranks' mistakes
+
+
+def report_mistake(line: str) -> None:
+    """Prints the line on stderr; under a launcher that collects them, leaves it for the launcher to print once."""
+    folder = os.environ.get(MISTAKES)
+    if folder and os.path.isdir(folder):
+        name = f"rank-{int(os.environ.get('RANK', '0')):06d}"
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(line)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs the main function of a command and exits with its status.
 
@@ -23,7 +37,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         line = " ".join(str(error).split())
         rank = os.environ.get("RANK", "0")
         prefix = "" if rank == "0" else f"[rank {rank}] "
-        print(f"error: {prefix}{line}", file=sys.stderr, flush=True)
+        report_mistake(f"error: {prefix}{line}")
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -11,8 +11,8 @@
 #
 #     sbatch --export=ALL,DATA=/data/yfcc15m/train,OUTPUT=/shared/runs/b32 scripts/train_slurm.sh
 #
-# Two minutes before the time limit, and on pre-emption, the run saves and ends; submitted or requeued again, it goes
-# on. Settings: see scripts/train_yfcc15m_B32_ALIP.sh; more flags of train.py can follow.
+# Two minutes before the time limit, and on pre-emption, the run saves and ends; submitted or requeued again, it
+# resumes. Settings: see scripts/train_yfcc15m_B32_ALIP.sh; more flags of train.py can follow.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 
@@ -24,7 +24,11 @@ NODES=${SLURM_JOB_NUM_NODES:-1}
 LEADER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 PORT=${PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
-export NODES LEADER PORT PROCESSES
+SHUTDOWN_S=${SHUTDOWN_S:-110} # of the 120 s between SIGTERM and SIGKILL
+export NODES LEADER PORT PROCESSES SHUTDOWN_S
+# srun no longer inherits the job's --cpus-per-task, and would give all ranks of a node one core.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
-# SLURM_* would tell the training processes that they are SLURM's own tasks; torchrun's variables come first there.
-srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_NODEID exec bash scripts/train_yfcc15m_B32_ALIP.sh "$@"' bash "$@"
+CHECK_ONLY=1 NODE_RANK=0 bash scripts/train_yfcc15m_B32_ALIP.sh "$@" # a mistake is one line, from here, not one a node
+# SLURM_* would make the training processes look like SLURM's own tasks; torchrun's variables come first there.
+exec srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_NODEID exec bash scripts/train_yfcc15m_B32_ALIP.sh "$@"' bash "$@"

@@ -84,7 +84,7 @@ def find_start(
     A file counts as readable only if every rank could read it; others are skipped with a warning, on all ranks alike.
     model: this run's state dict. UserError if there are checkpoints, but not one that can be read.
     """
-    kind, found = broadcast_object(_candidates(resume, folder) if world.is_main else None, world)
+    kind, found = broadcast_object(find_candidates(resume, folder) if world.is_main else None, world)
     if kind == "error":
         raise UserError(found)
     problems: list[str] = []
@@ -107,7 +107,7 @@ def find_start(
     return None
 
 
-def _candidates(resume: str | None, folder: CheckpointFolder) -> tuple[str, Any]:
+def find_candidates(resume: str | None, folder: CheckpointFolder) -> tuple[str, Any]:
     """("ok", checkpoint files to try, best first) or ("error", why there can be none)."""
     if resume is None:
         if not folder.steps():

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -29,7 +30,9 @@ class StopRequest:
         self.name: str | None = None
         self._since = 0.0
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
-        self._group = dist.new_group(backend="gloo") if world.is_distributed else None
+        self._group = None
+        if world.is_distributed:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=world.timeout_minutes))
         self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def agreed(self) -> bool:

@@ -1,0 +1,100 @@
+"""torchrun that checks the training command first, and never restarts a user's mistake.
+
+    python -m alip.train.launch --standalone --nproc-per-node 8 --max-restarts 3 train.py --train-data …
+
+The flags before the script are torchrun's. Ranks that crash or are killed are restarted up to --max-restarts times, as
+torchrun does it. A `UserError` of a rank ends the job instead: its line is the last one printed, and the status is 2.
+With `--check-only` first, nothing is started. Made for train.py; other scripts are started without a check.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import torch.distributed.launcher.api as launcher
+import torch.distributed.run as torchrun
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
+
+from alip.errors import MISTAKES, run_command
+from alip.train.arguments import parse_arguments
+from alip.train.preflight import check_command
+
+_NOISY = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
+
+
+class _Mistake(Exception):
+    """A rank ended with a user's mistake."""
+
+
+class _Agent(LocalElasticAgent):
+    """torchrun's supervisor of one machine's ranks, which does not restart a mistake."""
+
+    def _restart_workers(self, worker_group):
+        if _read_mistake() is not None:
+            self._stop_workers(worker_group)
+            raise _Mistake
+        super()._restart_workers(worker_group)
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    only_check = words[:1] == ["--check-only"]
+    launch = torchrun.get_args_parser().parse_args(words[1:] if only_check else words)
+    if Path(launch.training_script).name == "train.py":
+        check_command(parse_arguments(launch.training_script_args), _world_size(launch))
+    return 0 if only_check else _run(launch)
+
+
+def _world_size(launch) -> int:
+    """How many ranks there will be at least."""
+    nodes, _ = torchrun.parse_min_max_nnodes(launch.nnodes)
+    return nodes * torchrun.determine_local_world_size(launch.nproc_per_node)
+
+
+def _run(launch) -> int:
+    """Runs the job; its exit status."""
+    launcher.LocalElasticAgent = _Agent  # where torchrun takes its supervisor from
+    for name in _NOISY:
+        logging.getLogger(name).addFilter(lambda record: _read_mistake() is None)
+    with tempfile.TemporaryDirectory(prefix="alip-mistakes-") as folder:
+        os.environ[MISTAKES] = folder
+        status = 0
+        try:
+            torchrun.run(launch)
+        except _Mistake:
+            status = 2
+        except ChildFailedError as error:
+            status = 1
+            if _read_mistake() is None:
+                print(error, file=sys.stderr)
+        except SignalException as stopped:
+            status = 128 + stopped.sigval
+            print(f"stopped by {signal.Signals(stopped.sigval).name}", file=sys.stderr)
+        except RendezvousClosedError:
+            status = 1
+            print("ended, because another machine of this job has; see its own message", file=sys.stderr)
+        line = _read_mistake()
+        del os.environ[MISTAKES]
+    if line is not None:
+        print(line, file=sys.stderr)
+        return 2
+    return status
+
+
+def _read_mistake() -> str | None:
+    """The line of the first rank that left one."""
+    folder = os.environ.get(MISTAKES)
+    found = sorted(Path(folder).glob("rank-*")) if folder else []
+    return found[0].read_text(encoding="utf-8") if found else None
+
+
+if __name__ == "__main__":
+    run_command(main)
