@@ -67,7 +67,7 @@ def test_asked_to_stop_saves_at_the_next_step(flags, tmp_path, number):
     assert status == 0, output
     stopped = events(tmp_path / "run", "stopped")[0]
     assert stopped["signal"] == number.name
-    assert f"step {stopped['step']} and saved; go on with the same command and --resume auto" in output
+    assert f"step {stopped['step']} and saved; resume with the same command and --resume auto" in output
     assert (tmp_path / "run" / "checkpoints" / f"step-{stopped['step']:08d}.pt").exists()
     assert train_lines(tmp_path / "run")[-1]["step"] == stopped["step"]  # not one update more
 
