@@ -13,7 +13,7 @@ from alip import distributed
 from alip.distributed import World
 from alip.errors import UserError
 from alip.train.arguments import parse_arguments
-from alip.train.check import check
+from alip.train.preflight import check_command
 from alip.train.signals import StopRequest
 from tests.helpers.train_runs import ROOT, train_here
 
@@ -142,7 +142,7 @@ def test_only_crashes_are_restarted(tmp_path, what, restarts, status, starts):
 
 
 def test_the_check_does_nothing_for_a_good_command(flags, tmp_path):
-    check(parse_arguments([*map(str, flags), "--output", str(tmp_path / "new" / "run")]))
+    check_command(parse_arguments([*map(str, flags), "--output", str(tmp_path / "new" / "run")]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,15 +159,15 @@ def test_the_check_does_nothing_for_a_good_command(flags, tmp_path):
 )
 def test_what_the_check_finds(flags, tmp_path, wrong, ranks, message):
     with pytest.raises(UserError, match=message):
-        check(parse_arguments([*map(str, flags), "--output", str(tmp_path / "run"), *wrong]), ranks)
+        check_command(parse_arguments([*map(str, flags), "--output", str(tmp_path / "run"), *wrong]), ranks)
 
 
 def test_the_check_finds_a_run_that_is_there_already(flags, tmp_path):
     options = [*map(str, flags), "--steps", "1", "--output", str(tmp_path / "run")]
     train_here(*options)
     with pytest.raises(UserError, match="already holds a run"):
-        check(parse_arguments(options))
-    check(parse_arguments([*options, "--resume", "auto"]))
+        check_command(parse_arguments(options))
+    check_command(parse_arguments([*options, "--resume", "auto"]))
 
 
 def test_a_launcher_may_show_each_rank_its_own_gpu_only(monkeypatch):
