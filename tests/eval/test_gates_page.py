@@ -23,7 +23,7 @@ TEXTS = [
     EVIL,
     "<b>bold</b> &amp; $x^2$ 100 % 'quoted' \"twice\" \\ back\\u003cslash",
     "犬が走る, собака, 👩‍🚀 emoji\u2028line\u2029ends",
-    "lone surrogate \ud83d end",
+    "\u202eright to left\u202c, עברית, \ufffd end",
     "javascript:alert(1) %%DATA%% %%STYLE%%",
     "a dog runs over grass",
     "a cat sleeps",
