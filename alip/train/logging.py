@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -150,24 +151,35 @@ class RunLog:
 
 
 def _append(path: Path, text: str) -> None:
-    with path.open("a") as file:
-        file.write(text + "\n")
+    with path.open("ab+") as file:
+        # A full disk may have taken half a line: the next one starts on its own.
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else "\n" + text
+        file.write((text + "\n").encode())
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drops the lines of later steps, and an unfinished last line."""
+    """Drops the lines of later steps, and what is no whole line of a log."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the process was killed while writing it
-            continue
-        if entry["step"] <= step:
-            kept.append(line + "\n")
-    with atomic_write(path, text=True) as file:
-        file.writelines(kept)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line for line in lines if _step_of(line) <= step]
+    if len(kept) == len(lines):
+        return
+    try:
+        with atomic_write(path, text=True) as file:
+            file.writelines(line + "\n" for line in kept)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror}); make room, then resume") from error
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinity for one that is not whole, as a killed process or a full disk leaves it."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def _open_tensorboard(folder: Path, after_step: int):
