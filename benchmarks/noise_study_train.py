@@ -33,6 +33,7 @@ from alip.build.expression import NUMBER, evaluate_all, parse_condition  # noqa:
 from alip.eval.gates.labels import matched_auc  # noqa: E402
 from alip.eval.retrieval import recall_from_scores  # noqa: E402
 from alip.eval.zeroshot import accuracies  # noqa: E402
+from alip.files import atomic_write  # noqa: E402
 from alip.loss import AdaptiveContrastiveLoss  # noqa: E402
 from alip.model import create_model  # noqa: E402
 from alip.model.precision import resolve  # noqa: E402
@@ -57,20 +58,29 @@ WEIGHTS = ("sample_weight", "text_weight", "caption_weight")
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: arm, its settings of the loss, rates in %, seed; for a cleaning arm, whose scores clean it and
-    the expression that a sample must fulfil."""
+    """One training run: arm, its settings of the loss, rates in %, seed; for a cleaning arm the expression over the
+    scores of ALIP's run (same rates and seed) that a sample must fulfil."""
 
     arm: str
     loss: tuple[tuple[str, object], ...]
     mismatched: int
     wrong_captions: int
     seed: int
-    scorer: str = ""
     keep: str = ""
 
     @property
     def key(self) -> str:
         return f"{self.arm}|m{self.mismatched}|c{self.wrong_captions}|s{self.seed}"
+
+    @property
+    def scorer(self) -> Run | None:
+        """The run whose scores a cleaning arm needs."""
+        return Run("ALIP", (), self.mismatched, self.wrong_captions, self.seed) if self.keep else None
+
+
+def scores_path(folder: Path, run: Run) -> Path:
+    """Where a run of ALIP leaves its similarities."""
+    return folder / f"{run.key.replace('|', '_')}.npz"
 
 
 def train_and_measure(run: Run, folder: Path) -> dict:
@@ -90,8 +100,8 @@ def train_and_measure(run: Run, folder: Path) -> dict:
     model, trace = _train(run, data, kept)
     scores = _similarities(model, data)
     if run.arm == "ALIP":
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / f"{run.key.replace('|', '_')}.npz", **scores)
+        with atomic_write(scores_path(folder, run)) as file:
+            np.savez(file, **scores)
     is_mismatched = data.is_mismatched.numpy()
     aucs = {f"auc_{name}": matched_auc(scores[name], is_mismatched) for name in SIMILARITIES[:2] if is_mismatched.any()}
     row = {"key": run.key, "arm": run.arm, "mismatched": run.mismatched, "wrong_captions": run.wrong_captions}
@@ -102,7 +112,7 @@ def train_and_measure(run: Run, folder: Path) -> dict:
 
 def _kept(run: Run, folder: Path) -> Tensor:
     """The samples for which the cleaning arm's expression is true, as data2rec.py --from … --keep selects them."""
-    scores = dict(np.load(folder / f"{run.scorer.replace('|', '_')}.npz"))
+    scores = dict(np.load(scores_path(folder, run.scorer)))
     scores["index"] = np.arange(len(scores[SIMILARITIES[0]]))
     condition = parse_condition(run.keep, dict.fromkeys(scores, NUMBER), "--keep")
     (values,) = next(evaluate_all([condition], lambda columns: iter([{name: scores[name] for name in columns}])))

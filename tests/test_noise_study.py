@@ -27,7 +27,7 @@ def test_all_runs():
     assert len(set(keys)) == len(keys) == 3 * (6 * 4 + 3 + 6 + 3)
     assert {(run.mismatched, run.wrong_captions) for run in runs[:12]} == {(40, 10)}
     for run in runs:  # what a cleaning arm needs comes before it
-        assert not run.scorer or keys.index(run.scorer) < keys.index(run.key)
+        assert run.scorer is None or keys.index(run.scorer.key) < keys.index(run.key)
     assert {run.arm for run in runs if run.scorer} == set(noise_study.CLEANING)
 
 
@@ -55,11 +55,14 @@ def test_finished_runs_are_skipped_and_tables_written(tmp_path, monkeypatch, cap
     assert sum(line.startswith("done") for line in listed) == 12
     monkeypatch.setattr(sys, "argv", [str(word) for word in [*words[:-3], "--table"]])
     assert noise_study.main() == 0
-    assert "12 of 108 runs" in (tmp_path / "results.md").read_text()
+    assert "12 of its 108 runs" in (tmp_path / "results.md").read_text()
     assert {path.name for path in (tmp_path / "images").iterdir()} >= {"noise_study.png", "weights_during_training.png"}
 
 
-def test_cleaning_without_its_scores_is_one_line(tmp_path):
-    runs = [run for run in noise_study.all_runs(1) if run.scorer][:1]
-    with pytest.raises(noise_study.UserError, match=r"ALIP\|m40\|c10\|s0"):
-        noise_study.train_missing(runs, set(), 1, tmp_path, tmp_path / "results.jsonl")
+def test_a_cleaning_arm_brings_the_run_that_scores_it(tmp_path):
+    cleaning = [run for run in noise_study.all_runs(1) if run.scorer]
+    scorer = cleaning[0].scorer
+    assert scorer in noise_study.all_runs(1)
+    assert noise_study._with_scorers(cleaning, tmp_path) == [scorer, *cleaning]
+    noise_study.study.scores_path(tmp_path, scorer).touch()
+    assert noise_study._with_scorers(cleaning, tmp_path) == cleaning
