@@ -56,7 +56,7 @@ def options(args: argparse.Namespace, part: str) -> dict[str, Any]:
 
 
 def fingerprint_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """For create_identity: what a checkpoint keeps of the flags."""
+    """For create_fingerprint: what a checkpoint keeps of the flags."""
     return {
         **options(args, "layout"),
         "recipe": {name: getattr(args, name) for name in tagged(Tag.RECIPE)},

@@ -10,11 +10,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alip.checkpoint import find_checkpoint, load_model
+from alip.data.decoders import PixelFormat
+from alip.data.loader import create_loader
 from alip.data.shards import load_manifest
 from alip.errors import UserError
 from alip.train import logging, step
 from alip.train.arguments import parse_interval
-from tests.helpers.train_runs import events, train_here, train_lines
+from tests.helpers.train_runs import entry, events, train_here, train_lines
 
 
 @pytest.fixture
@@ -77,6 +79,23 @@ def test_trains_on_synthetic_data_and_resumes(model_file, tmp_path):
 def test_reports_to_what_is_asked_for(flags, tmp_path):
     train_here(*flags, "--steps", "1", "--report-to", "none", "--output", tmp_path / "run")
     assert lines_of(tmp_path / "run", "train") and not (tmp_path / "run" / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("reader", ["dali", "torch"])
+def test_image_flags_reach_the_loader_and_the_model(flags, tmp_path, monkeypatch, reader):
+    seen = []
+    monkeypatch.setattr(entry, "create_loader", lambda *a, **k: seen.append(create_loader(*a, **k)) or seen[0])
+    options = ["--force-image-size", "24", "--image-mean", "0.5", "--image-std", "0.2", "0.3", "0.4"]
+    options += ["--image-interpolation", "bicubic", "--image-resize-mode", "squash", "--steps", "1"]
+    assert train_here(*flags, *options, "--reader", reader, "--output", tmp_path / "run") == 0
+    expected = PixelFormat(24, (0.5, 0.5, 0.5), (0.2, 0.3, 0.4), "bicubic")
+    assert seen[0].form == seen[0].decoder.form == expected
+    model = load_model(tmp_path / "run")
+    found = model.config["preprocess_cfg"]
+    assert (model.image_size, found["size"], found["mean"], found["std"]) == (24, [24, 24], [0.5] * 3, [0.2, 0.3, 0.4])
+    assert (found["interpolation"], found["resize_mode"]) == ("bicubic", "squash")
+    with pytest.raises(UserError, match="recipe image_interpolation: was 'bicubic', now None"):
+        train_here(*flags, *options[:-6], *options[-2:], "--output", tmp_path / "run", "--resume", "latest")
 
 
 def test_checkpoint_is_a_model_for_others(flags, tmp_path):
