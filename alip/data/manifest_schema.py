@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from alip.schema import check
 
 FORMAT = "alip-rec"
 VERSION = 1
+_LONGEST_NAME = 255  # bytes, on every file system in use
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
 _FILE = {"type": "string", "pattern": r"\A(?!\.{1,2}\Z)[^/\\\x00]+\Z"}  # a name beside the manifest, no path
 _SHA256 = {"type": "string", "pattern": r"\A[0-9a-f]{64}\Z"}
@@ -82,6 +84,9 @@ def check_manifest(content: dict[str, Any], path: Path) -> None:
     if content["label"] != expected:
         raise UserError(f"{path}: label: is {content['label']}, but {expected} is what is read; restore the manifest")
     names = [shard[kind] for shard in content["shards"] for kind in ("rec", "idx", "sidecar") if shard[kind]]
+    for name in names:
+        if not _is_file_name(name):
+            raise UserError(f"{path}: {name[:60]!r} can be no file's name; restore the manifest")
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if twice:
         raise UserError(f"{path} lists {twice} twice; restore the manifest, or build the shards again")
@@ -98,6 +103,13 @@ def check_manifest(content: dict[str, Any], path: Path) -> None:
             f"{path} was changed after it was written (its checksum is not that of its content): restore it or, if the "
             "change is meant, remove its line `checksum`"
         )
+
+
+def _is_file_name(name: str) -> bool:
+    try:
+        return len(os.fsencode(name)) <= _LONGEST_NAME
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def manifest_checksum(content: dict[str, Any]) -> str:
