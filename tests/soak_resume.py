@@ -2,9 +2,9 @@
 
     python tests/soak_resume.py --kills 50 [--ranks 2] [--seed 1] [-- further flags of train.py]
 
-Every kill is a SIGKILL at a random moment: at the start, in an update, in a save. At the end the train lines of
+Every kill is a SIGKILL at a random moment: at the start, in a step, in a save. At the end the train lines of
 metrics.jsonl and the last weights of the two runs must be equal, bit for bit. Uses scripts/demo's data and model
-unless told otherwise. Exit status 0 if they are.
+by default. Exit status 0 if they are.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def main() -> int:
     whole, killed = folder / "whole", folder / "killed"
     finish([*command, "--output", str(whole)])
 
-    draw = random.Random(args.seed)
+    generator = random.Random(args.seed)
     for k in range(args.kills):
         # On average as far as the run is long, shared out over the kills; what a resume repeats comes on top.
-        ahead = draw.randrange(0, max(1, 2 * steps // args.kills))
-        step = kill_once([*command, "--output", str(killed)], killed, ahead, draw.uniform(0, 0.1))
+        ahead = generator.randrange(0, max(1, 2 * steps // args.kills))
+        step = kill_once([*command, "--output", str(killed)], killed, ahead, generator.uniform(0, 0.1))
         print(f"kill {k + 1}/{args.kills} at step {step} of {steps}", flush=True)
     finish([*command, "--output", str(killed)])
 

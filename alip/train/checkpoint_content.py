@@ -45,7 +45,7 @@ def check_content(content: Any, source: object) -> None:
 
 
 def check_shapes(weights: dict[str, torch.Tensor], model: dict[str, torch.Tensor], source: object) -> None:
-    """Checks a checkpoint's weights against the state dict of the model that they are said to be of."""
+    """Checks a checkpoint's weights against the state dict of the model that it names."""
     ours, theirs = ({k: (v.shape, v.is_floating_point()) for k, v in state.items()} for state in (model, weights))
     if ours != theirs:
         raise UserError(f"{source}: its weights are not those of the model that it names; use another checkpoint")

@@ -31,7 +31,7 @@ def create_fingerprint(
     recipe: dict[str, Any],
     numerics: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """What tells a run from others, to be compared on a resume; plain values.
+    """What distinguishes a run from others, to be compared on a resume; plain values.
 
     recipe: what decides the result (learning rates, gates, …); numerics: what changes rounding only (precision, …).
     """

@@ -57,7 +57,7 @@ class TrainState:
     def capture(self, world: World, fingerprint: dict) -> dict[str, Any] | None:
         """The content of a checkpoint (tensors and plain values) on rank 0, None elsewhere. All ranks call it.
 
-        fingerprint: what tells this run from others (alip.train.resume).
+        fingerprint: what distinguishes this run from others (alip.train.resume).
         """
         ranks = gather_objects(self._of_this_rank(world), world)
         if not world.is_main:
@@ -99,7 +99,7 @@ class TrainState:
         if self.scaler and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         if self.ema:
-            # A run that begins to average now begins at the present weights.
+            # A run that only now starts to average starts at the present weights.
             self.ema.load(saved["ema"] or saved["model"], saved["ema_steps"])
         self.step, self.epoch, self.position = saved["step"], saved["epoch"], saved["position"]
         self.samples, self.best = saved["samples"], dict(saved["best"])

@@ -15,7 +15,7 @@ from alip.distributed import World
 from alip.train.arguments import parse_arguments
 
 SAMPLES = 52
-# What a line tells about the machine and not about the run.
+# What a line holds about the machine and not about the run.
 CLOCKS = ("time", "samples_per_s", "model_tflops_per_s", "mfu", "data_wait_s", "gpu_memory_gib")
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,13 +20,13 @@ from tests.helpers.train_runs import SAMPLES
 def data(tmp_path_factory) -> Path:
     """DIR/NAME of shards with SAMPLES samples in three files; every third raw text is labelled mismatched."""
     folder = tmp_path_factory.mktemp("train-data")
-    draw = random.Random(0)
+    generator = random.Random(0)
     lines = []
     for i in range(SAMPLES):
-        colour = tuple(draw.randrange(256) for _ in range(3))
-        picture = Image.new("RGB", (48, 40), colour)
-        picture.putpixel((i % 48, i % 40), (255 - colour[0], 0, 0))
-        picture.save(folder / f"{i}.png")
+        colour = tuple(generator.randrange(256) for _ in range(3))
+        image = Image.new("RGB", (48, 40), colour)
+        image.putpixel((i % 48, i % 40), (255 - colour[0], 0, 0))
+        image.save(folder / f"{i}.png")
         row = {"key": f"k{i:03d}", "image": f"{i}.png", "text": f"number {i}", "caption": f"a colour of {sum(colour)}"}
         lines.append(json.dumps({**row, "is_mismatched": i % 3 == 0}))
     (folder / "table.jsonl").write_text("\n".join(lines) + "\n")

@@ -101,7 +101,7 @@ def test_batch_statistics_move_once_per_micro_batch():
     assert norm.track_running_stats
 
 
-def _update_on_rank(world, model_file, pieces):
+def _step_on_rank(world, model_file, pieces):
     torch.manual_seed(5)
     step = make_step(create_model(model_file), world)
     batch = parts(make_batch(12), world.world_size)[world.rank]
@@ -116,5 +116,5 @@ def test_ranks_and_micro_batches_equal_one_process(model_file, ranks, pieces):
     for _ in range(2):
         result = whole([make_batch(12)], 1e-3)
     expected = facts(whole, result)
-    for found in on_ranks(ranks, _update_on_rank, model_file, pieces):
+    for found in on_ranks(ranks, _step_on_rank, model_file, pieces):
         assert_same({name: torch.from_numpy(value) for name, value in found.items()}, expected)

@@ -39,15 +39,15 @@ def ended(process, seconds=90):
 
 @pytest.mark.slow
 def test_killed_at_random_steps(flags, tmp_path):
-    """SIGKILL, somewhere in an update; tests/soak_resume.py does this any number of times."""
-    draw = random.Random(7)
+    """SIGKILL, somewhere in a step; tests/soak_resume.py does this any number of times."""
+    generator = random.Random(7)
     options = [*flags, "--reader", "dali", "--epochs", "6", "--save-every", "5", "--log-every", "3"]
     assert train_here(*options, "--output", tmp_path / "whole") == 0
     run = tmp_path / "killed"
-    for last in (draw.randrange(2, 5) * 3, draw.randrange(7, 10) * 3):
+    for last in (generator.randrange(2, 5) * 3, generator.randrange(7, 10) * 3):
         process = start(command(*options, "--output", run, "--resume", "auto"))
         wait_for_step(run, last, process)
-        time.sleep(draw.random() * 0.02)
+        time.sleep(generator.random() * 0.02)
         process.send_signal(signal.SIGKILL)
         assert ended(process)[0] == -signal.SIGKILL
     status, output = ended(start(command(*options, "--output", run, "--resume", "auto")))
@@ -69,7 +69,7 @@ def test_asked_to_stop_saves_at_the_next_step(flags, tmp_path, number):
     assert stopped["signal"] == number.name
     assert f"step {stopped['step']} and saved; resume with the same command and --resume auto" in output
     assert (tmp_path / "run" / "checkpoints" / f"step-{stopped['step']:08d}.pt").exists()
-    assert train_lines(tmp_path / "run")[-1]["step"] == stopped["step"]  # not one update more
+    assert train_lines(tmp_path / "run")[-1]["step"] == stopped["step"]  # not one step more
 
 
 def free_port():
@@ -91,9 +91,9 @@ def ranks_of(run):
 
 
 @pytest.mark.slow
-def test_two_hosts_lose_a_rank_and_go_on(flags, data, model_file, tmp_path):
+def test_two_hosts_lose_a_rank_and_resume(flags, data, model_file, tmp_path):
     """The script for several machines, with an "ssh" that stays here: two launchers that meet on loopback. A rank is
-    killed in mid-step; the launchers start both again, and they go on exactly."""
+    killed in mid-step; the launchers start both again, and they resume exactly."""
     options = [*flags, "--batch-size", "4", "--save-every", "4", "--dist-timeout", "0.5", "--steps", "36"]
     assert on_ranks(2, train_on_rank, [*options, "--output", tmp_path / "whole"]) == [0, 0]
     ssh, run = tmp_path / "ssh", tmp_path / "run"
@@ -127,7 +127,7 @@ def test_without_restarts_a_lost_rank_brings_the_job_down(flags, tmp_path):
     assert "SIGKILL" in output or "Signal 9" in output, output
 
 
-def test_run_json_says_what_was_done(flags, tmp_path):
+def test_run_json_records_what_was_done(flags, tmp_path):
     train_here(*flags, "--preset", "alip-released", "--steps", "2", "--output", tmp_path / "run")
     train_here(*flags, "--preset", "alip-released", "--steps", "2", "--output", tmp_path / "run", "--resume", "auto")
     content = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -138,7 +138,7 @@ def test_run_json_says_what_was_done(flags, tmp_path):
     assert json.loads((tmp_path / "run" / "model.json").read_text())["model_cfg"]["embed_dim"] == 16
 
 
-def test_scripts_say_what_is_missing():
+def test_scripts_name_what_is_missing():
     for name, words in (("train_yfcc15m_B32_ALIP.sh", "set DATA"), ("train_slurm.sh", "sbatch")):
         done = subprocess.run(["bash", str(ROOT / "scripts" / name)], capture_output=True, text=True)
         assert done.returncode == 2

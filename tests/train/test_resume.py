@@ -1,4 +1,4 @@
-"""Runs cut off and gone on with, in this process: what follows must be what would have been, bit for bit."""
+"""Runs cut off and resumed in this process: what follows must be what would have been, bit for bit."""
 
 import json
 
@@ -27,7 +27,7 @@ class Cut(BaseException):
 
 @pytest.fixture
 def cut_at(monkeypatch):
-    """cut_at(n): the run ends in the middle of its update number n, counted from 0."""
+    """cut_at(n): the run ends in the middle of its step number n, counted from 0."""
     original = step.TrainStep.__call__
 
     def install(number):
@@ -56,7 +56,7 @@ def same_weights(a, b):
 
 
 @pytest.mark.parametrize("reader", ["torch", "dali"])
-def test_cut_in_mid_epoch_goes_on_bit_for_bit(flags, tmp_path, cut_at, reader):
+def test_cut_in_mid_epoch_resumes_bit_for_bit(flags, tmp_path, cut_at, reader):
     options = [*flags, *ALL_OPTIONS, "--reader", reader]
     assert train_here(*options, "--output", tmp_path / "whole") == 0
     with pytest.raises(Cut):
@@ -198,7 +198,7 @@ def train_on_rank_cut(world, options, number):
         return "cut"
 
 
-def test_two_ranks_cut_and_gone_on_bit_for_bit(flags, tmp_path):
+def test_two_ranks_cut_and_resumed_bit_for_bit(flags, tmp_path):
     options = [*flags, *ALL_OPTIONS, "--batch-size", "3", "--accum-freq", "2", "--epochs", "1"]
     whole, cut = [*options, "--output", tmp_path / "whole"], [*options, "--output", tmp_path / "cut"]
     assert on_ranks(2, train_on_rank, whole) == [0, 0]
@@ -210,7 +210,7 @@ def test_two_ranks_cut_and_gone_on_bit_for_bit(flags, tmp_path):
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_another_number_of_ranks_goes_on_with_the_same_batches(flags, tmp_path, capsys):
+def test_another_number_of_ranks_continues_with_the_same_batches(flags, tmp_path, capsys):
     options = [*flags, "--epochs", "1", "--save-every", "2", "--output"]
     assert train_here(*options, tmp_path / "whole") == 0
     assert on_ranks(2, train_on_rank, [*options, tmp_path / "run", "--batch-size", "4", "--steps", "4"]) == [0, 0]

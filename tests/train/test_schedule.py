@@ -11,7 +11,7 @@ def test_one_cycle_is_torchs(total, warmup):
     """The released runs used OneCycleLR, momentum cycling included."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([parameter], lr=1.0, betas=(0.9, 0.98))
-    # pct_start as an exact number of updates, as ours is.
+    # pct_start as an exact number of steps, as ours is.
     start = round(float(warmup) * total) / total
     theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=total, pct_start=start)
     ours = create_schedule("one-cycle", 1e-3, total, warmup, cycle_beta1=True)

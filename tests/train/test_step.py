@@ -176,7 +176,7 @@ def fake_result(value: float, skipped: bool = False):
     )
 
 
-def test_meter_means_without_skipped_updates():
+def test_meter_means_without_skipped_steps():
     meter = Meter(CPU)
     for value, skipped in ((1.0, False), (math.inf, True), (4.0, False)):
         meter.add(fake_result(value, skipped))

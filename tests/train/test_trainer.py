@@ -20,14 +20,14 @@ from tests.helpers.train_runs import entry, events, train_here, train_lines
 
 
 @pytest.fixture
-def on_update(monkeypatch):
-    """on_update(n, act): act(micro_batches) before the run's update number n (from 1)."""
+def before_step(monkeypatch):
+    """before_step(n, act): act(micro_batches) before the run's step number n (from 1)."""
     original = step.TrainStep.__call__
-    actions, count = {}, {"updates": 0}
+    actions, count = {}, {"steps": 0}
 
     def wrapped(self, micro_batches, *arguments, **options):
-        count["updates"] += 1
-        actions.get(count["updates"], lambda _: None)(micro_batches)
+        count["steps"] += 1
+        actions.get(count["steps"], lambda _: None)(micro_batches)
         return original(self, micro_batches, *arguments, **options)
 
     monkeypatch.setattr(step.TrainStep, "__call__", wrapped)
@@ -109,7 +109,7 @@ def test_checkpoint_is_a_model_for_others(flags, tmp_path):
 
 @pytest.fixture
 def captions(tmp_path):
-    """A retrieval set of four pictures."""
+    """A retrieval dataset of four images."""
     lines = []
     for i, colour in enumerate(("red", "green", "blue", "white")):
         Image.new("RGB", (40, 40), colour).save(tmp_path / f"{colour}.png")
@@ -132,15 +132,15 @@ def test_evaluation_leaves_training_as_it_was(flags, captions, tmp_path):
     assert best["best"]["mean"] == max(means)
 
 
-def test_updates_that_are_not_finite_are_left_out_and_told(flags, tmp_path, on_update, capsys):
-    on_update(3, spoil)
+def test_steps_that_are_not_finite_are_left_out_and_reported(flags, tmp_path, before_step, capsys):
+    before_step(3, spoil)
     assert train_here(*flags, "--log-every", "4", "--output", tmp_path / "run") == 0
     assert events(tmp_path / "run", "nonfinite")[0]["steps"] == [3]
     assert "not finite at steps [3]" in capsys.readouterr().out
     assert all(line["loss"] is not None for line in train_lines(tmp_path / "run"))
 
 
-def test_gives_up_with_a_checkpoint_and_the_ids(flags, tmp_path, on_update, capsys):
+def test_gives_up_with_a_checkpoint_and_the_ids(flags, tmp_path, before_step, capsys):
     seen = {}
     for number in range(3, 13):
 
@@ -148,7 +148,7 @@ def test_gives_up_with_a_checkpoint_and_the_ids(flags, tmp_path, on_update, caps
             seen[number] = micro_batches[0].index.tolist()
             spoil(micro_batches)
 
-        on_update(number, act)
+        before_step(number, act)
     options = [*flags, "--nonfinite-limit", "3", "--log-every", "1", "--output", tmp_path / "run"]
     assert train_here(*options) == 1
     content = json.loads((tmp_path / "run" / "nonfinite-step-00000005.json").read_text())
@@ -158,8 +158,8 @@ def test_gives_up_with_a_checkpoint_and_the_ids(flags, tmp_path, on_update, caps
     assert saved["step"] == 5 and all(torch.isfinite(value).all() for value in saved["model"].values())
 
 
-def test_disk_that_fills_up_does_not_end_the_run(flags, tmp_path, on_update, monkeypatch, capsys):
-    """The checkpoints' fsync and the log's writes fail from update 4 on, until update 9."""
+def test_disk_that_fills_up_does_not_end_the_run(flags, tmp_path, before_step, monkeypatch, capsys):
+    """The checkpoints' fsync and the log's writes fail from step 4 on, until step 9."""
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -172,8 +172,8 @@ def test_disk_that_fills_up_does_not_end_the_run(flags, tmp_path, on_update, mon
     def clear(_):
         os.fsync, logging._append = fsync, append
 
-    on_update(4, fill)
-    on_update(9, clear)
+    before_step(4, fill)
+    before_step(9, clear)
     try:
         assert train_here(*flags, "--save-every", "3", "--keep", "3", "--output", tmp_path / "run") == 0
     finally:
@@ -185,11 +185,11 @@ def test_disk_that_fills_up_does_not_end_the_run(flags, tmp_path, on_update, mon
     assert names == ["step-00000003.pt", "step-00000009.pt", "step-00000012.pt"]
 
 
-def test_last_checkpoint_that_cannot_be_saved_is_no_success(flags, tmp_path, on_update, monkeypatch, capsys):
+def test_last_checkpoint_that_cannot_be_saved_is_no_success(flags, tmp_path, before_step, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    on_update(2, lambda _: monkeypatch.setattr(os, "fsync", full))
+    before_step(2, lambda _: monkeypatch.setattr(os, "fsync", full))
     assert train_here(*flags, "--steps", "2", "--output", tmp_path / "run") == 1
     assert "could not be saved" in capsys.readouterr().out
 
@@ -203,21 +203,21 @@ def own_data(data, tmp_path):
 
 
 @pytest.mark.parametrize("reader", ["torch", "dali"])
-def test_record_that_breaks_in_mid_run(flags, own_data, tmp_path, on_update, reader):
+def test_record_that_breaks_in_mid_run(flags, own_data, tmp_path, before_step, reader):
     shard = load_manifest(own_data).path("tiny-00001.rec")
 
     def overwrite(_):
         with open(shard, "r+b") as file:
             file.write(b"\xff" * shard.stat().st_size)
 
-    on_update(2, overwrite)
+    before_step(2, overwrite)
     with pytest.raises(UserError, match=r"record \d+ of .*tiny-00001\.rec"):
         train_here(*flags, "--train-data", own_data, "--epochs", "9", "--reader", reader, "--output", tmp_path / "run")
 
 
-def test_shard_that_is_cut_in_mid_run(flags, own_data, tmp_path, on_update):
+def test_shard_that_is_cut_in_mid_run(flags, own_data, tmp_path, before_step):
     shard = load_manifest(own_data).path("tiny-00002.rec")
-    on_update(2, lambda _: shard.write_bytes(shard.read_bytes()[:64]))
+    before_step(2, lambda _: shard.write_bytes(shard.read_bytes()[:64]))
     with pytest.raises(UserError, match=r"tiny-00002\.rec"):
         train_here(*flags, "--train-data", own_data, "--epochs", "9", "--output", tmp_path / "run")
 
