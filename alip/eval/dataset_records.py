@@ -7,6 +7,9 @@ adding a record; deleting one is deleting its line.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +93,42 @@ def _simple(dataset: Callable[..., Any], **arguments: Any) -> Opener:
 
 def _joined(dataset: Callable[..., Any], *splits: str) -> Opener:
     return lambda root, protocol: JoinedImages([TorchvisionImages(dataset(root, split=split)) for split in splits])
+
+
+# SciPy's parser can crash the process on a malformed file, so it first runs in a process of its own, with 2 GiB.
+_PARSE_MATLAB = """
+import resource, sys
+import scipy.io
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+for path in sys.argv[1:]:
+    scipy.io.loadmat(path, squeeze_me=True)
+"""
+
+
+def _check_matlab_files(paths: Sequence[Path]) -> None:
+    """Raises RuntimeError unless SciPy reads all of the files."""
+    for path in paths:
+        if not path.is_file():
+            raise RuntimeError(f"{path} is missing")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _PARSE_MATLAB, *map(str, paths)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"SciPy does not come to an end with {' or '.join(path.name for path in paths)}") from error
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise RuntimeError(f"SciPy cannot read {' or '.join(path.name for path in paths)} ({reason})")
+
+
+def _cars(part: str) -> Opener:
+    def open_part(root: Path, protocol: str) -> Images:
+        folder = root / "stanford_cars"
+        annotations = "cars_test_annos_withlabels.mat" if part == "test" else "devkit/cars_train_annos.mat"
+        _check_matlab_files([folder / "devkit/cars_meta.mat", folder / annotations])
+        return TorchvisionImages(torchvision_datasets.StanfordCars(root, split=part))
+
+    return open_part
 
 
 def _classes(images: Images) -> Sequence[str]:
@@ -269,8 +308,8 @@ CLASSIFICATION: dict[str, ClassificationRecord] = {
         classnames.CARS,
         "cars",
         "top1",
-        _simple(_tv.StanfordCars, split="test"),
-        _simple(_tv.StanfordCars, split="train"),
+        _cars("test"),
+        _cars("train"),
         8_041,
     ),
     "dtd": _record(

@@ -85,6 +85,17 @@ def test_pickles_that_are_not_the_published_ones_are_never_opened(tmp_path, monk
         open_classification("cifar10", tmp_path)
 
 
+def test_a_matlab_file_that_crashes_scipy_is_one_line(tmp_path, monkeypatch):
+    """Found by fuzzing: a changed byte in a .mat file ended the process with a segmentation fault, without a line."""
+    archives.write("cars", tmp_path, monkeypatch)
+    meta = tmp_path / "stanford_cars" / "devkit" / "cars_meta.mat"
+    data = meta.read_bytes()
+    for broken in (b"", data[:200], data[:144] + b"\x0f" + data[145:], data[:240] + b"\xff" + data[241:]):
+        meta.write_bytes(broken)
+        with pytest.raises(UserError, match=r"cars: the files under .*SciPy cannot read cars_meta.mat"):
+            open_classification("cars", tmp_path)
+
+
 def test_sun397_without_the_official_partition(tmp_path, monkeypatch):
     count = archives.write("sun397", tmp_path, monkeypatch)
     (tmp_path / "SUN397" / "Partitions" / "Testing_01.txt").unlink()
