@@ -40,6 +40,7 @@ cr2 cr3 nef arw dng orf raf rw2
 OTHER_IMAGES = frozenset(_OTHERS.split())
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 8
+LONGEST_SIDE = 65_500  # of a JPEG; an encoder that is given a longer one may crash
 SHORT_SIDE = 256
 QUALITY = 90
 _REDUCED_PIXELS = 16_000_000  # larger ones are made RGB and reduced strip by strip, so that one copy is in memory
@@ -78,7 +79,12 @@ class ImagePolicy:
                 raise UserError(f"{flag} should be from {least} to {most:,}, not {getattr(self, name)}")
 
 
-_RANGES = (("short_side", 0, 65_500), ("quality", 1, 100), ("max_pixels", 1, 10**12), ("min_side", 1, 65_500))
+_RANGES = (
+    ("short_side", 0, LONGEST_SIDE),
+    ("quality", 1, 100),
+    ("max_pixels", 1, 10**12),
+    ("min_side", 1, LONGEST_SIDE),
+)
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,14 @@ def to_jpeg(data: bytes, policy: ImagePolicy | None = None, name: str = "") -> S
     if min(image.size) < policy.min_side:
         raise ImageError("tiny", f"{image.width} × {image.height} pixels, shorter than {policy.min_side}")
     width, height = image.size
+    scale = min(1.0, policy.short_side / min(image.size)) if policy.short_side else 1.0
+    if max(image.size) * scale > LONGEST_SIDE:
+        raise ImageError("too-long", f"{width} × {height} pixels; the sides of a JPEG are at most {LONGEST_SIDE:,}")
     rgb = _load_rgb(image, data, policy.short_side)  # also of those that stay as they are: this finds the broken ones
-    if (not policy.short_side or policy.short_side >= min(image.size)) and _is_kept(image, data):
+    if scale == 1 and _is_kept(image, data):
         return StoredImage(data, width, height, untouched=True)
     try:
-        return _encoded(rgb, (width, height), policy)
+        return _encoded(rgb, (width, height), scale, policy.quality)
     except ImageError:
         raise
     except Exception as error:
@@ -134,7 +143,7 @@ def _is_kept(image: Image.Image, data: bytes) -> bool:
     return (plain.width, plain.height) == image.size
 
 
-def _encoded(rgb: np.ndarray | Image.Image, size: tuple[int, int], policy: ImagePolicy) -> StoredImage:
+def _encoded(rgb: np.ndarray | Image.Image, size: tuple[int, int], scale: float, quality: int) -> StoredImage:
     """Decoded pixels (perhaps smaller than the original `size` already) → shrunk and encoded."""
     from alip.build import pixels  # torch takes seconds to load, and most who use this module only decode
 
@@ -142,11 +151,10 @@ def _encoded(rgb: np.ndarray | Image.Image, size: tuple[int, int], policy: Image
     width, height = size
     if (tensor.shape[2] - tensor.shape[1]) * (width - height) < 0:  # it was turned upright
         width, height = height, width
-    scale = policy.short_side / min(size) if policy.short_side else 1.0
     if scale < 1:
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
         tensor = pixels.shrink(tensor, width, height)
-    stored = pixels.encode(tensor, policy.quality)
+    stored = pixels.encode(tensor, quality)
     try:
         plain = read_plain_jpeg(stored)
     except OddJpeg as error:

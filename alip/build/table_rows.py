@@ -198,19 +198,26 @@ def _parquet(path: str) -> Iterator[Row]:
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     except Exception as error:  # pyarrow's own errors, and whatever a damaged footer makes of itself
         raise UserError(f"{path} cannot be read as Parquet: {_one_line(error)}") from None
+    total = max(1, sum(rows))
+    if sum(rows) != file.metadata.num_rows:
+        raise UserError(
+            f"{path} cannot be read as Parquet: {file.metadata.num_rows:,} rows, {sum(rows):,} in its groups"
+        )
     with file:
         for group, count in enumerate(rows):
-            first = number
+            end = number + count
+            fault = "it ends too early"
             try:
                 for batch in file.iter_batches(batch_size=1024, row_groups=[group]):
                     for values in _batch_rows(batch):
                         number += 1
-                        yield Row(number, values, size * number / max(1, sum(rows)))
+                        yield Row(number, values, size * number / total)
             except (pyarrow.ArrowException, OSError, MemoryError, ValueError) as error:
-                number += 1
-                fault = f"the rest of row group {group} ({first + count - number + 1:,} rows) cannot be read: "
-                yield Row(number, None, size * number / max(1, sum(rows)), fault + _one_line(error), lost_rest=True)
-            number = first + count
+                fault = _one_line(error)
+            if number < end:
+                fault = f"the rest of row group {group} ({end - number:,} rows) cannot be read: {fault}"
+                yield Row(number + 1, None, size * end / total, fault, lost_rest=True)
+            number = end
 
 
 def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:

@@ -120,6 +120,8 @@ def corrupt_header() -> bytes:
         ("animated", animation("PNG"), "a.png"),
         ("wrongly-named", encoded(BIG, "PNG"), "a.jpg"),
         ("tiny", encoded(picture(1, 300, 4)), "a.jpg"),
+        ("too-long", encoded(Image.new("RGB", (70_000, 9)), "PNG"), "a.png"),
+        ("too-long", encoded(Image.new("RGB", (9, 65_501)), "PNG"), "a.png"),
         ("not-an-image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a.eps"),
     ],
 )

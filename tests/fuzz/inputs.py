@@ -79,6 +79,7 @@ def images() -> list[tuple[str, bytes]]:
         ("a.png", frames[0], "PNG", {}),
         ("b.png", palette, "PNG", {"transparency": 3}),
         ("c.png", frames[0].convert("RGBA"), "PNG", {"exif": exif}),
+        ("d.png", Image.new("RGB", (70_000, 9)), "PNG", {}),
         ("a.webp", frames[0], "WEBP", {}),
         ("b.webp", frames[0], "WEBP", {"lossless": True}),
         ("a.gif", palette, "GIF", {}),
