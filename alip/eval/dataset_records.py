@@ -7,9 +7,6 @@ adding a record; deleting one is deleting its line.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ from torchvision import datasets as torchvision_datasets
 from alip.errors import UserError
 from alip.eval import classnames, release
 from alip.eval.image_readers import ImageFiles, Images, JoinedImages, RecordImages, TorchvisionImages, file_of
+from alip.eval.matlab_files import check_matlab_files
 from alip.eval.prompts import TEMPLATES
 
 Opener = Callable[[Path, str], Images]  # (data root, protocol) → images
@@ -95,40 +93,19 @@ def _joined(dataset: Callable[..., Any], *splits: str) -> Opener:
     return lambda root, protocol: JoinedImages([TorchvisionImages(dataset(root, split=split)) for split in splits])
 
 
-# SciPy's parser can crash the process on a malformed file, so it first runs in a process of its own, with 2 GiB.
-_PARSE_MATLAB = """
-import resource, sys
-import scipy.io
-resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-for path in sys.argv[1:]:
-    scipy.io.loadmat(path, squeeze_me=True)
-"""
+def _with_matlab_files(opener: Opener, *files: str) -> Opener:
+    """The opener, after SciPy has read these files under the data root."""
 
-
-def _check_matlab_files(paths: Sequence[Path]) -> None:
-    """Raises RuntimeError unless SciPy reads all of the files."""
-    for path in paths:
-        if not path.is_file():
-            raise RuntimeError(f"{path} is missing")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _PARSE_MATLAB, *map(str, paths)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"SciPy does not come to an end with {' or '.join(path.name for path in paths)}") from error
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise RuntimeError(f"SciPy cannot read {' or '.join(path.name for path in paths)} ({reason})")
-
-
-def _cars(part: str) -> Opener:
     def open_part(root: Path, protocol: str) -> Images:
-        folder = root / "stanford_cars"
-        annotations = "cars_test_annos_withlabels.mat" if part == "test" else "devkit/cars_train_annos.mat"
-        _check_matlab_files([folder / "devkit/cars_meta.mat", folder / annotations])
-        return TorchvisionImages(torchvision_datasets.StanfordCars(root, split=part))
+        check_matlab_files([root / file for file in files])
+        return opener(root, protocol)
 
     return open_part
+
+
+_CARS_NAMES = "stanford_cars/devkit/cars_meta.mat"
+_CARS_TEST, _CARS_TRAIN = "stanford_cars/cars_test_annos_withlabels.mat", "stanford_cars/devkit/cars_train_annos.mat"
+_FLOWERS = ("flowers-102/imagelabels.mat", "flowers-102/setid.mat")
 
 
 def _classes(images: Images) -> Sequence[str]:
@@ -296,8 +273,8 @@ CLASSIFICATION: dict[str, ClassificationRecord] = {
         classnames.FLOWERS,
         "flowers",
         "mean_per_class",
-        _simple(_tv.Flowers102, split="test"),
-        _joined(_tv.Flowers102, "train", "val"),
+        _with_matlab_files(_simple(_tv.Flowers102, split="test"), *_FLOWERS),
+        _with_matlab_files(_joined(_tv.Flowers102, "train", "val"), *_FLOWERS),
         6_149,
         # The archive has no names at all, only numbers; torchvision's list goes with them.
         lambda images: getattr(images.dataset, "classes", classnames.FLOWERS),
@@ -308,8 +285,8 @@ CLASSIFICATION: dict[str, ClassificationRecord] = {
         classnames.CARS,
         "cars",
         "top1",
-        _cars("test"),
-        _cars("train"),
+        _with_matlab_files(_simple(_tv.StanfordCars, split="test"), _CARS_NAMES, _CARS_TEST),
+        _with_matlab_files(_simple(_tv.StanfordCars, split="train"), _CARS_NAMES, _CARS_TRAIN),
         8_041,
     ),
     "dtd": _record(
