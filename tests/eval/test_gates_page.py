@@ -117,6 +117,17 @@ def test_thumbnails_fit_the_page(shards):
     assert sum(map(len, small)) <= 30_000 and any(small)
 
 
+def test_thumbnails_take_what_the_texts_leave_of_the_page(table, shards):
+    manifest = load_manifest(shards)
+    whole = page_data.collect(table, manifest)
+    texts = len(script_json({**whole["rows"], "image": []}))
+    for limit in (texts + 60_000, texts - 1):
+        content = page_data.collect(table, manifest, page_bytes=limit)
+        assert len(script_json(content["rows"])) <= max(limit, texts) + 4 * 230  # quotes and commas of the images
+        assert any(content["rows"]["image"]) == (limit > texts)
+        assert content["rows"]["text"] == whole["rows"]["text"]
+
+
 def test_large_images_become_small_ones(tmp_path):
     write_tar(
         tmp_path / "a.tar", [{"jpg": encoded(picture(0, 900, 600)), "json": b'{"text": "t", "caption": "c"}'}], ["k"]

@@ -181,7 +181,7 @@ def test_which_checkpoints_a_run_stands_for(tmp_path):
         return [torch.load(path, weights_only=True)["step"] for path in find_checkpoints(run, count)]
 
     assert steps(tmp_path / "run", 8) == [2, 5, 10, 15], "each step once, whatever its names"
-    assert steps(tmp_path / "run", 3) == [2, 10, 15] and steps(tmp_path / "run", 2) == [2, 15]
+    assert steps(tmp_path / "run", 3) == [2, 5, 15] and steps(tmp_path / "run", 2) == [2, 15]
     assert steps(tmp_path / "run", 1) == [15]
     assert find_checkpoints(folder / "step-00000005.pt", 8) == [folder / "step-00000005.pt"]
 

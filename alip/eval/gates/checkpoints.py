@@ -50,7 +50,8 @@ class Scorer:
 def find_checkpoints(run: str | Path, count: int) -> list[Path]:
     """The checkpoint files that `--checkpoint RUN` means, oldest first; a file means itself.
 
-    count: at most so many of those that the run folder holds, spread evenly over its steps; 1: the newest.
+    count: at most so many of those that the run folder holds, at even ratios of their steps (1, 2, 4, 8 …): the early
+    ones separate mismatched texts best (docs/gates.md). 1: the newest.
     """
     newest = find_checkpoint(run)
     if Path(run).is_file() or count == 1:
@@ -63,8 +64,9 @@ def find_checkpoints(run: str | Path, count: int) -> list[Path]:
     for path in by_inode.values():
         by_step.setdefault(int(read_file(path)["step"]), path)
     steps = np.array(sorted(by_step))
-    wanted = np.linspace(steps[0], steps[-1], count)
-    nearest = np.unique(np.abs(steps[None] - wanted[:, None]).argmin(axis=1))
+    logs = np.log(np.maximum(steps, 1))
+    wanted = np.linspace(logs[0], logs[-1], count)
+    nearest = np.unique(np.abs(logs[None] - wanted[:, None]).argmin(axis=1))
     return [by_step[step] for step in steps[nearest].tolist()]
 
 
