@@ -201,6 +201,43 @@ def test_browser_selects_by_scores(nasty, tmp_path):
     assert "Selection: S_xt -0.50 to 0.50, S_xc -1.00 to 0.20" in page.count
 
 
+DRAG = """<script>
+addEventListener("load", () => setTimeout(() => {
+  const area = document.querySelector("SELECTOR .nsewdrag").getBoundingClientRect();
+  const fire = (type, x, y) => {
+    const at = { clientX: area.x + area.width * x, clientY: area.y + area.height * y };
+    (document.elementFromPoint(at.clientX, at.clientY) || document).dispatchEvent(
+      new MouseEvent(type, { ...at, bubbles: true, cancelable: true, view: window, button: 0, buttons: 1 }));
+  };
+  fire("mousedown", 0.02, 0.02);
+  for (const step of [0.1, 0.3, 0.5]) fire("mousemove", step, 2 * step - 0.02);
+  fire("mouseup", 0.5, 0.98);
+}, 1500));
+</script>"""
+
+
+@pytest.mark.parametrize(("selector", "score"), [("#scatter", "image_text_similarity"), (".histogram", SCORES[0])])
+def test_dragging_over_a_plot_filters_the_gallery(table, shards, tmp_path, selector, score):
+    """The left half of a plot, by a mouse's events: these samples are in the gallery, and no other."""
+    write_page(tmp_path / "gates.html", page_data.collect(table, load_manifest(shards)))
+    page = (tmp_path / "gates.html").read_text(encoding="utf-8")
+    page = page.replace("</body>", DRAG.replace("SELECTOR", selector) + "</body>")
+    (tmp_path / "gates.html").write_text(page, encoding="utf-8")
+    found = Page(open_page(tmp_path / "gates.html", tmp_path / "profile", size=(1400, 2400)))
+    symbol = {"image_text_similarity": "S_xt", "text_caption_similarity": "S_tc"}[score]
+    low, high = map(float, re.search(rf"Selection: .*?{symbol} (\S+) to ([-0-9.]+)", found.count).groups())
+    values = made_up_scores(np.arange(230))[score]
+    inside = int(found.body["data-found"])
+    assert 20 < inside < 200 and high < values.max() - 0.3
+    shown = np.array([int(card["index"]) for card in found.cards])
+    assert (
+        len(shown) == min(60, inside) and (values[shown] >= low - 0.01).all() and (values[shown] <= high + 0.01).all()
+    )
+    if selector == ".histogram":
+        most, least = (int(((values >= low - d) & (values <= high + d)).sum()) for d in (0.005, -0.005))
+        assert least <= inside <= most  # the page shows two digits of the range
+
+
 def test_browser_draws_the_plots(nasty, tmp_path):
     find_browser()
     open_page(nasty, tmp_path / "profile", screenshot=tmp_path / "page.png")
