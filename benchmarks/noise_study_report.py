@@ -15,8 +15,8 @@ sys.path.insert(0, str(ROOT))
 from alip import plot_style as style  # noqa: E402
 from alip.files import atomic_write  # noqa: E402
 
-METRICS = ("text_to_image_R@1", "image_to_text_R@1", "top1")
-TITLES = {"text_to_image_R@1": "text → image R@1", "image_to_text_R@1": "image → text R@1", "top1": "49 classes"}
+METRICS = ("text_to_image_R@1", "image_to_text_R@1")
+TITLES = {"text_to_image_R@1": "text → image R@1", "image_to_text_R@1": "image → text R@1"}
 MAIN = ("CLIP, raw texts", "CLIP, captions", "no gates", "ALIP")
 GROUPS = {"right": "both texts right", "mismatched": "raw text mismatched", "caption_wrong": "caption wrong"}
 AT = (40, 10)  # the rates of the arms that run at one pair of rates only

@@ -33,7 +33,7 @@ def test_all_runs():
 
 def test_paired_differences_and_errors():
     rows = [row("ALIP", seed, 10 + seed) for seed in range(3)] + [row("no gates", seed, 9.0) for seed in (0, 2)]
-    alip, plain = (report.values(rows, arm, (40, 10), "top1") for arm in ("ALIP", "no gates"))
+    alip, plain = (report.values(rows, arm, (40, 10), report.METRICS[0]) for arm in ("ALIP", "no gates"))
     assert report.paired(alip, plain) == {0: 1.0, 2: 3.0}
     assert report.mean_and_error({0: 1.0, 1: 2.0, 2: 3.0}) == pytest.approx((2.0, 1 / 3**0.5))
     page = report.tables(rows, 108)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from classes import TEMPLATES
+
 MISMATCHED_FRACTION = 0.4  # raw texts that belong to another concept's image
 WRONG_CAPTION_FRACTION = 0.1  # captions that say something else than the image shows, or nothing
 GENERIC_CAPTION_FRACTION = 0.15  # of the other captions: right, but only the class
 CLASS_ADDED_FRACTION = 0.4  # of the captions with a name: "pizza, a meal"
 
-# A captioner's ways to begin; {} is a name or a class. Without words around it is the most frequent.
-_CAPTION_FORMS = ["{}", "{}", "{}", "a picture of {}", "an icon of {}", "a drawing of {}"]
+# A captioner's ways to begin; {} is a name or a class. Without words before it is the most frequent.
+_CAPTION_FORMS = ["{}", "{}", "{}", *TEMPLATES[1:]]
 _EMPTY_CAPTIONS = ["a small picture", "an icon on a white background", "a colourful drawing", "an image of something"]
 
 
