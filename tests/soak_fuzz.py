@@ -175,6 +175,7 @@ def main() -> int:
     parser.add_argument("--memory", type=float, default=4.0, metavar="GiB", help="limit of the worker process")
     args = parser.parse_args()
 
+    sys.stdout.reconfigure(errors="backslashreplace")  # messages quote inputs, lone surrogates included
     chosen = targets(args.only)
     keep = args.keep or Path(tempfile.mkdtemp(prefix="alip-fuzz-"))
     worker = Worker(args.only, args.seconds, args.memory)

@@ -51,7 +51,7 @@ SCHEMA = {
             "additionalProperties": {"type": "integer"},
         },
         "context_length": {"type": "integer", "minimum": 2, "maximum": 65536},
-        "tokenizer": {"type": "string"},
+        "tokenizer": {"type": "string", "pattern": r"\A[\x20-\x7e]{1,100}\Z"},
         "vocab_size": {"type": "integer", "minimum": 3, "maximum": 2**24},  # a float32 label holds no more
         "image": {"type": "object"},
         "rejects": {"type": "object", "additionalProperties": _COUNT},
