@@ -30,6 +30,7 @@ MAGIC_BYTES = struct.pack("<I", MAGIC)
 MAX_PART = (1 << 29) - 1  # the length has 29 bits
 _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
+PART_BYTES, HEADER_BYTES = _PART.size, _HEADER.size
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by length modulo 4
 _INDEX_BLOCK = 1 << 20  # bytes of an index parsed at a time
 _MOST_PARTS = 1 << 20  # a run of continued parts longer than this is not a record

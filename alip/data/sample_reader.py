@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import resource
 import threading
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
+from alip.data.batch_parse import jpeg_sizes, parse, read_spans
 from alip.data.jpeg import jpeg_size
 from alip.data.recordio import IndexedReader, RecordError, unpack_label
 from alip.data.shards import Manifest, record_fault
@@ -28,6 +30,7 @@ class Records:
         self.manifest, self.vocab_size = manifest, vocab_size
         self._readers: dict[int, IndexedReader] = {}
         self._opening = threading.Lock()
+        self._flags = np.array([(shard.sha256 is not None, shard.crc32) for shard in manifest.shards])
         self._advice = f" (`python data2rec.py --verify {manifest.folder / manifest.name}` checks everything)"
         _allow_open_files(len(manifest.shards) + 256)
 
@@ -56,31 +59,70 @@ class Records:
     def read(self, index: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
         """(n, 2·context_length) int64 tokens, n encoded images (uint8 arrays), (n, 2) sizes as width, height."""
         length = 2 * self.manifest.context_length
-        labels = np.empty((len(index), length), dtype=np.float32)
-        sizes = np.empty((len(index), 2), dtype=np.int64)
+        order = np.argsort(index)  # the order of the disk
+        shards = np.searchsorted(self.manifest.starts, index[order], side="right") - 1
+        numbers = index[order] - self.manifest.starts[shards]
+        descriptors, starts, ends = self._spans(shards, numbers)
+        buffer, at, spans = read_spans(descriptors, starts, ends - starts)
+        found = parse(buffer, at, spans, length)
+        sound = found["usual"]
+        rows = np.flatnonzero(sound)
+        sound[rows] = self._are_sound(
+            buffer, {name: values[rows] for name, values in found.items()}, shards[rows], numbers[rows]
+        )
+        rows = np.flatnonzero(sound)
+        first, last = found["start"][rows], found["end"][rows]
+        labels, sizes = np.empty((len(index), length), np.float32), np.zeros((len(index), 2), np.int64)
+        labels[order[rows]] = buffer.view("<f4")[first[:, None] // 4 - length + np.arange(length)]
+        sizes[order[rows]] = jpeg_sizes(buffer, first, last)
         encoded: list[np.ndarray] = [None] * len(index)
-        shards = np.searchsorted(self.manifest.starts, index, side="right") - 1
-        for i in np.argsort(index):  # in the order of the disk
-            shard = int(shards[i])
-            number = int(index[i] - self.manifest.starts[shard])
-            payload = self._payload(shard, number)
-            try:
-                label, start = unpack_label(payload)
-                fault = record_fault(self.manifest.shards[shard], number, payload)
-            except RecordError as error:
-                fault = str(error)
-            if fault:
-                raise UserError(f"{self.where(int(index[i]))}: {fault}{self._advice}")
-            if len(label) != length:
-                raise UserError(
-                    f"{self.where(int(index[i]))} has a label of {len(label)} numbers, not {length} (two texts of "
-                    f"{self.manifest.context_length} tokens): these are shards of something else"
-                )
-            labels[i] = label
-            size = jpeg_size(payload[start : start + 4096]) or self._size(payload[start:], int(index[i]))
-            sizes[i] = size
-            encoded[i] = np.frombuffer(payload, dtype=np.uint8, offset=start)
+        for i, start, end in zip(order[rows].tolist(), first.tolist(), last.tolist()):
+            encoded[i] = buffer[start:end]
+        for i in order[~sound | ~sizes[order].any(axis=1)].tolist():
+            labels[i], encoded[i], sizes[i] = self._read_one(int(index[i]))
         return self._tokens(labels, index), encoded, sizes
+
+    def _spans(self, shards: np.ndarray, numbers: np.ndarray) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """For each record its file's descriptor, and start and end in it. shards: ascending."""
+        descriptors: list[int] = []
+        starts, ends = np.empty(len(shards), np.int64), np.empty(len(shards), np.int64)
+        for shard in np.unique(shards).tolist():
+            one = slice(*np.searchsorted(shards, [shard, shard + 1]).tolist())
+            reader = self._reader(shard)
+            starts[one], ends[one] = reader.spans(numbers[one])
+            descriptors += [reader.fileno()] * (one.stop - one.start)
+        return descriptors, starts, ends
+
+    def _are_sound(self, buffer: np.ndarray, found: dict, shards: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """(n,) bool: what `record_fault` says about records of the usual form, for many of them."""
+        numbered, has_crc32 = self._flags[shards].T
+        sound = ~numbered | (found["id"] == numbers)
+        view = memoryview(buffer)
+        check = np.flatnonzero(has_crc32 | (found["id2"] != 0))
+        begin = found["start"][check] - 8 * self.manifest.context_length  # two texts of 4-byte numbers
+        ranges = zip(begin.tolist(), found["end"][check].tolist())
+        sound[check] &= found["id2"][check] == [zlib.crc32(view[start:end]) for start, end in ranges]
+        return sound
+
+    def _read_one(self, index: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Label, encoded image and its size of any record; UserError for one that is not sound."""
+        length = 2 * self.manifest.context_length
+        shard, number = self.manifest.locate(index)
+        payload = self._payload(shard, number)
+        try:
+            label, start = unpack_label(payload)
+            fault = record_fault(self.manifest.shards[shard], number, payload)
+        except RecordError as error:
+            fault = str(error)
+        if fault:
+            raise UserError(f"{self.where(index)}: {fault}{self._advice}")
+        if len(label) != length:
+            raise UserError(
+                f"{self.where(index)} has a label of {len(label)} numbers, not {length} (two texts of "
+                f"{self.manifest.context_length} tokens): these are shards of something else"
+            )
+        size = jpeg_size(payload[start : start + 4096]) or self._size(payload[start:], index)
+        return label, np.frombuffer(payload, dtype=np.uint8, offset=start), size
 
     def byte_ranges(self, index: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """For each shard that has some of the samples: its file's descriptor, and their starts and ends in it."""
