@@ -134,6 +134,7 @@ class _Recorder:
 
     def __init__(self, model: nn.Module, source: str, encoding: Encoding, protocol: str, folder: Path, plots: bool):
         self.encoding, self.protocol, self.folder, self.plots = encoding, protocol, folder, plots
+        results.check_folder(folder)
         self.entries: list[results.Entry] = []
         self.left_out = 0
         metadata = getattr(model, "metadata", {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 import time
@@ -135,6 +136,18 @@ def save(folder: Path, new: Sequence[Entry]) -> Path:
     entries = [one for one in old if identity(one) not in replaced] + list(new)
     write_json(path, {"format": "alip-results", "version": 2, "entries": entries})
     return path
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError unless results can be added there: checked before anything is measured."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; name another folder with --output") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: cannot be written; name another folder with --output")
+    if (folder / FILE_NAME).exists():
+        load(folder)
 
 
 def folder_of(path: Path) -> Path:

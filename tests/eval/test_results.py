@@ -291,6 +291,20 @@ def test_numbers_are_saved_before_anything_is_plotted(run, tmp_path, monkeypatch
     ]
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured(run, tmp_path, monkeypatch):
+    from alip.eval import evaluate
+
+    monkeypatch.setattr(evaluate, "measure_retrieval", lambda *rest: pytest.fail("measured"))
+    captions = write_pairs(tmp_path / "pairs", images=3)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file: .*--output"):
+        retrieval("--checkpoint", run, "--dataset", captions, "--output", tmp_path / "file")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"results\.json: not valid JSON"):
+        retrieval("--checkpoint", run, "--dataset", captions, "--output", tmp_path / "out")
+
+
 def test_chance_of_a_random_order():
     rng = np.random.default_rng(0)
     orders = np.argsort(rng.random((20_000, 12)), axis=1)  # of 12 answers 0, 1 and 2 are right
