@@ -62,6 +62,9 @@ def _world_size(launch) -> int:
 def _run(launch) -> int:
     """Runs the job; its exit status."""
     launcher.LocalElasticAgent = _Agent  # where torchrun takes its supervisor from
+    if torchrun.determine_local_world_size(launch.nproc_per_node) > 1:
+        # As torchrun does, which warns of it in five lines; each rank then chooses its number of threads itself.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in _NOISY:
         logging.getLogger(name).addFilter(lambda record: _read_mistake() is None)
     with tempfile.TemporaryDirectory(prefix="alip-mistakes-") as folder:

@@ -22,7 +22,7 @@ PAPER, SLURM = ROOT / "scripts/train_yfcc15m_B32_ALIP.sh", ROOT / "scripts/train
 
 def run(*words, **settings):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "PROCESSES": "2", **settings}
-    return subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True, timeout=300)
 
 
 def executable(path, text):
@@ -135,6 +135,8 @@ def test_only_crashes_are_restarted(tmp_path, what, restarts, status, starts):
     done = run(*words, "--max-restarts", restarts, tmp_path / "rank.py", tmp_path, what)
     assert done.returncode == status, done.stderr
     assert len(list(tmp_path.glob("started-*"))) == starts
+    if what == "fine":
+        assert done.stderr == ""
     if what == "mistake":
         assert done.stderr.splitlines() == ["error: [rank 1] record 7 of x.rec is damaged"]
     if what.startswith("crash"):
