@@ -1,32 +1,62 @@
 """Attention over unpadded tokens (see `alip.model.varlen`): each row attends within its own sequence.
 
-The sequences follow one another in one matrix. Those of similar length form a group, and only here, inside a group,
-are they padded to its longest. One copy moves the rows to their padded positions, another one back.
+The sequences follow one another in one matrix. On CUDA devices one kernel takes them as they are. Elsewhere those of
+similar length form a group, and only here, inside a group, are they padded to its longest: one copy moves the rows to
+their padded positions, another one back.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alip.model.varlen import VarlenPlan
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    varlen_attn = None
+
 # On a CPU, plain matrix products beat the fused kernel for short sequences (2× in fp32, 6× in bf16).
 PLAIN_ATTENTION_LENGTH = 256
+_CAUSAL, _WHOLE = (-1, 0), (-1, -1)  # windows: how many tokens before and after its own each one attends to; -1: all
+
+
+def choose_kernel(x: torch.Tensor, head_width: int, longest: int) -> str:
+    """The one place where attention's kernel is chosen: "plain", "varlen" or "sdpa".
+
+    plain: products written out, for short sequences on a CPU. varlen: one Flash Attention launch over unpadded tokens,
+    on CUDA devices from compute capability 8.0 in fp16 and bf16. sdpa: torch's fused attention, group by group.
+    """
+    if x.device.type == "cpu":
+        return "plain" if longest <= PLAIN_ATTENTION_LENGTH else "sdpa"
+    fits = x.dtype in (torch.float16, torch.bfloat16) and head_width % 8 == 0 and head_width <= 256
+    if x.device.type != "cuda" or varlen_attn is None or not fits:
+        return "sdpa"
+    return "varlen" if torch.cuda.get_device_capability(x.device) >= (8, 0) else "sdpa"
 
 
 def self_attention(qkv: torch.Tensor, heads: int, plan: VarlenPlan, causal: bool) -> torch.Tensor:
     """Queries, keys and values (T, 3·width) of unpadded tokens → attention output of each row (T, width)."""
-    longest = max(length for _, length in plan.groups)
-    if qkv.device.type == "cpu" and longest <= PLAIN_ATTENTION_LENGTH:
+    kernel = choose_kernel(qkv, qkv.shape[1] // (3 * heads), plan.longest)
+    if kernel == "plain":
         return _PlainAttention.apply(qkv, heads, plan, causal)
+    if kernel == "varlen":
+        q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)
+        window = _CAUSAL if causal else _WHOLE
+        ends, longest = plan.cumulative, plan.longest
+        return varlen_attn(q, k, v, ends, ends, longest, longest, window_size=window).reshape(len(qkv), -1)
     mixed = []
     padded = pad(qkv, plan)
     for part, (count, length) in zip(padded.split([count * length for count, length in plan.groups]), plan.groups):
         q, k, v = _by_head(part, 3, count, length, heads).unbind(0)
         # Padding comes after the real tokens, so the causal mask hides it from them.
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        with _without_cudnn(q):
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         mixed.append(attended.transpose(1, 2).reshape(count * length, -1))
     mixed = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
     return mixed if plan.padded_index is None else take_rows(mixed, plan.padded_index)
@@ -34,21 +64,35 @@ def self_attention(qkv: torch.Tensor, heads: int, plan: VarlenPlan, causal: bool
 
 def pooled_attention(queries: torch.Tensor, kv: torch.Tensor, heads: int, plan: VarlenPlan) -> torch.Tensor:
     """One query (N, width) per sequence over the keys and values (T, 2·width) of its unpadded tokens → (N, width)."""
+    head_width = queries.shape[1] // heads
+    if choose_kernel(kv, head_width, plan.longest) == "varlen":
+        k, v = kv.view(len(kv), 2, heads, -1).unbind(1)
+        ones = torch.arange(len(queries) + 1, dtype=torch.int32, device=queries.device)
+        q = queries.view(len(queries), heads, -1)
+        return varlen_attn(q, k, v, ones, plan.cumulative, 1, plan.longest, window_size=_WHOLE).reshape_as(queries)
     mixed = []
     parts = pad(kv, plan).split([count * length for count, length in plan.groups])
-    masks = plan.masks or [None] * len(plan.groups)
-    for q, part, mask, (count, length) in zip(queries.split([n for n, _ in plan.groups]), parts, masks, plan.groups):
+    by_group = zip(queries.split([n for n, _ in plan.groups]), parts, plan.masks, plan.groups)
+    for q, part, mask, (count, length) in by_group:
         k, v = _by_head(part, 2, count, length, heads).unbind(0)
         q = q.view(count, heads, 1, -1)
-        if q.device.type == "cpu" and length <= PLAIN_ATTENTION_LENGTH:
+        if choose_kernel(q, head_width, length) == "plain":
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
             attended = scores.softmax(dim=-1) @ v
         else:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            with _without_cudnn(q):
+                attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         mixed.append(attended.reshape(count, -1))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def _without_cudnn(x: torch.Tensor) -> AbstractContextManager:
+    """cuDNN, which torch prefers on some devices, builds a plan for every new shape, and each group is one."""
+    if x.device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def pad(x: torch.Tensor, plan: VarlenPlan) -> torch.Tensor:

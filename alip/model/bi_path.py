@@ -215,8 +215,7 @@ class BiPath:
         batch, patches, width = x.shape
         # The class token, the first of each image, is all that the usual pooling reads.
         only_class_token = tower.pool_type == "tok" and tower.attn_pool is None
-        pooled_index = torch.arange(0, batch * patches, patches, device=x.device) if only_class_token else None
-        plan = varlen.VarlenPlan(groups=((batch, patches),), pooled_index=pooled_index)
+        plan = varlen.plan_equal(batch, patches, x.device, pool_first=only_class_token)
         x = run_blocks(tower.transformer, x.reshape(-1, width), plan, causal=False, compiled=self._compiled)
         x = tower._pool(x.view(batch, -1, width))[0]
         return x if tower.proj is None else x @ tower.proj

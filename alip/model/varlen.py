@@ -1,13 +1,15 @@
 """Sequences of several lengths without padding: the plan by which every row of a matrix is a real token.
 
 Linear layers, normalisation and MLPs do not care which sequence a row belongs to, so they run once over all tokens of
-a batch. Only attention needs the sequences apart. On a CPU they are sorted by length and cut into a few groups of
-similar length; each group is padded to its own longest, in attention alone, where short sequences cost next to nothing.
+a batch. Only attention needs the sequences apart. A CUDA kernel for sequences of several lengths takes the rows as they
+are, with the cumulative lengths. Elsewhere the sequences, sorted by length, are cut into a few groups of similar
+length; each group is padded to its own longest, in attention alone, where short sequences cost next to nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -21,7 +23,8 @@ class VarlenPlan:
     groups: (count, length) of each run of sequences that attention handles together, `length` being the longest;
         the groups' padded rows number S = sum(count·length).
     padded_index: (T,) the row of each token among the S padded ones; None if no group needs padding (then S = T).
-    masks: for each group None, or (count, 1, 1, length) True at real tokens; None if no group needs padding.
+    lengths: (N,) of the sequences, in the plan's order; None if all of a group are of its length.
+    cumulative: (N+1,) int32, the row where each sequence begins, and T; on CUDA devices only.
     pooled_index: (N,) the row that is pooled, for each sequence in the plan's order; None if all rows are wanted.
     token_index: (T,) each row's position in the padded (N, context_length) matrix, flattened.
     position: (T,) each row's position within its own sequence.
@@ -30,7 +33,8 @@ class VarlenPlan:
 
     groups: tuple[tuple[int, int], ...]
     padded_index: torch.Tensor | None = None
-    masks: tuple[torch.Tensor | None, ...] | None = None
+    lengths: torch.Tensor | None = None
+    cumulative: torch.Tensor | None = None
     pooled_index: torch.Tensor | None = None
     token_index: torch.Tensor | None = None
     position: torch.Tensor | None = None
@@ -41,11 +45,37 @@ class VarlenPlan:
         """S, rows of all groups with their padding."""
         return sum(count * length for count, length in self.groups)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(length for _, length in self.groups)
+
+    @cached_property
+    def masks(self) -> tuple[torch.Tensor | None, ...]:
+        """For each group (count, 1, 1, length), True at real tokens; None if no group needs padding."""
+        if self.padded_index is None:
+            return (None,) * len(self.groups)
+        parts = self.lengths.split([count for count, _ in self.groups])
+        return tuple(
+            (torch.arange(length, device=part.device) < part[:, None])[:, None, None]
+            for part, (_, length) in zip(parts, self.groups)
+        )
+
+
+def plan_equal(count: int, length: int, device: torch.device, pool_first: bool = False) -> VarlenPlan:
+    """The plan for `count` sequences of one length, such as images; pool_first: the first row of each is pooled."""
+    rows = count * length
+    pooled_index = torch.arange(0, rows, length, device=device) if pool_first else None
+    cumulative = None
+    if device.type == "cuda":
+        cumulative = torch.arange(0, rows + 1, length, dtype=torch.int32, device=device)
+    return VarlenPlan(((count, length),), pooled_index=pooled_index, cumulative=cumulative)
+
 
 def plan_varlen(lengths: torch.Tensor, context_length: int, group_step: int = GROUP_STEP) -> VarlenPlan:
     """The plan for sequences with these lengths (N,), each at least 1, whose last real token is the pooled one.
 
-    It is made on the CPU (its shapes steer what is launched) and sent to the device of `lengths` in one piece.
+    It is made on the CPU (its shapes decide what is launched) and sent to the device of `lengths` in one piece.
     """
     device = lengths.device
     lengths, order = lengths.cpu().sort(stable=True)
@@ -64,13 +94,17 @@ def plan_varlen(lengths: torch.Tensor, context_length: int, group_step: int = GR
     padded = longest[group]
     padded_index = (padded.cumsum(0) - padded)[sequence] + position
 
-    parts = [padded_index, ends - 1, token_index, position, batch_order, lengths]
+    cumulative = torch.cat([ends.new_zeros(1), ends])
+    parts = [padded_index, ends - 1, token_index, position, batch_order, lengths, cumulative]
     sent = torch.cat(parts).to(device, non_blocking=True).split([len(part) for part in parts])
-    padded_index, pooled_index, token_index, position, batch_order, lengths = sent
-    if sum(count * length for count, length in groups) == len(sequence):
-        return VarlenPlan(groups, None, None, pooled_index, token_index, position, batch_order)
-    masks = tuple(
-        (torch.arange(length, device=device) < part[:, None])[:, None, None]
-        for part, (_, length) in zip(lengths.split([count for count, _ in groups]), groups)
+    padded_index, pooled_index, token_index, position, batch_order, lengths, cumulative = sent
+    return VarlenPlan(
+        groups,
+        padded_index=None if sum(count * length for count, length in groups) == len(sequence) else padded_index,
+        lengths=lengths,
+        cumulative=cumulative.int() if device.type == "cuda" else None,
+        pooled_index=pooled_index,
+        token_index=token_index,
+        position=position,
+        batch_order=batch_order,
     )
-    return VarlenPlan(groups, padded_index, masks, pooled_index, token_index, position, batch_order)

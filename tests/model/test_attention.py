@@ -1,10 +1,12 @@
 """Attention over unpadded tokens against one sequence at a time, written out."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from alip.model import attention
-from alip.model.varlen import VarlenPlan, plan_varlen
+from alip.model.varlen import VarlenPlan, plan_equal, plan_varlen
 
 HEADS, WIDTH = 2, 16
 
@@ -86,3 +88,68 @@ def test_take_rows_and_pad_are_inverse():
     assert torch.equal(back, x)
     back.sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
+
+
+def flash(q, k, v, ends_q, ends_k, longest_q, longest_k, *, window_size):
+    """What torch's varlen kernel computes, one sequence at a time, with its checks of shapes and types."""
+    assert ends_q.dtype == ends_k.dtype == torch.int32 and window_size in ((-1, 0), (-1, -1))
+    assert ends_q[0] == ends_k[0] == 0 and ends_q[-1] == len(q) and ends_k[-1] == len(k)
+    assert ends_q.diff().max() == longest_q and ends_k.diff().max() == longest_k
+    out = []
+    for n in range(len(ends_q) - 1):
+        one_q = q[ends_q[n] : ends_q[n + 1]].transpose(0, 1)
+        one_k, one_v = (x[ends_k[n] : ends_k[n + 1]].transpose(0, 1) for x in (k, v))
+        causal = window_size == (-1, 0)
+        out.append(torch.nn.functional.scaled_dot_product_attention(one_q, one_k, one_v, is_causal=causal))
+    return torch.cat(out, dim=1).transpose(0, 1)
+
+
+def with_cumulative(plan):
+    """The plan as it is on a CUDA device."""
+    lengths = plan.lengths if plan.lengths is not None else torch.full((plan.groups[0][0],), plan.groups[0][1])
+    cumulative = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int()
+    return dataclasses.replace(plan, cumulative=cumulative)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_one_launch_over_unpadded_tokens(causal, monkeypatch):
+    """The CUDA path with a stand-in for the kernel: its arguments, the order of its rows, and its gradient."""
+    monkeypatch.setattr(attention, "choose_kernel", lambda *_: "varlen")
+    monkeypatch.setattr(attention, "varlen_attn", flash)
+    torch.manual_seed(0)
+    lengths = [1, 2, 2, 5, 9, 9, 10, 17] if causal else [5] * 8
+    plan = plan_varlen(torch.tensor(lengths), 77) if causal else plan_equal(8, 5, torch.device("cpu"))
+    plan = with_cumulative(plan)
+    qkv = torch.randn(sum(lengths), 3 * WIDTH, dtype=torch.float64, requires_grad=True)
+    expected = one_by_one(qkv, lengths, causal)
+    weight = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad((expected * weight).sum(), qkv)
+    found = attention.self_attention(qkv, HEADS, plan, causal)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), qkv)[0], gradient)
+
+    last = torch.tensor(lengths).cumsum(0) - 1
+    pooled = attention.pooled_attention(qkv[last, :WIDTH].detach(), qkv[:, WIDTH:].detach(), HEADS, plan)
+    torch.testing.assert_close(pooled, one_by_one(qkv, lengths, causal=True)[last] if causal else expected[last])
+
+
+def test_the_kernel_is_chosen_by_device_type_and_length(monkeypatch):
+    class Like:
+        def __init__(self, device, dtype):
+            self.device, self.dtype = torch.device(device), dtype
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device.index else (7, 5))
+    short, long = attention.PLAIN_ATTENTION_LENGTH, attention.PLAIN_ATTENTION_LENGTH + 1
+    for x, width, length, expected in (
+        (Like("cpu", torch.float32), 64, short, "plain"),
+        (Like("cpu", torch.bfloat16), 64, long, "sdpa"),
+        (Like("cuda:1", torch.bfloat16), 64, short, "varlen"),
+        (Like("cuda:1", torch.float16), 64, long, "varlen"),
+        (Like("cuda:1", torch.float32), 64, short, "sdpa"),
+        (Like("cuda:1", torch.bfloat16), 12, short, "sdpa"),
+        (Like("cuda:0", torch.bfloat16), 64, short, "sdpa"),
+        (Like("mps", torch.float16), 64, short, "sdpa"),
+    ):
+        assert attention.choose_kernel(x, width, length) == expected, (x.device, x.dtype, width, length)
+    monkeypatch.setattr(attention, "varlen_attn", None)
+    assert attention.choose_kernel(Like("cuda:1", torch.bfloat16), 64, short) == "sdpa"
