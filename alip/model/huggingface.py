@@ -220,7 +220,7 @@ def from_huggingface(
     }
     model_cfg["vision_cfg"]["head_width"] = vision["hidden_size"] // vision["num_attention_heads"]
     model_cfg["text_cfg"]["heads"] = text["num_attention_heads"]
-    # Where the end token is not the largest id, CLIPTextModel looks for it; 2 stands for the largest, for old files.
+    # Where the end token is not the largest id, CLIPTextModel looks for it; 2 means the largest, in old files.
     if text["eos_token_id"] not in (2, text["vocab_size"] - 1):
         model_cfg["text_cfg"] |= {"pool_type": "eos", "eos_id": text["eos_token_id"]}
     if not _has_clip_vocabulary(folder, text["vocab_size"]):
