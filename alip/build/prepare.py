@@ -9,7 +9,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +23,7 @@ from alip.errors import UserError
 
 CHUNK = 32  # samples sent to a worker at a time
 _AHEAD = 4  # chunks in flight for each worker
+_HOPELESS = 16  # samples in a row that kill their worker: then it is not the samples
 WORDS = 100_000  # whose tokens are remembered; the web has millions, and memory should stay flat
 MAX_TEXT = 1_000_000  # characters of one text; a longer one is no caption, and would hold a worker up
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -142,16 +143,12 @@ def _prepared(sample: Sample, rows: dict, policy: Policy) -> PreparedSample | Re
         reason, message, fatal = "unreadable", str(error), False
     except Exception as error:
         reason, message, fatal = "failed", f"{type(error).__name__} {error}", False
-    return Rejected(
-        _printable(sample.key),
-        _printable(sample.where),
-        reason,
-        _printable(" ".join(message.split())),
-        sample.unit,
-        sample.number,
-        sample.progress,
-        fatal,
-    )
+    return _rejected(sample, reason, message, fatal)
+
+
+def _rejected(sample: Sample, reason: str, message: str, fatal: bool = False) -> Rejected:
+    key, where, message = (_printable(one) for one in (sample.key, sample.where, " ".join(message.split())))
+    return Rejected(key, where, reason, message, sample.unit, sample.number, sample.progress, fatal)
 
 
 def _record(sample: Sample, rows: dict, policy: Policy) -> PreparedSample:
@@ -205,25 +202,80 @@ def prepare_all(samples: Iterable[Sample], policy: Policy, workers: int) -> Iter
     from alip.tokens import tokenize
 
     tokenize(["loaded before the workers are forked, so that they share it"])
-    # Forked workers start at once and share the tokenizer. macOS cannot fork safely.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(os.getpid(),))
+    pool = _Pool(policy, workers)
     try:
-        yield from _in_order(pool, chunks, policy, workers * _AHEAD)
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process was killed (out of memory?): run the same command again, it resumes where it stopped; "
-            "fewer --workers or a lower --max-pixels need less memory"
-        ) from None
+        waiting: deque = deque()
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(chunk)))
+            if len(waiting) >= workers * _AHEAD:
+                yield from pool.result(*waiting.popleft())
+        while waiting:
+            yield from pool.result(*waiting.popleft())
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.close()
 
 
-def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[list[Sample]], policy: Policy, ahead: int):
-    waiting: deque = deque()
-    for chunk in chunks:
-        waiting.append(pool.submit(prepare, chunk, policy))
-        if len(waiting) >= ahead:
-            yield from waiting.popleft().result()
-    while waiting:
-        yield from waiting.popleft().result()
+class _Pool:
+    """Worker processes that survive a sample which kills one of them, as images do that crash a decoder.
+
+    When a worker dies, the executor breaks all that it was given. Those chunks are then tried again in a process of
+    their own, and, if that dies too, sample by sample: so the killer is found and rejected, and the others are kept.
+    """
+
+    def __init__(self, policy: Policy, workers: int):
+        self._policy, self._workers = policy, workers
+        self._executor = self._new(workers)
+        self._alone: ProcessPoolExecutor | None = None
+        self._killed = 0
+
+    @staticmethod
+    def _new(workers: int) -> ProcessPoolExecutor:
+        # Forked workers start at once and share the tokenizer. macOS cannot fork safely.
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        return ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(os.getpid(),))
+
+    def submit(self, chunk: list[Sample]) -> Future:
+        """Starts the work on a chunk."""
+        try:
+            return self._executor.submit(prepare, chunk, self._policy)
+        except BrokenProcessPool:
+            self._executor.shutdown(wait=False)
+            self._executor = self._new(self._workers)
+            return self._executor.submit(prepare, chunk, self._policy)
+
+    def result(self, chunk: list[Sample], future: Future) -> list[PreparedSample | Rejected]:
+        """The records of a chunk. UserError if worker processes die again and again."""
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            whole = self._try(chunk)
+            if whole is not None:
+                return whole
+        results: list[PreparedSample | Rejected] = []
+        for sample in chunk:
+            one = self._try([sample])
+            self._killed = 0 if one else self._killed + 1
+            if self._killed > _HOPELESS:
+                raise UserError(
+                    "worker processes are killed again and again (out of memory?): run the same command again, it "
+                    "resumes where it stopped; fewer --workers or a lower --max-pixels need less memory"
+                )
+            results += one or [_rejected(sample, "killed-its-worker", "the process that worked on it died")]
+        return results
+
+    def _try(self, chunk: list[Sample]) -> list[PreparedSample | Rejected] | None:
+        """The records, made in a process that has nothing else to do; None if it dies."""
+        if self._alone is None:
+            self._alone = self._new(1)
+        try:
+            return self._alone.submit(prepare, chunk, self._policy).result()
+        except BrokenProcessPool:
+            self._alone.shutdown(wait=False)
+            self._alone = None
+            return None
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for executor in (self._executor, self._alone):
+            if executor is not None:
+                executor.shutdown(wait=True, cancel_futures=True)

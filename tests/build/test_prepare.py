@@ -1,5 +1,8 @@
 """One bad sample is one reject: whatever its image, texts or metadata do, its neighbours become records."""
 
+import os
+import signal
+
 import numpy as np
 import open_clip
 import pytest
@@ -8,6 +11,7 @@ from alip.build import prepare as module
 from alip.build.open_source import open_source
 from alip.build.prepare import Policy, PreparedSample, prepare
 from alip.build.sources import ByteRange, Sample
+from alip.errors import UserError
 from alip.tokens import unpack_label
 from tests.helpers.shards import encoded, picture
 
@@ -53,6 +57,24 @@ def test_deeply_nested_metadata_cannot_end_a_build(tmp_path, depth, reads):
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
     results = list(module.prepare_all(open_source(str(tmp_path / "t.jsonl")).samples(), Policy(), workers=1))
     assert [isinstance(one, PreparedSample) for one in results] == [True, reads, True]
+
+
+def test_a_sample_that_kills_its_worker_is_a_reject(monkeypatch):
+    """As images do that crash a decoder: forked workers share the function that is replaced here."""
+    stored = module.to_jpeg
+
+    def deadly(data, *others):
+        if data == b"deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return stored(data, *others)
+
+    monkeypatch.setattr(module, "to_jpeg", deadly)
+    samples = [sample(str(i), image=b"deadly" if i in (40, 77) else JPEG) for i in range(100)]
+    results = list(module.prepare_all(samples, Policy(), workers=2))
+    assert [getattr(one, "key", None) or one.row[0] for one in results] == [str(i) for i in range(100)]
+    assert [one.key for one in results if getattr(one, "reason", "") == "killed-its-worker"] == ["40", "77"]
+    with pytest.raises(UserError, match="again and again"):
+        list(module.prepare_all([sample(str(i), image=b"deadly") for i in range(40)], Policy(), workers=1))
 
 
 def test_a_long_text_is_a_reject(monkeypatch):

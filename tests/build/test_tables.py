@@ -132,6 +132,22 @@ def test_a_damaged_row_group_is_named_and_the_others_are_read(tmp_path):
         rows(path)
 
 
+def test_a_row_group_that_ends_too_early_is_named(tmp_path, monkeypatch):
+    """Some damage makes pyarrow return fewer rows, without an error."""
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": [f"{i}.jpg" for i in range(9)]}), path, row_group_size=3)
+    whole = pyarrow.parquet.ParquetFile.iter_batches
+
+    def fewer(self, row_groups, **options):
+        for batch in whole(self, row_groups=row_groups, **options):
+            yield batch.slice(0, 1 if row_groups == [1] else 3)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", fewer)
+    got = rows(path)
+    assert [row["image"] for row in got if isinstance(row, dict)] == [f"{i}.jpg" for i in (0, 1, 2, 3, 6, 7, 8)]
+    assert got[4] == "the rest of row group 1 (2 rows) cannot be read: it ends too early"
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
 def test_utf_16_is_named(tmp_path, name):
     path = tmp_path / name
