@@ -194,7 +194,7 @@ def _parquet(path: str) -> Iterator[Row]:
     size = os.path.getsize(path)
     number = 0
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     except Exception as error:  # pyarrow's own errors, and whatever a damaged footer makes of itself
         raise UserError(f"{path} cannot be read as Parquet: {_one_line(error)}") from None
