@@ -27,7 +27,7 @@ class WorkFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        while True:
+        for _ in range(100):
             path.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock = FileLock(path / "lock", LOCK_WAIT)
@@ -36,6 +36,7 @@ class WorkFolder:
                 continue
             except LockedError as error:
                 raise UserError(f"{error.holder} is building {path.with_suffix('')}: wait for it") from None
+        raise UserError(f"{path} disappears as soon as it is made: another process removes it")
 
     def has_journal(self) -> bool:
         """True if a build was started here, so that the files under its names are its own."""

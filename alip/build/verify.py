@@ -146,7 +146,7 @@ def _record_faults(manifest: Manifest, shard: Shard, offsets: list[int], decode:
             images = []
     yield from _decoding_faults(images)
     if shard.max_token is not None and largest != shard.max_token:
-        yield f"{path}: the largest token id is {largest:.0f}, the manifest says {shard.max_token}"
+        yield f"{path}: the largest token id is {largest:.0f}, the manifest has {shard.max_token}"
 
 
 def _decoding_faults(images: list[tuple[str, bytes]]) -> Iterator[str]:
@@ -203,7 +203,7 @@ def _file_faults(manifest: Manifest, shard: Shard, report: Report) -> Iterator[s
     path = manifest.path(shard.rec)
     if path.is_file():
         if report.bytes != shard.bytes:
-            yield f"{path}: {report.bytes} bytes, the manifest says {shard.bytes}"
+            yield f"{path}: {report.bytes} bytes, the manifest has {shard.bytes}"
         if shard.sha256:
             report.checksum = "right" if sha256_of_file(path) == shard.sha256 else "WRONG"
             if report.checksum == "WRONG":
@@ -220,7 +220,7 @@ def _file_faults(manifest: Manifest, shard: Shard, report: Report) -> Iterator[s
     try:
         rows = pyarrow.parquet.ParquetFile(sidecar).metadata.num_rows
         if rows != shard.samples:
-            yield f"{sidecar}: {rows} rows, the manifest says {shard.samples} samples"
+            yield f"{sidecar}: {rows} rows, the manifest has {shard.samples} samples"
         if shard.sidecar_sha256 and sha256_of_file(sidecar) != shard.sidecar_sha256:
             yield f"{sidecar}: the checksum is not the manifest's"
     except (OSError, pyarrow.ArrowException) as error:

@@ -77,9 +77,9 @@ def jpeg_sizes(buffer: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.nda
         marker = buffer[at + 1]
         known = buffer[at] == 0xFF
         found = known & _FRAME[marker]
-        place = at[found]
-        sizes[rows[found], 0] = buffer[place + 7].astype(np.int64) << 8 | buffer[place + 8]
-        sizes[rows[found], 1] = buffer[place + 5].astype(np.int64) << 8 | buffer[place + 6]
+        frame = at[found]
+        sizes[rows[found], 0] = buffer[frame + 7].astype(np.int64) << 8 | buffer[frame + 8]
+        sizes[rows[found], 1] = buffer[frame + 5].astype(np.int64) << 8 | buffer[frame + 6]
         step = 2 + np.where(_NO_LENGTH[marker], 0, buffer[at + 2].astype(np.int64) << 8 | buffer[at + 3])
         step[marker == 0xFF] = 1  # a fill byte
         going = known & ~found

@@ -97,7 +97,7 @@ def check_manifest(content: dict[str, Any], path: Path) -> None:
             )
     total = sum(shard["samples"] for shard in content["shards"])
     if content["samples"] != total:
-        raise UserError(f"{path} says {content['samples']} samples, its shards add up to {total}")
+        raise UserError(f"{path} has {content['samples']} samples, its shards add up to {total}")
     if "checksum" in content and content["checksum"] != manifest_checksum(content):
         raise UserError(
             f"{path} was changed after it was written (its checksum is not that of its content): restore it or, if the "

@@ -104,7 +104,7 @@ class Manifest:
         if len(reader) != shard.samples or reader.size != shard.bytes:
             reader.close()
             raise UserError(
-                f"{self.path(shard.rec)} has {len(reader)} records and {reader.size} bytes, the manifest says "
+                f"{self.path(shard.rec)} has {len(reader)} records and {reader.size} bytes, the manifest has "
                 f"{shard.samples} and {shard.bytes}: copy or build it again"
             )
         return reader

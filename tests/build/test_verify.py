@@ -64,7 +64,7 @@ def test_framing_and_cut_files(own_shards):
     assert any(f"byte {start}: no record starts here" in fault for fault in faults(own_shards))
     os.truncate(own_shards.parent / "set-00001.rec", 5000)
     found = faults(own_shards, 1)
-    assert any("cut short" in fault for fault in found) and any("5000 bytes, the manifest says" in f for f in found)
+    assert any("cut short" in fault for fault in found) and any("5000 bytes, the manifest has" in f for f in found)
 
 
 def test_index_sidecar_and_missing_files(own_shards):

@@ -1,4 +1,4 @@
-"""The loader: every sample once, the same from the same seed, on any number of ranks, from any place on."""
+"""The loader: every sample once, the same from the same seed, on any number of ranks, from any position on."""
 
 import json
 import threading
@@ -51,7 +51,7 @@ def test_an_order_mixes_far_and_near():
     whole = EpochOrder(samples, 0, 0).slice(0, samples)
     batch = np.sort(whole[:4096])
     assert np.abs(np.corrcoef(whole, np.arange(samples))[0, 1]) < 0.05
-    assert (np.histogram(batch, 10, (0, samples))[0] > 100).all(), "a batch comes from all over the data set"
+    assert (np.histogram(batch, 10, (0, samples))[0] > 100).all(), "a batch comes from all over the dataset"
     assert (np.abs(np.diff(whole)) < BLOCK).mean() < 0.02, "neighbours do not come one after the other"
 
 
@@ -152,7 +152,7 @@ def test_an_epoch_left_early_leaves_nothing_behind(shards):
     assert threading.active_count() <= threads + 1
 
 
-def test_tokens_and_pictures_are_those_of_the_index(shards):
+def test_tokens_and_images_are_those_of_the_index(shards):
     for reader in ("dali", "torch"):
         for batch in loader(shards, 50, reader=reader, augmentation=None).epoch(3):
             texts = [f"raw text number {i}" for i in batch.index.tolist()]
@@ -164,7 +164,7 @@ def test_tokens_and_pictures_are_those_of_the_index(shards):
             for i, image in zip(batch.index.tolist(), batch.image):
                 there = (image.permute(1, 2, 0) * std + mean) * 255
                 expected = np.asarray(picture(i).crop((4, 0, 44, 40)).resize((32, 32), 2), dtype=np.float32)
-                assert np.abs(there.numpy() - expected).mean() < 6, "JPEG and resize apart, the same picture"
+                assert np.abs(there.numpy() - expected).mean() < 6, "JPEG and resize apart, the same image"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_tokens_and_pictures_are_those_of_the_index(shards):
     [(None, 0.3, 3), (Augmentation(), 0.3, 3), (replace(EVERYTHING, rotation=0, shift=0, zoom=(1, 1)), 0.5, 4)],
     ids=["none", "crop and flip", "colours"],
 )
-def test_both_readers_give_the_same_pictures(shards, augmentation, mean, most):
+def test_both_readers_give_the_same_images(shards, augmentation, mean, most):
     """In steps of 1/255: on average below `mean`, nowhere above `most`."""
     one, other = (loader(shards, reader=reader, augmentation=augmentation) for reader in ("dali", "torch"))
     std = torch.tensor(FORM["std"]).view(3, 1, 1) * 255
@@ -182,7 +182,7 @@ def test_both_readers_give_the_same_pictures(shards, augmentation, mean, most):
 
 
 def test_interpolation_reaches_both_readers(shards):
-    """Bicubic agrees with bicubic, and is another picture than bilinear, in both."""
+    """Bicubic agrees with bicubic, and is another image than bilinear, in both."""
     std = torch.tensor(FORM["std"]).view(3, 1, 1) * 255
     images = {}
     for reader in ("dali", "torch"):
@@ -196,7 +196,7 @@ def test_interpolation_reaches_both_readers(shards):
 
 
 def test_both_readers_turn_and_shift_alike(shards):
-    """At the picture's edge on white one blends and the other does not: so the median and the mean are compared."""
+    """At the image's edge on white one blends and the other does not: so the median and the mean are compared."""
     one, other = (loader(shards, 64, reader=reader, augmentation=EVERYTHING) for reader in ("dali", "torch"))
     std = torch.tensor(FORM["std"]).view(3, 1, 1) * 255
     for a, b in zip(one.epoch(0), other.epoch(0)):
@@ -283,7 +283,7 @@ def own_shards(tmp_path):
 
 
 @pytest.mark.parametrize("reader", ["dali", "torch"])
-def test_a_picture_damaged_later_is_named_in_mid_run(own_shards, reader):
+def test_an_image_damaged_later_is_named_in_mid_run(own_shards, reader):
     rec = own_shards.parent / "set-00001.rec"
     manifest = load_manifest(own_shards)
     with manifest.open_shard(1) as records:
@@ -295,7 +295,7 @@ def test_a_picture_damaged_later_is_named_in_mid_run(own_shards, reader):
         indices(loader(own_shards, 10, reader=reader))
 
 
-def test_a_picture_whose_pixels_are_damaged_is_named(own_shards):
+def test_an_image_whose_pixels_are_damaged_is_named(own_shards):
     """The header is whole, so only DALI's decoder finds out, batches later."""
     rec = own_shards.parent / "set-00002.rec"
     with load_manifest(own_shards).open_shard(2) as records:
@@ -332,7 +332,7 @@ def test_files_that_are_not_as_the_manifest_says(own_shards):
         loader(own_shards)
     manifest = own_shards.parent / "set.json"
     manifest.write_text(manifest.read_text().replace('"samples": 90', '"samples": 91'))
-    with pytest.raises(UserError, match="says 91 samples, its shards add up to 90"):
+    with pytest.raises(UserError, match="has 91 samples, its shards add up to 90"):
         loader(own_shards)
     manifest.write_text("{")
     with pytest.raises(UserError, match=r"set.json: not valid JSON"):

@@ -1,4 +1,4 @@
-"""Small pictures, tars and data sets for the tests of alip.data."""
+"""Small images, tars and datasets for the tests of alip.data and alip.build."""
 
 import io
 import json
@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def picture(number: int, width: int = 48, height: int = 40) -> Image.Image:
-    """A smooth picture that depends on its number."""
+    """A smooth image that depends on its number."""
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encoded(image: Image.Image, form: str = "JPEG", **options) -> bytes:
-    """The bytes of a picture file."""
+    """The bytes of an image file."""
     out = io.BytesIO()
     image.save(out, form, **options)
     return out.getvalue()

@@ -1,0 +1,186 @@
+"""What reading costs before anything is decoded: index, records, read-ahead.
+
+    python benchmarks/reading.py                 # 4 shards of 8,000 records of 25 kB, an index of 15 million lines
+
+Prints
+  index      seconds of processor time and memory to parse it, beside NumPy's parse of the whole text at once
+  records    microseconds of processor time a sample, from a warm cache: with CRC-32, without (as released files)
+  cold       MB/s of the loader's reading thread after the files were dropped from the cache, and how often it had to
+             wait for the disk, with read-ahead and without, beside reading the files from end to end
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import resource
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+PARSE = """
+import sys, time
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from alip.data.recordio import read_index
+def whole(path):
+    return np.array(open(path, "rb").read().split(), dtype=np.int64)
+def peak():  # unlike getrusage's, not the parent's
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before, start = peak(), time.process_time()
+{"blocks": read_index, "whole": whole}[sys.argv[2]](sys.argv[3])
+print(time.process_time() - start, peak() - before)
+"""
+
+
+class NoDecoder:
+    """Takes batches and does nothing with them."""
+
+    def submit(self, encoded, params) -> None:
+        """Ignores a batch."""
+
+    def drain(self) -> None:
+        """Has nothing in flight."""
+
+
+def make(work: Path, records: int, lines: int) -> None:
+    """Shards with and without CRC-32 (a JPEG's header before random bytes), and a long index."""
+    from alip.data.recordio import Writer, pack, stamp
+    from alip.tokens import pack_label, tokenize
+    from tests.helpers.shards import encoded, picture
+
+    work.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    label = pack_label(*tokenize(["a raw text", "its caption"]).numpy())
+    head, pool = encoded(picture(0, 341, 256), quality=90)[:700], rng.bytes(1 << 22)
+    for kind in ("crc", "released"):
+        (work / kind).mkdir(exist_ok=True)
+        for shard in range(4):
+            stem = work / kind / f"{shard}"
+            with Writer(stem.with_suffix(".rec"), stem.with_suffix(".idx")) as writer:
+                for number in range(records):
+                    size, at = int(rng.integers(15_000, 35_000)), int(rng.integers(0, 1 << 21))
+                    payload = pack(label, head + pool[at : at + size], number)
+                    writer.write(stamp(payload, number) if kind == "crc" else payload)
+    offsets = np.cumsum(rng.integers(1000, 10_000, lines) * 4)
+    with open(work / "long.index", "w") as file:
+        for first in range(0, lines, 500_000):
+            some = offsets[first : first + 500_000].tolist()
+            file.writelines(f"{first + i}\t{offset}\n" for i, offset in enumerate(some))
+
+
+def parse_index(work: Path) -> None:
+    """Each way in a process of its own: memory is that of its peak."""
+    for way in ("blocks", "whole"):
+        command = [sys.executable, "-c", PARSE, str(ROOT), way, str(work / "long.index")]
+        seconds, megabytes = map(float, subprocess.check_output(command, text=True).split())
+        print(f"index, {way:<8} {seconds:6.2f} s of processor time, {megabytes:6.0f} MB")
+
+
+def read_records(work: Path) -> None:
+    """The best of three passes over 8,192 samples."""
+    from alip.data.order import EpochOrder
+    from alip.data.sample_reader import Records
+    from alip.data.shards import load_manifest
+
+    for kind in ("crc", "released"):
+        records = Records(load_manifest(work / kind), 49408)
+        order = EpochOrder(records.manifest.samples, 0, 0)
+        count = min(8192, records.manifest.samples) // 512 * 512
+        best = 1.0
+        for _ in range(3):
+            start = time.thread_time()
+            for at in range(0, count, 512):
+                records.read(order.slice(at, at + 512))
+            best = min(best, (time.thread_time() - start) / count)
+        print(f"records, {kind:<9} {1e6 * best:5.2f} µs of processor time a sample")
+
+
+def read_cold(work: Path, ahead: bool) -> None:
+    """One epoch of the reading thread from a cold cache."""
+    from alip.data import read_ahead
+    from alip.data.augment import Augmentation
+    from alip.data.decoders import PixelFormat
+    from alip.data.loader import Loader
+    from alip.data.sample_reader import Records
+    from alip.data.shards import load_manifest
+    from alip.distributed import World
+
+    read_ahead.AVAILABLE = ahead
+    records = Records(load_manifest(work / "crc"), 49408)
+    form = PixelFormat(224, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3))
+    loader = Loader(records, NoDecoder(), 512, form, World(), 0, Augmentation(), True, True)
+    waits, read = [], records.read
+
+    def counted(index):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        result = read(index)
+        waits.append(resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before)
+        return result
+
+    records.read = counted
+    drop_cache(work)
+    requests: queue.Queue = queue.Queue(2)
+    threading.Thread(target=loader._read, args=(0, 0, requests, threading.Event()), daemon=True).start()
+    start, size = time.perf_counter(), 0
+    for _ in range(loader.batches_per_epoch):
+        request = requests.get()
+        if isinstance(request, BaseException):
+            raise request
+        size += sum(len(one) for one in request.encoded)
+    seconds = time.perf_counter() - start
+    count = 512 * loader.batches_per_epoch
+    print(
+        f"cold, {'with read-ahead' if ahead else 'without':<16} {size / seconds / 1e6:6.0f} MB/s, "
+        f"{count / seconds:7.0f} samples/s, {1000 * sum(waits) / count:5.0f} waits in 1,000 samples"
+    )
+
+
+def read_through(work: Path) -> None:
+    """The files from end to end, from a cold cache."""
+    drop_cache(work)
+    start, size = time.perf_counter(), 0
+    for path in sorted((work / "crc").glob("*.rec")):
+        with open(path, "rb", buffering=0) as file:
+            while block := file.read(1 << 22):
+                size += len(block)
+    print(f"cold, {'end to end':<16} {size / (time.perf_counter() - start) / 1e6:6.0f} MB/s")
+
+
+def drop_cache(work: Path) -> None:
+    """Takes the rec files out of the system's cache."""
+    for path in (work / "crc").glob("*.rec"):
+        descriptor = os.open(path, os.O_RDWR)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def main() -> None:
+    """Makes the data once, then measures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-reading", help="work folder")
+    parser.add_argument("--records", type=int, default=8000, help="of each of four shards")
+    parser.add_argument("--lines", type=int, default=15_000_000, help="of the long index")
+    args = parser.parse_args()
+    made = args.work / f"made-{args.records}-{args.lines}"
+    if not made.exists():
+        make(args.work, args.records, args.lines)
+        made.touch()
+    parse_index(args.work)
+    read_records(args.work)
+    read_through(args.work)
+    for ahead in (False, True):
+        read_cold(args.work, ahead)
+
+
+if __name__ == "__main__":
+    main()
