@@ -177,6 +177,7 @@ def plot_rates(rows: list[dict], path: Path) -> None:
                     look = {"color": style.SERIES[number], "marker": style.MARKERS[number], "markersize": 4}
                     axis.errorbar(x, mean, error, linestyle=style.DASHES[number], capsize=2, label=arm, **look)
             axis.set_xlabel(label)
+            axis.set_xticks([position(one) for one in rates])
             axis.set_ylim(bottom=0)
             axis.grid(axis="y")
         figure.axes[0].set_ylabel(f"{TITLES[METRICS[0]]}, %")
