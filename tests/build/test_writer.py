@@ -294,6 +294,23 @@ def test_input_shards_are_merged(tmp_path, per_tar):
         merge.merge(tmp_path / "set")
 
 
+def test_input_shards_under_their_older_name_are_merged(tmp_path):
+    """`-part1of2`, with `part` in the manifest and no checksum in it, as they were written before."""
+    make_tars(tmp_path / "tars", 20, per_tar=5)
+    for k in range(2):
+        build_shards(tmp_path / "tars", tmp_path / "set", input_shard=InputShard(k, 2))
+        old, new = (tmp_path / f"set-{word}{k + 1}of2" for word in ("part", "shard"))
+        content = json.loads(new.with_suffix(".json").read_text())
+        del content["checksum"]
+        for holder in (content, content["options"]):
+            holder["part"] = holder.pop("input_shard")
+        old.with_suffix(".json").write_text(json.dumps(content))
+        new.with_suffix(".json").unlink()
+        os.rename(f"{new}-rejects.jsonl", f"{old}-rejects.jsonl")
+    assert merge.merge(tmp_path / "set") == 0
+    assert sorted(int(key) for key in keys(load_manifest(tmp_path / "set"))) == list(range(20))
+
+
 def test_input_shards_that_do_not_fit(tmp_path):
     make_tars(tmp_path / "tars", 20, per_tar=5)
     with pytest.raises(UserError, match="no input shards of"):
