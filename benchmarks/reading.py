@@ -55,12 +55,12 @@ def make(work: Path, records: int, lines: int) -> None:
     """Shards with and without CRC-32 (a JPEG's header before random bytes), and a long index."""
     from alip.data.recordio import Writer, pack, stamp
     from alip.tokens import pack_label, tokenize
-    from tests.helpers.shards import encoded, picture
+    from tests.helpers.shards import encoded, make_image
 
     work.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     label = pack_label(*tokenize(["a raw text", "its caption"]).numpy())
-    head, pool = encoded(picture(0, 341, 256), quality=90)[:700], rng.bytes(1 << 22)
+    head, pool = encoded(make_image(0, 341, 256), quality=90)[:700], rng.bytes(1 << 22)
     for kind in ("crc", "released"):
         (work / kind).mkdir(exist_ok=True)
         for shard in range(4):

@@ -27,13 +27,13 @@ make_environment() {
         exit 2
     fi
     echo "environment: installing $requirements into $folder …"
-    # What an interrupted run left is filled up: pip skips what is there.
+    # An interrupted installation is completed: pip skips what is there.
     if ! "$python" -m venv "$folder"; then
         echo "error: cannot make a virtual environment in $folder; on Debian or Ubuntu: apt install python3-venv" >&2
         exit 2
     fi
     if ! "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"; then
-        echo "error: installing $requirements failed (pip says why above); mend that and run the command again" >&2
+        echo "error: installing $requirements failed (pip says why above); fix that and run the command again" >&2
         exit 2
     fi
     echo "$stamp" >"$folder/made-from-$requirements"

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from alip.build.images import ImageError, ImagePolicy, to_jpeg  # noqa: E402
 from alip.data.decoders import check_decodes  # noqa: E402
-from tests.helpers.shards import picture  # noqa: E402
+from tests.helpers.shards import make_image  # noqa: E402
 
 BATCH = 64
 
@@ -48,7 +48,7 @@ def originals() -> list[bytes]:
     out = []
     for number, form in enumerate(forms):
         buffer = io.BytesIO()
-        picture(number, 64 + 3 * number, 48).save(buffer, "JPEG", **{"quality": 85, **form})
+        make_image(number, 64 + 3 * number, 48).save(buffer, "JPEG", **{"quality": 85, **form})
         out.append(buffer.getvalue())
     return out
 

@@ -1,4 +1,4 @@
-"""Mutates every kind of input and runs what reads it; reports tracebacks, hangs, memory and silent differences.
+"""Mutates inputs of every type and runs what reads them; reports tracebacks, hangs, memory and silent differences.
 
     python tests/soak_fuzz.py --cases 10000 --seed 1 [--only images,tars] [--keep DIR] [--seconds 20] [--memory 3]
 
@@ -105,10 +105,13 @@ def shrink(target: fuzz.Target, seed: int, folder: Path, detail: str) -> int:
 def work(pipe: Connection, only: str | None) -> None:
     """The worker process: runs the cases that arrive, one at a time."""
     chosen = {target.name: target for target in targets(only)}
-    # What the commands print is not of interest here; a bar of 10,000 cases is.
+    # What the commands print is of no interest here.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        while (job := pipe.recv()) is not None:
-            action, name, seed, folder, detail = job
+        while True:
+            try:
+                action, name, seed, folder, detail = pipe.recv()
+            except EOFError:  # the run is over
+                return
             if action == "run":
                 pipe.send(attempt(chosen[name], seed, Path(folder)))
             else:

@@ -12,9 +12,9 @@ import pytest
 
 from alip.build.open_source import open_source
 from alip.build.sources import Fields
-from tests.helpers.shards import encoded, picture
+from tests.helpers.shards import encoded, make_image
 
-JPEG = encoded(picture(1))
+JPEG = encoded(make_image(1))
 BLOCK = 512
 
 

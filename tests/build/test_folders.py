@@ -6,9 +6,9 @@ import pytest
 
 from alip.build.open_source import open_source
 from alip.errors import UserError
-from tests.helpers.shards import build_shards, encoded, picture
+from tests.helpers.shards import build_shards, encoded, make_image
 
-JPEG = encoded(picture(1))
+JPEG = encoded(make_image(1))
 
 
 def fill(folder, names) -> None:

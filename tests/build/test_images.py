@@ -9,9 +9,9 @@ from PIL import Image, ImageOps
 from alip.build.images import ImageError, ImagePolicy, decode_image, to_jpeg
 from alip.data.jpeg import jpeg_size
 from alip.errors import UserError
-from tests.helpers.shards import encoded, picture
+from tests.helpers.shards import encoded, make_image
 
-BIG = picture(1, 400, 300)
+BIG = make_image(1, 400, 300)
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -20,7 +20,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("options", [{"quality": 95}, {"quality": 80, "progressive": True}, {"subsampling": 0}])
 def test_a_jpeg_that_needs_no_change_goes_in_untouched(options):
-    data = encoded(picture(1, 320, 256), **options)
+    data = encoded(make_image(1, 320, 256), **options)
     stored = to_jpeg(data, ImagePolicy(short_side=256), "a.jpg")
     assert stored.data == data and stored.untouched and (stored.width, stored.height) == (320, 256)
 
@@ -33,7 +33,7 @@ def test_a_large_jpeg_is_shrunk():
 
 
 def test_a_very_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same():
-    large = picture(2, 1600, 1201)
+    large = make_image(2, 1600, 1201)
     stored = to_jpeg(encoded(large, quality=95), ImagePolicy(short_side=150, quality=95))
     assert (stored.width, stored.height) == (200, 150)
     expected = np.asarray(large.resize((200, 150), Image.Resampling.BICUBIC)).astype(int)
@@ -93,7 +93,7 @@ def test_colours(name, data, colour):
 
 def animation(form: str) -> bytes:
     out = io.BytesIO()
-    frames = [picture(i) for i in range(3)]
+    frames = [make_image(i) for i in range(3)]
     frames[0].save(out, form, save_all=True, append_images=frames[1:])
     return out.getvalue()
 
@@ -108,9 +108,9 @@ def corrupt_header() -> bytes:
     "reason, data, name",
     [
         ("empty", b"", "a.jpg"),
-        ("not-an-image", b"<html>no such picture</html>", "a.jpg"),
+        ("not-an-image", b"<html>no such image</html>", "a.jpg"),
         ("truncated", encoded(BIG)[:-300], "a.jpg"),
-        ("truncated", encoded(picture(1, 1600, 1200))[:-3000], "a.jpg"),
+        ("truncated", encoded(make_image(1, 1600, 1200))[:-3000], "a.jpg"),
         ("truncated", encoded(BIG, "PNG")[:-3000], "a.png"),
         ("broken", corrupt_header(), "a.png"),
         ("too-many-pixels", encoded(Image.new("1", (12_000, 10_000)), "PNG"), "a.png"),
@@ -119,7 +119,7 @@ def corrupt_header() -> bytes:
         ("animated", animation("WEBP"), "a.webp"),
         ("animated", animation("PNG"), "a.png"),
         ("wrongly-named", encoded(BIG, "PNG"), "a.jpg"),
-        ("tiny", encoded(picture(1, 300, 4)), "a.jpg"),
+        ("tiny", encoded(make_image(1, 300, 4)), "a.jpg"),
         ("too-long", encoded(Image.new("RGB", (70_000, 9)), "PNG"), "a.png"),
         ("too-long", encoded(Image.new("RGB", (9, 65_501)), "PNG"), "a.png"),
         ("not-an-image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a.eps"),
@@ -137,10 +137,10 @@ def test_any_name_is_taken_on_request():
 
 @pytest.mark.parametrize("seed", range(30))
 def test_damaged_bytes_never_raise_anything_else(seed):
-    """Bits flipped all over: either a picture comes out or an ImageError does; and what comes out can be decoded."""
+    """Bits flipped all over: the result is an image or an ImageError, and an image can be decoded."""
     rng = np.random.default_rng(seed)
     form = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")[seed % 6]
-    data = bytearray(encoded(picture(seed, 90, 70), form))
+    data = bytearray(encoded(make_image(seed, 90, 70), form))
     for at in rng.integers(0, len(data), 1 + seed):
         data[at] = int(rng.integers(0, 256))
     try:
@@ -154,7 +154,7 @@ def test_damaged_bytes_never_raise_anything_else(seed):
 def second_page_broken(form: str) -> bytes:
     """Two pages, of which the second's header points nowhere."""
     out = io.BytesIO()
-    frames = [picture(i) for i in range(2)]
+    frames = [make_image(i) for i in range(2)]
     frames[0].save(out, form, save_all=True, append_images=frames[1:])
     data = bytearray(out.getvalue())
     if form == "TIFF":
@@ -178,7 +178,7 @@ def test_a_broken_second_page_is_a_reject(form):
 @pytest.mark.parametrize("damage", ["half", "zeroed", "removed"])
 def test_a_jpeg_with_damaged_content_is_a_reject(damage, size):
     """libjpeg decodes all of these, and only warns: half of the image would be grey."""
-    data = encoded(picture(1, *size).effect_spread(20), quality=95)
+    data = encoded(make_image(1, *size).effect_spread(20), quality=95)
     middle = len(data) // 2
     damaged = {
         "half": data[:middle] + b"\xff\xd9",
@@ -194,7 +194,7 @@ def test_a_jpeg_with_damaged_content_is_a_reject(damage, size):
 
 
 def test_stray_bytes_between_headers_are_not_stored():
-    data = encoded(picture(1, 320, 256))
+    data = encoded(make_image(1, 320, 256))
     at = data.index(b"\xff\xc0")
     stray = data[:at] + b"\x11\x22" + data[at:]
     stored = to_jpeg(stray)
@@ -202,10 +202,10 @@ def test_stray_bytes_between_headers_are_not_stored():
 
 
 def test_a_grey_jpeg_with_stray_bytes_and_a_cmyk_one_become_rgb():
-    grey = encoded(picture(1, 64, 48).convert("L"), quality=95)
+    grey = encoded(make_image(1, 64, 48).convert("L"), quality=95)
     at = grey.index(b"\xff\xc0")
     assert decode_image(grey[:at] + b"\0" + grey[at:]).size == (64, 48)
-    cmyk = encoded(picture(1, 1600, 1200).convert("CMYK"), quality=95)
+    cmyk = encoded(make_image(1, 1600, 1200).convert("CMYK"), quality=95)
     assert to_jpeg(cmyk).height == 256
     with pytest.raises(ImageError):
         decode_image(cmyk[: len(cmyk) // 2] + b"\xff\xd9")
@@ -233,7 +233,7 @@ def test_what_would_take_too_much_is_refused_before_it_is_decoded(form, monkeypa
 @pytest.mark.parametrize("mode", ["1", "P", "RGBA", "I;16"])
 def test_a_large_png_is_reduced_as_it_is_converted(mode, monkeypatch):
     """In strips of few rows, with the same result as in one piece (to within what two ways of shrinking differ)."""
-    image = picture(1, 1200, 903)
+    image = make_image(1, 1200, 903)
     image = image.convert("L").point(lambda value: value * 257, "I").convert("I;16") if mode == "I;16" else image
     data = encoded(image if mode == "I;16" else image.convert(mode), "PNG")
     whole = to_jpeg(data, ImagePolicy(quality=100))

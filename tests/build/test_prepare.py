@@ -13,9 +13,9 @@ from alip.build.prepare import Policy, PreparedSample, prepare
 from alip.build.sources import ByteRange, Sample
 from alip.errors import UserError
 from alip.tokens import unpack_label
-from tests.helpers.shards import encoded, picture
+from tests.helpers.shards import encoded, make_image
 
-JPEG = encoded(picture(1))
+JPEG = encoded(make_image(1))
 
 
 def sample(key="a", text="a text", caption="a caption", image=JPEG, **other) -> Sample:

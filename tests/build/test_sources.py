@@ -1,4 +1,4 @@
-"""Each kind of source gives the samples that it holds, and names those that it cannot read."""
+"""Each source gives the samples that it holds, and names those that it cannot read."""
 
 import csv
 import gzip
@@ -17,9 +17,9 @@ from alip.build.caption_table import CaptionTable, read_captions
 from alip.build.open_source import expand, open_source
 from alip.build.sources import Fields
 from alip.errors import UserError
-from tests.helpers.shards import encoded, make_tars, picture, write_tar
+from tests.helpers.shards import encoded, make_image, make_tars, write_tar
 
-JPEG = encoded(picture(1))
+JPEG = encoded(make_image(1))
 
 
 def simple(sample):
@@ -45,7 +45,7 @@ def test_webdataset_with_both_texts(tmp_path):
     assert source.source_type == "webdataset" and len(source.units) == 3
     assert simple(samples[4]) == ("0000004", "raw text number 4", "a caption number 4", None)
     assert samples[4].metadata == {"odd": False} and samples[4].where.endswith("00001.tar:0000004.jpg")
-    assert samples[4].image == encoded(picture(4), quality=90)
+    assert samples[4].image == encoded(make_image(4), quality=90)
     assert [(sample.unit, sample.number) for sample in samples] == [(i // 3, i % 3) for i in range(7)]
     assert samples[-1].progress > samples[0].progress
     again = list(source.samples([1, 2], skip=1))

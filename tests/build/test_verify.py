@@ -17,7 +17,7 @@ from alip.data.manifest_schema import manifest_checksum
 from alip.data.sample_reader import Records
 from alip.data.shards import load_manifest
 from alip.errors import UserError
-from tests.helpers.shards import build_shards, encoded, make_tars, picture
+from tests.helpers.shards import build_shards, encoded, make_image, make_tars
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_index_sidecar_and_missing_files(own_shards):
 )
 def test_labels_of_released_files(tmp_path, label, message):
     with recordio.Writer(tmp_path / "r.rec", tmp_path / "r.idx") as writer:
-        writer.write(recordio.pack(label, encoded(picture(0))))
+        writer.write(recordio.pack(label, encoded(make_image(0))))
     (fault,) = faults(tmp_path / "r.rec", decode=True)
     assert message in fault and "record 0" in fault
 

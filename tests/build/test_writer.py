@@ -21,7 +21,7 @@ from alip.data.recordio import record_id, unpack
 from alip.data.shards import load_manifest, read_texts
 from alip.errors import UserError
 from alip.tokens import tokenize, unpack_label
-from tests.helpers.shards import ROOT, build_shards, encoded, make_tars, picture
+from tests.helpers.shards import ROOT, build_shards, encoded, make_image, make_tars
 
 FILES = ("rec", "idx", "parquet", "json", "jsonl")
 
@@ -56,7 +56,7 @@ def test_a_data_set_is_what_went_in(shards):
             assert rows[index]["key"] == f"{index:07d}" and record_id(payload) == i
             assert (text == tokenize([f"raw text number {index}"]).numpy()[0]).all()
             assert (caption == tokenize([f"a caption number {index}"]).numpy()[0]).all()
-            assert image == encoded(picture(index), quality=90)
+            assert image == encoded(make_image(index), quality=90)
             assert json.loads(rows[index]["metadata"]) == {"odd": bool(index % 2)}
             index += 1
         reader.close()
@@ -75,7 +75,7 @@ def test_rejects_are_named_and_counted(tmp_path):
 
 def table(tmp_path, rows):
     for i in range(len(rows)):
-        (tmp_path / f"{i}.jpg").write_bytes(encoded(picture(i)))
+        (tmp_path / f"{i}.jpg").write_bytes(encoded(make_image(i)))
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"image": f"{i}.jpg", **row}) + "\n" for i, row in enumerate(rows)))
     return path
@@ -277,7 +277,7 @@ def test_shuffle_mixes_everything_and_keeps_everything(tmp_path):
     assert sorted(orders[0]) == sorted(orders[2]) == list(range(150))
     assert abs(np.corrcoef(orders[0], range(150))[0, 1]) < 0.3
     with load_manifest(tmp_path / "0").open_shard(0) as reader:
-        assert unpack(reader[0])[1] == encoded(picture(orders[0][0]), quality=90), "texts and images stay together"
+        assert unpack(reader[0])[1] == encoded(make_image(orders[0][0]), quality=90), "texts and images stay together"
 
 
 @pytest.mark.parametrize("per_tar", [20, 200])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.score_tables import write_made_up_table
-from tests.helpers.shards import ROOT, build_shards, encoded, make_tars, picture
+from tests.helpers.shards import ROOT, build_shards, encoded, make_image, make_tars
 
 SCRIPT = str(ROOT / "data2rec.py")
 
@@ -94,7 +94,7 @@ for turn, path in enumerate(sys.argv[2:]):
 @pytest.mark.parametrize("shuffle_seed", ["0", "1"], ids=["in order", "shuffled"])
 def test_memory_is_flat(tmp_path, shuffle_seed):
     """Four times the input, with new words in every line, and the same peak of all that Python holds."""
-    (tmp_path / "one.jpg").write_bytes(encoded(picture(0, 16, 16)))
+    (tmp_path / "one.jpg").write_bytes(encoded(make_image(0, 16, 16)))
     rng = np.random.default_rng(0)
     paths = []
     for turn, count in enumerate((250, 250, 1000)):  # the first loads what is loaded once

@@ -61,7 +61,7 @@ def test_higher_rates_hold_the_lower_ones(texts, records):
 
 
 def test_no_designer_is_on_both_sides():
-    """A concept's held-out style is drawn by a designer of whom training has no image of that concept."""
+    """A concept's held-out style is by a designer of whom training has no image of that concept."""
     designers: dict[str, dict[str, set]] = {}
     for split in ("train", "held-out-style", "held-out-concept"):
         for path in (ROOT / "scripts/demo").glob(f"{split}-*.tar"):

@@ -1,4 +1,4 @@
-"""The whole way as a user types it, on a few of the demo's pictures: tars → shards → training → numbers → pictures."""
+"""End to end as a user types it, on a few of the demo's images: tars → shards → training → numbers → plots."""
 
 import json
 import os
@@ -61,18 +61,18 @@ def house(tmp_path_factory):
         tarfile.open(folder / "few.tar", "w") as few,
     ):
         members = demo.getmembers()[: 2 * SAMPLES]
-        for picture, text in zip(members[::2], members[1::2], strict=True):
-            for member in (picture, text):
-                few.addfile(member, demo.extractfile(member))
+        for member, text in zip(members[::2], members[1::2], strict=True):
+            for each in (member, text):
+                few.addfile(each, demo.extractfile(each))
             record = json.loads(demo.extractfile(text).read())
-            image = f"images/{picture.name}"
-            (folder / "eval" / image).write_bytes(demo.extractfile(picture).read())
+            image = f"images/{member.name}"
+            (folder / "eval" / image).write_bytes(demo.extractfile(member).read())
             pairs.append({"image": image, "caption": [record["name"]]})
             classes.append({"image": image, "label": record["class"]})
-    kinds = sorted({row["label"] for row in classes})
+    names = sorted({row["label"] for row in classes})
     for name, rows in (("captions", pairs), ("classes", classes)):
         (folder / f"eval/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "eval/classnames.json").write_text(json.dumps({"eval": kinds}))
+    (folder / "eval/classnames.json").write_text(json.dumps({"eval": names}))
     (folder / "eval/templates.json").write_text(json.dumps({"eval": ["a {}."]}))
     (folder / "model.json").write_text(json.dumps(TINY_MODEL))
 
@@ -145,8 +145,8 @@ def test_evaluations_and_plots(house):
         *("--mismatch-column", "is_mismatched", "--output", house / "plots"),
     )
     for name in ("curves.png", "gates.png"):
-        with Image.open(house / "plots" / name) as picture:
-            assert min(picture.size) > 300
+        with Image.open(house / "plots" / name) as plot:
+            assert min(plot.size) > 300
 
 
 def test_mistakes_get_one_line_and_status_two(house, tmp_path):

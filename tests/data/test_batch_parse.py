@@ -12,7 +12,7 @@ from alip.data.sample_reader import Records
 from alip.data.shards import load_manifest
 from alip.errors import UserError
 from alip.tokens import pack_label, tokenize
-from tests.helpers.shards import build_shards, encoded, make_tars, picture
+from tests.helpers.shards import build_shards, encoded, make_image, make_tars
 
 MAGIC = recordio.MAGIC_BYTES
 
@@ -20,15 +20,19 @@ MAGIC = recordio.MAGIC_BYTES
 def images() -> list[bytes]:
     """The usual ones, and those that need the slow path: split records, no JPEG, a header far behind, all lengths."""
     comment = b"\xff\xfe\xff\xff" + bytes(0xFFFD)
-    some = [encoded(picture(i, 20 + i, 30), quality=90) for i in range(8)]
-    some += [encoded(picture(3), "PNG"), some[0][:2] + comment + some[0][2:], some[1][:2] + b"\xff\xff" + some[1][2:]]
+    some = [encoded(make_image(i, 20 + i, 30), quality=90) for i in range(8)]
+    some += [
+        encoded(make_image(3), "PNG"),
+        some[0][:2] + comment + some[0][2:],
+        some[1][:2] + b"\xff\xff" + some[1][2:],
+    ]
     some += [some[2] + b"\0" * k for k in range(4)]
     aligned = some[4] + bytes(-len(some[4]) % 4)
     return [
         *some,
         aligned + MAGIC + b"end",
         MAGIC.join([aligned, bytes(8), b"x"]),
-        encoded(picture(5), progressive=True),
+        encoded(make_image(5), progressive=True),
     ]
 
 
@@ -102,7 +106,7 @@ def test_damage_is_refused_by_both_in_the_same_words(tmp_path):
 
 def test_sizes_of_jpegs_with_mutated_headers():
     rng = np.random.default_rng(1)
-    base = [encoded(picture(i), quality=80) for i in range(4)]
+    base = [encoded(make_image(i), quality=80) for i in range(4)]
     some = []
     for _ in range(1500):
         data = bytearray(base[rng.integers(4)][: rng.choice([3, 4, 11, 12, 40, 200, 700])])

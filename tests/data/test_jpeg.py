@@ -8,9 +8,9 @@ from PIL import Image
 
 from alip.data.decoders import check_decodes
 from alip.data.jpeg import OddJpeg, jpeg_size, read_plain_jpeg, with_clean_headers
-from tests.helpers.shards import encoded, picture
+from tests.helpers.shards import encoded, make_image
 
-PLAIN = encoded(picture(1, 60, 44), quality=85)
+PLAIN = encoded(make_image(1, 60, 44), quality=85)
 FRAME = PLAIN.index(b"\xff\xc0")
 SCAN = PLAIN.index(b"\xff\xda")
 
@@ -22,7 +22,7 @@ SCAN = PLAIN.index(b"\xff\xda")
     ids=str,
 )  # fmt: skip
 def test_the_usual_forms_are_plain(options):
-    data = encoded(picture(2, 70, 50), **options)
+    data = encoded(make_image(2, 70, 50), **options)
     plain = read_plain_jpeg(data)
     assert (plain.width, plain.height, plain.progressive) == (70, 50, "progressive" in options)
     assert plain.scans == (10 if plain.progressive else 1)
@@ -52,8 +52,8 @@ ODD = {
     "a scan of a part": changed(SCAN + 11, 1),
     "an empty scan": PLAIN[: SCAN + 14] + b"\xff\xd9",
     "RGB inside": PLAIN[:2] + b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00" + PLAIN[2:],
-    "grey": encoded(picture(1).convert("L")),
-    "no JPEG": encoded(picture(1), "PNG"),
+    "grey": encoded(make_image(1).convert("L")),
+    "no JPEG": encoded(make_image(1), "PNG"),
     "nothing": b"",
 }
 
@@ -67,7 +67,7 @@ def test_what_is_odd_is_named(name):
 def test_clean_headers_change_no_pixel():
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encoded(picture(3, 60, 40), exif=exif, comment=b"x", icc_profile=bytes(100))
+    data = encoded(make_image(3, 60, 40), exif=exif, comment=b"x", icc_profile=bytes(100))
     at = data.index(b"\xff\xc0")
     clean = with_clean_headers(data[:at] + b"\0\x07stray" + data[at:])
     assert read_plain_jpeg(clean) == read_plain_jpeg(data) and len(clean) < len(data)
@@ -77,13 +77,13 @@ def test_clean_headers_change_no_pixel():
 
 def test_jpeg_size():
     assert jpeg_size(PLAIN) == (60, 44)
-    assert jpeg_size(encoded(picture(1), "PNG")) is None
+    assert jpeg_size(encoded(make_image(1), "PNG")) is None
     assert jpeg_size(b"\xff\xd8\xff") is None
 
 
 def test_the_decoder_that_trains_is_asked():
     pytest.importorskip("nvidia.dali")
-    good = [encoded(picture(number, 30 + number, 20)) for number in range(5)]
+    good = [encoded(make_image(number, 30 + number, 20)) for number in range(5)]
     stray = ODD["stray bytes before a segment"]  # libjpeg takes it, DALI does not
     Image.open(io.BytesIO(stray)).load()
     errors = check_decodes([*good[:3], stray, *good[3:], b"no JPEG at all"])

@@ -16,7 +16,7 @@ from alip.data.shards import Manifest, load_manifest, merged_index
 from alip.distributed import World
 from alip.errors import UserError
 from alip.tokens import pack_label, tokenize
-from tests.helpers.shards import build_shards, encoded, make_tars, picture
+from tests.helpers.shards import build_shards, encoded, make_image, make_tars
 
 FORM = {"image_size": 32, "mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)}
 EVERYTHING = Augmentation(rotation=20, shift=0.1, zoom=(0.7, 1.2), brightness=0.3, contrast=0.3)
@@ -163,7 +163,7 @@ def test_tokens_and_images_are_those_of_the_index(shards):
             mean, std = torch.tensor(FORM["mean"]), torch.tensor(FORM["std"])
             for i, image in zip(batch.index.tolist(), batch.image):
                 there = (image.permute(1, 2, 0) * std + mean) * 255
-                expected = np.asarray(picture(i).crop((4, 0, 44, 40)).resize((32, 32), 2), dtype=np.float32)
+                expected = np.asarray(make_image(i).crop((4, 0, 44, 40)).resize((32, 32), 2), dtype=np.float32)
                 assert np.abs(there.numpy() - expected).mean() < 6, "JPEG and resize apart, the same image"
 
 
@@ -217,7 +217,7 @@ def test_dalis_own_reader_takes_our_shards_through_the_merged_index(tmp_path):
         with recordio.Writer(tmp_path / f"s-{s}.rec", tmp_path / f"s-{s}.idx") as writer:
             for _ in range(count):
                 label = np.full(154, number, dtype=np.float32)
-                image = encoded(picture(number), quality=95)
+                image = encoded(make_image(number), quality=95)
                 image = image[:-2] + b"\0" * (-(len(image) - 2) % 4) + recordio.MAGIC_BYTES + b"\xff\xd9"
                 writer.write(recordio.pack(label, image, number))
                 number += 1
@@ -229,10 +229,10 @@ def test_dalis_own_reader_takes_our_shards_through_the_merged_index(tmp_path):
         image, label = fn.readers.mxnet(path=shards, index_path=[str(tmp_path / "all.idx")])
         pipe.set_outputs(fn.decoders.image(image), label)
     pipe.build()
-    pictures, labels = pipe.run()
+    images, labels = pipe.run()
     assert np.asarray(labels.as_tensor()).tolist() == [[float(i)] * 154 for i in range(16)]
     for i in range(16):
-        assert np.abs(np.asarray(pictures.at(i)).astype(int) - np.asarray(picture(i)).astype(int)).mean() < 4
+        assert np.abs(np.asarray(images.at(i)).astype(int) - np.asarray(make_image(i)).astype(int)).mean() < 4
 
 
 def write_records(folder, labels, images):
@@ -257,7 +257,7 @@ def good_label():
     ],
 )
 def test_wrong_labels_are_told_before_training(tmp_path, label, message):
-    rec = write_records(tmp_path, [good_label(), label], [encoded(picture(0))] * 2)
+    rec = write_records(tmp_path, [good_label(), label], [encoded(make_image(0))] * 2)
     with pytest.raises(UserError, match=f"r.rec, record 1 .*{message}"):
         loader(rec, 1)
 
@@ -342,8 +342,8 @@ def test_files_that_are_not_as_the_manifest_says(own_shards):
 def test_records_in_any_order(shards):
     records = Records(load_manifest(shards), 49408)
     index = np.array([229, 0, 64, 63, 128])
-    tokens, pictures, sizes = records.read(index)
-    assert [bytes(one) for one in pictures] == [encoded(picture(int(i)), quality=90) for i in index]
+    tokens, images, sizes = records.read(index)
+    assert [bytes(one) for one in images] == [encoded(make_image(int(i)), quality=90) for i in index]
     assert sizes.tolist() == [[48, 40]] * 5 and tokens.shape == (5, 154)
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from alip.data.recordio import IndexedReader, Writer, pack, record_id, unpack
-from tests.helpers.shards import PLANTED, encoded, picture
+from tests.helpers.shards import PLANTED, encoded, make_image
 
 
 @pytest.fixture
 def exchange(tmp_path):
-    payloads = [*PLANTED, *[encoded(picture(i), quality=95) for i in range(10)]]
+    payloads = [*PLANTED, *[encoded(make_image(i), quality=95) for i in range(10)]]
     (tmp_path / "payloads.json").write_text(json.dumps([payload.hex() for payload in payloads]))
     return tmp_path, payloads
 

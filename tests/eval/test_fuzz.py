@@ -6,7 +6,7 @@ import pytest
 
 from tests.fuzz import evaluation, run_case
 
-CASES = {"dataset archive": 12, "plotted text": 8}  # the slow ones; 60 of each other kind of input
+CASES = {"dataset archive": 12, "plotted text": 8}  # the slow ones; 60 of each other target
 
 
 @pytest.mark.parametrize("target", evaluation.TARGETS, ids=lambda target: target.name)

@@ -16,7 +16,7 @@ from alip.eval.gates.page import ASSETS, script_json, write_page
 from alip.eval.gates.scoring import write_scores
 from tests.helpers.browser import Page, find_browser, open_page
 from tests.helpers.score_tables import made_up_scores, write_made_up_table
-from tests.helpers.shards import build_shards, encoded, picture, write_tar
+from tests.helpers.shards import build_shards, encoded, make_image, write_tar
 
 EVIL = "</script><img src=x onerror=\"document.title='owned'\"><!--"
 TEXTS = [
@@ -43,7 +43,7 @@ def nasty(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nasty")
     samples = [
         {
-            "jpg": encoded(picture(i)),
+            "jpg": encoded(make_image(i)),
             "json": json.dumps({"text": text, "caption": text[::-1], "is_mismatched": i < 2}).encode(),
         }
         for i, text in enumerate(TEXTS)
@@ -111,7 +111,7 @@ def test_thumbnails_fit_the_page(shards):
     assert len(thumbnails) == len(chosen)
     with Image.open(io.BytesIO(base64.b64decode(thumbnails[5]))) as image:
         assert image.format == "JPEG" and image.size == (48, 40)
-        difference = np.abs(np.asarray(image, dtype=int) - np.asarray(picture(15), dtype=int)).mean()
+        difference = np.abs(np.asarray(image, dtype=int) - np.asarray(make_image(15), dtype=int)).mean()
     assert difference < 6, "the image of sample 15, not of another"
     small = page_data.thumbnails(manifest, chosen, 30_000)
     assert sum(map(len, small)) <= 30_000 and any(small)
@@ -130,7 +130,7 @@ def test_thumbnails_take_what_the_texts_leave_of_the_page(table, shards):
 
 def test_large_images_become_small_ones(tmp_path):
     write_tar(
-        tmp_path / "a.tar", [{"jpg": encoded(picture(0, 900, 600)), "json": b'{"text": "t", "caption": "c"}'}], ["k"]
+        tmp_path / "a.tar", [{"jpg": encoded(make_image(0, 900, 600)), "json": b'{"text": "t", "caption": "c"}'}], ["k"]
     )
     build_shards(tmp_path / "a.tar", tmp_path / "one")
     (one,) = page_data.thumbnails(load_manifest(tmp_path / "one"), np.arange(1), 10**6)

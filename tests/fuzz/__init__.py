@@ -23,7 +23,7 @@ LONGEST_LINE = 600  # characters of an error line: more is a dump of the input
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of input.
+    """One type of input.
 
     make: writes one mutated input, sampled from the generator, into an empty folder, and returns a callable that reads
         it as the command does. allowed: the outcomes that are right for every mutation: OK (it was read), REFUSED (one

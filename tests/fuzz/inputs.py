@@ -38,7 +38,7 @@ from alip.data.shards import load_manifest, read_texts
 from alip.tokens import unpack_label
 from tests.fuzz import OK, Target
 from tests.fuzz.mutations import ODD_VALUES, damage, json_bytes
-from tests.helpers.shards import encoded, picture
+from tests.helpers.shards import encoded, make_image
 
 # fmt: off
 NAMES = [
@@ -53,7 +53,7 @@ PATTERNS = [
     "{1..0}", "?", "**/", "\0",
 ]
 # fmt: on
-JPEG = encoded(picture(1), quality=90)
+JPEG = encoded(make_image(1), quality=90)
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "x.tar": bytes,
     "x.tar.gz": lambda data: gzip.compress(data, 1),
@@ -65,17 +65,17 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 @lru_cache(maxsize=1)
 def images() -> list[tuple[str, bytes]]:
     """(name, bytes) of small images of every format that is read."""
-    frames = [picture(number, 50, 40) for number in range(3)]
+    frames = [make_image(number, 50, 40) for number in range(3)]
     animated = {"save_all": True, "append_images": frames[1:]}
     exif = Image.Exif()
     exif[0x0112] = 6
     palette = frames[0].convert("P")
     forms: list[tuple[str, Image.Image, str, dict]] = [
-        ("a.jpg", picture(1, 90, 60), "JPEG", {"quality": 90}),
-        ("b.jpg", picture(2, 90, 60), "JPEG", {"progressive": True, "exif": exif}),
-        ("c.jpg", picture(3, 90, 60).convert("L"), "JPEG", {}),
-        ("d.jpg", picture(4, 90, 60).convert("CMYK"), "JPEG", {}),
-        ("e.jpg", picture(5, 700, 600), "JPEG", {"subsampling": 0}),
+        ("a.jpg", make_image(1, 90, 60), "JPEG", {"quality": 90}),
+        ("b.jpg", make_image(2, 90, 60), "JPEG", {"progressive": True, "exif": exif}),
+        ("c.jpg", make_image(3, 90, 60).convert("L"), "JPEG", {}),
+        ("d.jpg", make_image(4, 90, 60).convert("CMYK"), "JPEG", {}),
+        ("e.jpg", make_image(5, 700, 600), "JPEG", {"subsampling": 0}),
         ("a.png", frames[0], "PNG", {}),
         ("b.png", palette, "PNG", {"transparency": 3}),
         ("c.png", frames[0].convert("RGBA"), "PNG", {"exif": exif}),

@@ -13,7 +13,7 @@ from alip.data.recordio import MAGIC_BYTES
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def picture(number: int, width: int = 48, height: int = 40) -> Image.Image:
+def make_image(number: int, width: int = 48, height: int = 40) -> Image.Image:
     """A smooth image that depends on its number."""
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)
@@ -44,7 +44,7 @@ def make_tars(folder: Path, count: int, per_tar: int = 50, broken: tuple[int, ..
         numbers = range(first, min(count, first + per_tar))
         samples = []
         for i in numbers:
-            image = encoded(picture(i), quality=90)
+            image = encoded(make_image(i), quality=90)
             fields = {"text": f"raw text number {i}", "caption": f"a caption number {i}", "odd": bool(i % 2)}
             samples.append({"jpg": image[:200] if i in broken else image, "json": json.dumps(fields).encode()})
         write_tar(folder / f"{first // per_tar:05d}.tar", samples, [f"{i:07d}" for i in numbers])

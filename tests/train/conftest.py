@@ -1,4 +1,4 @@
-"""A tiny data set, a tiny model, and the flags that runs on them share."""
+"""A tiny dataset, a tiny model, and the flags that runs on them share."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_threads_are_a_ranks_share_of_the_cores(monkeypatch):
     cores = len(os.sched_getaffinity(0))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert default_threads() == 1  # somebody's wish: torchrun sets it for several processes only
+    assert default_threads() == 1  # set on purpose: torchrun sets it for several processes only
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert default_threads() == max(1, cores // 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

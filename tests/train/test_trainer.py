@@ -196,7 +196,7 @@ def test_last_checkpoint_that_cannot_be_saved_is_no_success(flags, tmp_path, bef
 
 @pytest.fixture
 def own_data(data, tmp_path):
-    """A copy of the data set that a test may spoil."""
+    """A copy of the dataset that a test may spoil."""
     for path in data.parent.glob("tiny*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path / "tiny"
