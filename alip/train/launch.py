@@ -45,6 +45,7 @@ class _Agent(LocalElasticAgent):
 
 
 def main() -> int:
+    """Checks the command of `train.py` once, then starts the ranks as torchrun does; returns the exit status."""
     words = sys.argv[1:]
     only_check = words[:1] == ["--check-only"]
     launch = torchrun.get_args_parser().parse_args(words[1:] if only_check else words)

@@ -7,8 +7,8 @@ import pytest
 
 from alip.errors import UserError
 from alip.model import bi_path
+from tests.helpers.steps import TINY_MODEL
 from tests.helpers.train_runs import command, start, train_here
-from tests.train.conftest import MODEL
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from tests.train.conftest import MODEL
 )
 def test_reported_before_a_model_is_built(text_cfg, message, flags, tmp_path, monkeypatch):
     monkeypatch.setattr(bi_path, "build", lambda *_: pytest.fail("the model was built"))
-    (tmp_path / "other.json").write_text(json.dumps(MODEL | {"text_cfg": MODEL["text_cfg"] | text_cfg}))
+    (tmp_path / "other.json").write_text(json.dumps(TINY_MODEL | {"text_cfg": TINY_MODEL["text_cfg"] | text_cfg}))
     with pytest.raises(UserError, match=message):
         train_here(*flags, "--model", tmp_path / "other.json", "--output", tmp_path / "run")
     assert not (tmp_path / "run").exists()
