@@ -20,18 +20,18 @@ from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model, hub
 from alip.model.precision import resolve
 from alip.model.text_format import read_text_format
-from alip.train import precision
 from alip.train.arguments import fingerprint_settings, options, parse_arguments
 from alip.train.check import check_output, check_start, describe, show
 from alip.train.evaluation import create_evaluations
 from alip.train.flops import ModelFlops
-from alip.train.lock import lock_folder
 from alip.train.optimizer import create_optimizer
 from alip.train.parallel import parallelise, synchronise_batch_norm
 from alip.train.plan import create_plan
 from alip.train.resume import create_fingerprint
 from alip.train.run_folder import open_run
+from alip.train.run_lock import lock_folder
 from alip.train.schedule import create_schedule
+from alip.train.setup import set_layout, set_up
 from alip.train.state import create_state
 from alip.train.step import TrainStep
 from alip.train.trainer import Trainer
@@ -53,12 +53,12 @@ def main() -> int:
 def train(args: argparse.Namespace, world: World) -> int:
     """One run, from its arguments to its exit status."""
     args.precision = resolve(args.precision, world.device)
-    precision.set_up(world.device, args.precision, args.seed, args.deterministic, args.cpu_threads)
+    set_up(world.device, args.precision, args.seed, args.deterministic, args.cpu_threads)
 
     data = open_data(**options(args, "data"))
     check_tokens(data, read_text_format(args.model))
     model = create_model(args.model, **options(args, "model")).to(world.device)
-    precision.set_layout(model)
+    set_layout(model)
     if args.use_bn_sync:
         synchronise_batch_norm(model, world)
     # The step looks for values that are not finite, on the device; drop_last makes every rank's batch equal.

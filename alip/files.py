@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,7 +11,7 @@ import os
 import socket
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,6 +117,9 @@ def _sha256(file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
+_LOCK_PAUSE_S = 0.25  # between two attempts
+
+
 class LockedError(Exception):
     """Another process holds the lock. holder: who that is, for a message."""
 
@@ -128,21 +132,32 @@ class FileLock:
     """An exclusive lock, held until `close` and released by the system when this process ends, however it ends.
 
     path: the lock file, created if needed (its folder must exist: FileNotFoundError). wait: seconds to wait for a
-    holder; then LockedError with its process and machine. Forked children do not hold the lock: an orphaned worker
-    of a killed process must not block the next run.
+    holder, or a function of the holder's name ("process PID on HOST", "" while it is being written) that gives them;
+    then LockedError. waiting: called once with the holder's name when the wait begins. Forked children do not hold the
+    lock: an orphaned worker of a killed process must not block the next run. Raises OSError where the storage has no
+    locks.
     """
 
-    def __init__(self, path: str | Path, wait: float = 0.0):
-        deadline = time.monotonic() + wait
+    def __init__(
+        self,
+        path: str | Path,
+        wait: float | Callable[[str], float] = 0.0,
+        waiting: Callable[[str], None] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        waited = 0.0
         while True:
-            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (held until close)
+            self._file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (held until close)
             while not self._try_lock():
-                if time.monotonic() > deadline:
-                    self._file.seek(0)
-                    holder = self._file.read(200).strip() or "another process"
+                self._file.seek(0)
+                holder = self._file.read(200).strip()
+                if waited >= (wait(holder) if callable(wait) else wait):
                     self._file.close()
-                    raise LockedError(holder)
-                time.sleep(0.05)
+                    raise LockedError(holder or "another process")
+                if waiting is not None and waited == 0.0:
+                    waiting(holder or "another process")
+                sleep(_LOCK_PAUSE_S)
+                waited += _LOCK_PAUSE_S
             if self._is_at(path):
                 break
             self._file.close()  # its last holder removed the file: this lock would exclude nobody
@@ -154,8 +169,11 @@ class FileLock:
     def _try_lock(self) -> bool:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return False
+            self._file.close()
+            raise
         return True
 
     def _is_at(self, path: str | Path) -> bool:

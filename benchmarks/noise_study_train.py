@@ -37,8 +37,8 @@ from alip.model import create_model  # noqa: E402
 from alip.model.precision import resolve  # noqa: E402
 from alip.tokens import tokenize  # noqa: E402
 from alip.train.optimizer import create_optimizer  # noqa: E402
-from alip.train.precision import set_layout, set_up  # noqa: E402
 from alip.train.schedule import create_schedule  # noqa: E402
+from alip.train.setup import set_layout, set_up  # noqa: E402
 from alip.train.step import TrainStep  # noqa: E402
 
 CONCEPTS = 1 / 3  # of the demo's: with fewer names to learn, a short run learns something

@@ -31,7 +31,7 @@ from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
 from alip.tokens import lengths
 from alip.train.optimizer import create_optimizer
-from alip.train.precision import set_up
+from alip.train.setup import set_up
 from alip.train.step import TrainStep
 
 START, END, CONTEXT = 49406, 49407, 77

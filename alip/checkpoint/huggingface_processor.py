@@ -9,7 +9,7 @@ from torch import nn
 
 from alip.files import write_json
 from alip.model.huggingface import HF_SPECIAL_TOKENS
-from alip.model.preprocessing import to_huggingface
+from alip.model.image_processor import to_huggingface
 from alip.tokens import clip_tokenizer
 
 _START, _END = HF_SPECIAL_TOKENS.values()

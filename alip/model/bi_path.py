@@ -26,7 +26,7 @@ from alip.errors import UserError
 from alip.model import hub, varlen
 from alip.model.attention import take_rows
 from alip.model.config import resolve_config
-from alip.model.lock import frozen_batch_norms, lock_image_tower, lock_text_tower
+from alip.model.freeze import frozen_batch_norms, lock_image_tower, lock_text_tower
 from alip.model.overrides import override_images
 from alip.model.pretrained import adopt, find_pretrained
 from alip.model.text_format import TextFormat, Tokenizer, create_tokenizer, text_format
@@ -61,7 +61,7 @@ def create_model(
     grad_checkpointing: recompute the blocks in the backward pass: less memory, a third more work.
     patch_dropout: fraction of image patches left out in training, in [0, 1).
     lock_image, lock_text: freeze that tower (LiT freezes the image tower), but for its last `…_unlocked_groups` or
-        `…_unlocked_layers`, counted as open_clip does; see `alip.model.lock`.
+        `…_unlocked_layers`, counted as open_clip does; see `alip.model.freeze`.
     lock_image_freeze_bn_stats: the running statistics of frozen BatchNorm layers do not move either.
     quick_gelu: OpenAI's approximate GELU, for weights that were trained with it.
     compile: torch.compile the towers' MLPs, or a whole ResNet (costs a minute at the start).

@@ -13,7 +13,7 @@ from alip import schema
 from alip.errors import UserError
 from alip.files import read_json
 from alip.model.config_schema import SIDE
-from alip.model.preprocessing import read_huggingface as read_preprocessing
+from alip.model.image_processor import read_huggingface as read_preprocessing
 from alip.model.transformer import runs_unpadded
 from alip.tokens import clip_tokenizer
 

@@ -20,8 +20,8 @@ from alip.train.accumulate import uses_batch_statistics
 from alip.train.checkpoints import CheckpointFolder
 from alip.train.logging import RunLog
 from alip.train.plan import Plan
-from alip.train.precision import seed_rank
 from alip.train.resume import find_start, restore
+from alip.train.setup import seed_rank
 from alip.train.state import TrainState
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda130", "numpy")

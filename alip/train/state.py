@@ -17,8 +17,8 @@ from alip.train.ema import EMA
 from alip.train.gate_metrics import MismatchMetrics
 from alip.train.meter import Meter
 from alip.train.moments import OptimizerState
-from alip.train.precision import create_scaler, seed_rank
 from alip.train.randomness import get_randomness, set_randomness
+from alip.train.setup import create_scaler, seed_rank
 
 
 @dataclass

@@ -13,7 +13,7 @@ from alip.data.score_table import SCORES, ScoreTable
 from alip.data.shards import load_manifest, read_texts
 from alip.distributed import World
 from alip.errors import UserError
-from alip.eval.gates.checkpoints import find_checkpoints, open_scorer
+from alip.eval.gates.run_checkpoints import find_checkpoints, open_scorer
 from alip.eval.gates.scoring import score_dataset
 from alip.model import create_model
 from alip.tokens import tokenize, unpack_label

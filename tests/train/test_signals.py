@@ -7,7 +7,7 @@ import pytest
 from alip.distributed import World
 from alip.errors import UserError
 from alip.train import signals
-from alip.train.precision import default_threads
+from alip.train.setup import default_threads
 from tests.helpers.ranks import on_ranks
 from tests.helpers.train_runs import train_here
 

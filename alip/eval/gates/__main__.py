@@ -16,10 +16,10 @@ from alip import distributed
 from alip.data.score_table import LABELS, ScoreTable
 from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError, run_command
-from alip.eval.gates.checkpoints import find_checkpoints, open_scorer, same_recipe
 from alip.eval.gates.labels import matched_aucs, summarize
 from alip.eval.gates.page import write_page
 from alip.eval.gates.page_data import collect
+from alip.eval.gates.run_checkpoints import find_checkpoints, open_scorer, same_recipe
 from alip.eval.gates.scoring import score_dataset, summary_columns
 from alip.files import write_json
 

@@ -19,8 +19,8 @@ from alip.data.score_table import LABELS, ROWS, SCORES, ScoreTable, data_metadat
 from alip.data.shards import Manifest, read_texts
 from alip.distributed import World, barrier, share
 from alip.errors import UserError
-from alip.eval.gates.checkpoints import Scorer
 from alip.eval.gates.labels import mismatch_label
+from alip.eval.gates.run_checkpoints import Scorer
 from alip.files import atomic_path
 
 

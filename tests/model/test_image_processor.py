@@ -9,7 +9,7 @@ from PIL import Image
 
 from alip.errors import UserError
 from alip.model import create_model
-from alip.model.preprocessing import from_huggingface, read_huggingface, to_huggingface
+from alip.model.image_processor import from_huggingface, read_huggingface, to_huggingface
 
 CLIP = {
     "image_processor_type": "CLIPImageProcessor",

@@ -9,14 +9,13 @@ import sys
 import pytest
 
 from alip.errors import UserError
-from alip.train import lock
-from alip.train.lock import FolderLock
+from alip.train.run_lock import FolderLock
 from tests.helpers.train_runs import ROOT, train_here
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from alip.train.lock import FolderLock
+from alip.train.run_lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]), print)
 print("held", flush=True)
 time.sleep(120)
@@ -73,7 +72,8 @@ def test_a_child_does_not_keep_its_parents_lock(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, seconds", [("77 on elsewhere", 100), (f"999999999 on {socket.gethostname()}", 5), ("", 5)]
+    "name, seconds",
+    [("process 77 on elsewhere", 100), (f"process 999999999 on {socket.gethostname()}", 5), ("", 5)],
 )
 def test_how_long_it_waits(tmp_path, name, seconds):
     held = FolderLock(tmp_path, pytest.fail)
@@ -106,5 +106,5 @@ def test_the_same_process_can_resume(flags, tmp_path):
     options = [*flags, "--steps", "1", "--output", tmp_path / "run"]
     assert train_here(*options) == 0
     assert train_here(*options, "--resume", "auto") == 0
-    assert (tmp_path / "run" / ".lock").read_text() == f"{os.getpid()} on {socket.gethostname()}\n"
-    assert not lock._open_locks or all(held._descriptor is None for held in lock._open_locks)
+    assert (tmp_path / "run" / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    FolderLock(tmp_path / "run", pytest.fail).release()  # it is free again
