@@ -211,7 +211,7 @@ def test_division_and_nan_follow_ieee():
         ("flag == True", "write true, not True"),
         ("a > 1j", "no number, text or column"),
         ("a > 1" + "0" * 400, "too large"),
-        ("__import__('os').system('touch /tmp/never')", "no function"),
+        ("__import__('os').system('touch never')", "no function"),
         ("open('/etc/passwd')", "no function 'open'"),
         ("().__class__.__bases__[0]", "not allowed"),
         ("(lambda: 1)() > 0", "no function"),
