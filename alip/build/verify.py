@@ -223,5 +223,5 @@ def _file_faults(manifest: Manifest, shard: Shard, report: Report) -> Iterator[s
             yield f"{sidecar}: {rows} rows, the manifest has {shard.samples} samples"
         if shard.sidecar_sha256 and sha256_of_file(sidecar) != shard.sidecar_sha256:
             yield f"{sidecar}: the checksum is not the manifest's"
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names that are not UTF-8
         yield f"{sidecar}: {' '.join(str(error).split())}"

@@ -60,7 +60,7 @@ class ScoreTable:
             self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
         except FileNotFoundError:
             raise UserError(f"no score table {self.path}: write one with `python -m alip.eval.gates`") from None
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names that are not UTF-8
             raise UserError(f"{self.path} cannot be read as Parquet ({one_line(error)}): write it again") from None
         schema = self._file.schema_arrow
         try:

@@ -250,5 +250,5 @@ def read_texts(manifest: Manifest, start: int = 0) -> Iterator[dict]:
                     skip = max(0, skip - batch.num_rows)
         except FileNotFoundError:
             raise UserError(f"no sidecar {path}: it is written beside the shards when they are built") from None
-        except pyarrow.ArrowException as error:
-            raise UserError(f"{path} cannot be read as Parquet: {error}") from None
+        except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names that are not UTF-8
+            raise UserError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from None

@@ -243,9 +243,8 @@ def _tower_sizes(config: dict[str, Any], source: Path) -> tuple[dict[str, Any], 
     vision = _VISION_DEFAULTS | (config.get("vision_config") or {})
     acts = {text["hidden_act"], vision["hidden_act"]}
     if len(acts) > 1 or not acts <= {"gelu", "quick_gelu"}:
-        raise UserError(
-            f"{source}: activation {', '.join(sorted(acts))[:80]}; only gelu or quick_gelu, alike in both towers"
-        )
+        found = ", ".join(map(repr, sorted(acts)))[:80]
+        raise UserError(f"{source}: activation {found}; only gelu or quick_gelu, alike in both towers")
     for name, tower in (("text_config", text), ("vision_config", vision)):
         if tower["hidden_size"] % tower["num_attention_heads"]:
             width, heads = tower["hidden_size"], tower["num_attention_heads"]

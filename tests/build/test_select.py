@@ -210,3 +210,4 @@ def test_damaged_tables_are_refused_or_read_as_they_were(tmp_path):
     for seed in range(60):
         run_case(target.make(random.Random(seed), tmp_path), target.allowed)
     run_case(target.make(random.Random(379), tmp_path), target.allowed)  # a column that has lost its rows
+    run_case(target.make(random.Random("score table/310000367"), tmp_path), target.allowed)  # a name that is not UTF-8
