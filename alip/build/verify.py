@@ -171,7 +171,7 @@ def _label_fault(label: np.ndarray, manifest: Manifest) -> str | None:
 
 
 def _index_faults(manifest: Manifest, shard: Shard, offsets: list[int]) -> Iterator[str]:
-    """Compares the index with the records, of which `offsets` says where they start.
+    """Compares the index with the records, which start at `offsets`.
 
     In a dataset of ours line i is `i, offset of record i`. A released index may have another order: there every record
     must be named once, by a key of its own.

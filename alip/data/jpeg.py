@@ -1,4 +1,4 @@
-"""What a JPEG's markers say, read without decoding (ITU-T T.81, annex B)."""
+"""A JPEG's markers, read without decoding (ITU-T T.81, annex B)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
 
 
 class OddJpeg(ValueError):
-    """A JPEG that some decoder may refuse or show differently. The message says which part of it is unusual."""
+    """A JPEG that some decoder may refuse or show differently. The message names the unusual part."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Reading ahead: tells the system which bytes of the shards come next, so that the disk works while others compute."""
+"""Reading ahead: asks the system for the next bytes of the shards, so that the disk works while others compute."""
 
 from __future__ import annotations
 

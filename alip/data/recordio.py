@@ -37,7 +37,7 @@ _MOST_PARTS = 1 << 20  # a run of continued parts longer than this is not a reco
 
 
 class RecordError(ValueError):
-    """A file that is not what the format says; the message names the file and the byte offset.
+    """A file that breaks the format; the message names the file and the byte offset.
 
     path: the file; offset: the byte where the trouble starts (None where no byte is to blame).
     """

@@ -25,7 +25,7 @@ SIDECAR_COLUMNS = ("key", "text", "caption", "metadata", "source")
 class Shard:
     """One rec file with its index and sidecar. Names are relative to the manifest's folder.
 
-    bytes, sha256: of the rec file. max_token: the largest token id in it. None where a released file does not say.
+    bytes, sha256: of the rec file. max_token: the largest token id in it. None for released files without it.
     crc32: the `id2` of every record is the CRC-32 of its labels and image (see recordio.payload_crc32).
     """
 
@@ -93,7 +93,7 @@ class Manifest:
         return shard, index - int(self.starts[shard])
 
     def open_shard(self, number: int) -> IndexedReader:
-        """A reader of one shard; UserError naming the file if it or its index is not as the manifest says."""
+        """A reader of one shard; UserError naming the file if it or its index is not as the manifest has."""
         shard = self.shards[number]
         try:
             reader = IndexedReader(self.path(shard.rec), self.path(shard.idx))
@@ -140,7 +140,7 @@ class Manifest:
 
 def load_manifest(data: str | os.PathLike) -> Manifest:
     """The manifest behind `DIR/NAME`, `DIR/NAME.json`, or released files without one: `DIR/x.rec` (with `x.idx`),
-    `DIR/x` where `DIR/x.rec` is, or a folder of rec files. UserError says what is missing.
+    `DIR/x` where `DIR/x.rec` is, or a folder of rec files. UserError names what is missing.
     """
     path = Path(data)
     for candidate in [path] if path.suffix == ".json" else [path.with_name(path.name + ".json"), path]:

@@ -21,7 +21,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a run folder, a checkpoint file, released weights, an open_clip or HF folder",
     )
-    model.add_argument("--model", help="the model's name or config, where the weights do not say it")
+    model.add_argument("--model", help="the model's name or config, where the weights do not name it")
     model.add_argument("--weights", default="model", choices=("model", "ema"), help="plain weights or the EMA's")
 
     data = parser.add_argument_group("data")

@@ -57,7 +57,7 @@ _CHECKPOINT = {
         "samples": {"type": "integer", "minimum": 0},
     },
 }
-# Buffers in OpenAI's archives, by which these are told apart.
+# Buffers in OpenAI's archives, which distinguish these.
 _OPENAI_BUFFERS = ("input_resolution", "context_length", "vocab_size")
 
 

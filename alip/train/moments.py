@@ -73,7 +73,7 @@ class OptimizerState:
             if self._class == "AdamW" and key.startswith("exp_avg"):
                 raise UserError(f"{key} of {name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
             return value.to(parameter.device, copy=True)  # factored moments have shapes of their own
-        # Fused kernels walk through parameter and moments alike, whatever their strides say.
+        # Fused kernels walk through parameter and moments alike, whatever their strides are.
         dtype = parameter.dtype if value.is_floating_point() else value.dtype
         return torch.empty_like(parameter, dtype=dtype).copy_(value)
 

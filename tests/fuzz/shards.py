@@ -123,7 +123,7 @@ def records(rng: random.Random, folder: Path) -> None:
     offsets = [int(line.split()[1]) for line in path.with_suffix(".idx").read_text().splitlines()]
     pieces = [bytearray(data[a:b]) for a, b in zip(offsets, [*offsets[1:], len(data)])]
     a, b = rng.randrange(len(pieces)), rng.randrange(len(pieces))
-    action = rng.randrange(5 if (folder / "set.json").exists() else 3)  # only a manifest says that there was a CRC-32
+    action = rng.randrange(5 if (folder / "set.json").exists() else 3)  # only a manifest has that there was a CRC-32
     if action == 0:
         pieces[a], pieces[b] = pieces[b], pieces[a]
     elif action == 1:
