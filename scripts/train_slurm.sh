@@ -21,7 +21,8 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
     exit 2
 fi
 NODES=${SLURM_JOB_NUM_NODES:-1}
-LEADER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+NAMES=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+LEADER=${NAMES%%$'\n'*} # the first line; `| head -n 1` ends scontrol by SIGPIPE now and then, and pipefail the job
 PORT=${PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
 SHUTDOWN_S=${SHUTDOWN_S:-110} # of the 120 s between SIGTERM and SIGKILL
