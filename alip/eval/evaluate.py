@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from alip.errors import UserError
-from alip.eval import report, results
+from alip.eval import bootstrap, outcomes, report, results
 from alip.eval.datasets import ClassificationDataset, RetrievalDataset
 from alip.eval.features import Encoding
 from alip.eval.image_readers import ImageFiles
@@ -70,6 +70,7 @@ def retrieval(
                 dataset,
                 found.numbers,
                 found.unreadable,
+                found.outcomes,
                 dataset_hash=results.text_hash(content),
                 expected_images=[dataset.expected_images] if dataset.expected_images else [],
                 prompts_hash=results.text_hash([retrieval_prefix(protocol)]),
@@ -102,6 +103,7 @@ def zeroshot(
                     dataset,
                     found.numbers,
                     found.unreadable,
+                    found.outcomes,
                     dataset_hash=dataset.images.content_hash(),
                     expected_images=list(dataset.image_counts),
                     prompts_hash=results.text_hash(dataset.templates),
@@ -121,6 +123,7 @@ def zeroshot(
                     dataset,
                     numbers,
                     unreadable,
+                    {},
                     dataset_hash=results.text_hash(parts),
                     expected_images=list(dataset.image_counts),
                     primary_metric=dataset.metric,
@@ -147,11 +150,22 @@ class _Recorder:
         if encoding.world.is_main:
             self.about["weights_hash"] = weights_hash(model)
 
-    def record(self, task: str, dataset: Any, numbers: dict, unreadable: Sequence, **about: Any) -> None:
-        """Adds the entry to results.json, and warns when its numbers are not the benchmark's."""
+    def record(
+        self, task: str, dataset: Any, numbers: dict, unreadable: Sequence, items: outcomes.Outcomes, **about: Any
+    ) -> None:
+        """Adds the entry, with intervals, to results.json; warns when its numbers are not the benchmark's.
+
+        items: what happened to every item (may be empty), kept in a file beside it.
+        """
         dataset_about = {"dataset": dataset.name, "benchmark": dataset.benchmark}
+        if items:
+            found = bootstrap.intervals(items, about["primary_metric"])
+            about["intervals"] = {name: ends for name, ends in found.items() if name in numbers}
+            about["interval_method"] = bootstrap.describe(items)
         one = results.entry(task, self.protocol, numbers, unreadable, **dataset_about, **self.about, **about)
         self.entries.append(one)
+        if items:
+            outcomes.save(self.folder, one["id"], items)
         results.save(self.folder, [one])
         if unreadable:
             first, reason = unreadable[0]
@@ -196,19 +210,26 @@ class _Recorder:
         return 1 if self.left_out else 0
 
 
+def with_interval(entry: results.Entry, name: str, digits: int = 2) -> str:
+    """A number with its 95 % interval, where the entry has one: 46.80 (45.42–48.18)."""
+    value = f"{entry['numbers'][name]:.{digits}f}"
+    ends = entry.get("intervals", {}).get(name)
+    return value if ends is None else f"{value} ({ends[0]:.{digits}f}–{ends[1]:.{digits}f})"
+
+
 def retrieval_table(entries: Sequence[results.Entry]) -> str:
-    """R@1/5/10 both ways, a row per dataset."""
+    """R@1/5/10 both ways with their intervals, a row per dataset."""
     header = ["retrieval", "images", "image→text R@1", "R@5", "R@10", "text→image R@1", "R@5", "R@10", "median rank"]
     rows = []
     for entry in entries:
         numbers = entry["numbers"]
-        recalls = [f"{numbers[f'{way}_R@{k}']:.2f}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
-        rows.append([entry["dataset"], f"{numbers['images']:,}", *recalls, f"{numbers['text_to_image_median_rank']:g}"])
+        shown = [with_interval(entry, f"{way}_R@{k}") for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+        rows.append([entry["dataset"], f"{numbers['images']:,}", *shown, f"{numbers['text_to_image_median_rank']:g}"])
     return markdown_table(header, rows)
 
 
 def classification_table(title: str, entries: Sequence[results.Entry]) -> str:
-    """Primary metric, top-1, top-5 and mean per class, a row per dataset."""
+    """Primary metric, top-1, top-5 and mean per class with their intervals, a row per dataset."""
     header = [title, "images", "classes", "chance", "primary metric", "top-1", "top-5", "mean per class"]
     rows = []
     for entry in entries:
@@ -219,10 +240,10 @@ def classification_table(title: str, entries: Sequence[results.Entry]) -> str:
                 f"{numbers['images']:,}",
                 f"{numbers['classes']}",
                 f"{100 / numbers['classes']:.2f}",
-                f"{numbers['primary']:.2f}",
-                f"{numbers['top1']:.2f}",
-                f"{numbers['top5']:.2f}" if "top5" in numbers else "–",
-                f"{numbers['mean_per_class']:.2f}",
+                with_interval(entry, "primary"),
+                with_interval(entry, "top1"),
+                with_interval(entry, "top5") if "top5" in numbers else "–",
+                with_interval(entry, "mean_per_class"),
             ]
         )
     return markdown_table(header, rows)

@@ -28,6 +28,7 @@ _NAMED_AT_MOST = 100  # unreadable images that are listed by name
 Entry = dict[str, Any]
 
 # Two measurements are the same one when all of these are equal; results.json keeps the newest of them.
+# Names that not every task has are left out of the hash where an entry has none.
 IDENTITY = (
     "task",
     "dataset",
@@ -39,8 +40,12 @@ IDENTITY = (
     "prompts_hash",
     "classnames_hash",
 )
+OPTIONAL_IDENTITY = ("shots", "seeds")
+
+TASKS = ("retrieval", "zeroshot", "probe", "few-shot")
 
 _NAME = {"type": "string", "minLength": 1}
+_INTERVAL = {"type": "array", "minItems": 2, "maxItems": 2, "items": {"type": "number"}}
 _OPTIONAL_NAME = {"type": ["string", "null"]}
 _SCHEMA = {
     "type": "object",
@@ -54,7 +59,7 @@ _SCHEMA = {
                 "type": "object",
                 "required": ["task", "dataset", "protocol", "numbers"],
                 "properties": {
-                    "task": {"enum": ["retrieval", "zeroshot", "probe"]},
+                    "task": {"enum": list(TASKS)},
                     "dataset": _NAME,
                     "protocol": {"enum": list(ACCEPTED_PROTOCOLS)},
                     "numbers": {
@@ -67,6 +72,9 @@ _SCHEMA = {
                         for name in (*IDENTITY[2:], "benchmark", "checkpoint")
                         if name != "protocol"
                     },
+                    "intervals": {"type": "object", "additionalProperties": _INTERVAL},
+                    "shots": {"type": "integer", "minimum": 1},
+                    "seeds": {"type": "integer", "minimum": 1},
                     "step": {"type": ["integer", "null"]},
                     "expected_images": {"type": "array", "items": {"type": "integer"}},
                     "given": {"type": "object", "additionalProperties": {"type": "string"}},
@@ -82,12 +90,13 @@ _NUMBERS = {
     ],
     "zeroshot": ["primary", "top1", "mean_per_class", "classes"],
     "probe": ["primary", "top1", "mean_per_class", "classes"],
+    "few-shot": ["primary", "top1", "mean_per_class", "classes"],
 }
 
 
 def entry(task: str, protocol: str, numbers: dict[str, float], unreadable: Sequence, **about: Any) -> Entry:
-    """One measurement. task: "retrieval", "zeroshot" or "probe". about: the rest of IDENTITY, and what readers want
-    to know (checkpoint, step, given files, expected_images, benchmark, primary_metric).
+    """One measurement. task: one of TASKS. about: the rest of IDENTITY, and what readers want to know (checkpoint,
+    step, given files, expected_images, benchmark, primary_metric, intervals and how they were made).
     """
     one = {
         "task": task,
@@ -109,7 +118,8 @@ def entry(task: str, protocol: str, numbers: dict[str, float], unreadable: Seque
 
 def identity(one: Entry) -> str:
     """A short hash of everything that an entry's numbers depend on."""
-    return text_hash([str(one.get(name)) for name in IDENTITY])[:12]
+    optional = [f"{name} {one[name]}" for name in OPTIONAL_IDENTITY if one.get(name) is not None]
+    return text_hash([*(str(one.get(name)) for name in IDENTITY), *optional])[:12]
 
 
 def text_hash(texts: Sequence[str]) -> str:

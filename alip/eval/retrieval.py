@@ -7,7 +7,7 @@ there. `single_positive_…` is the other number in use (open_clip's, during tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from alip.errors import UserError
 from alip.eval.datasets import RetrievalDataset
 from alip.eval.features import Encoding, encode_images, encode_texts
 from alip.eval.image_readers import ImageFiles
+from alip.eval.outcomes import Outcomes, retrieval_outcomes
 from alip.eval.prompts import retrieval_prefix
 from alip.eval.ranking import Ranks, ranks_from_features, ranks_from_scores
 
@@ -28,6 +29,7 @@ class Retrieved:
     dataset: what was measured, without the images that could not be read.
     image_features (images, D), caption_features (captions, D): L2-normalised float32.
     unreadable: (name, reason) of images left out, with their captions.
+    outcomes: the ranks of all queries, on the main rank; {} elsewhere.
     """
 
     numbers: dict[str, float]
@@ -35,6 +37,7 @@ class Retrieved:
     image_features: Tensor
     caption_features: Tensor
     unreadable: list[tuple[str, str]]
+    outcomes: Outcomes = field(default_factory=dict)
 
 
 def recall_from_scores(scores: Tensor, caption_owner: Tensor | Sequence[int], ks: Sequence[int] = (1, 5, 10)) -> dict:
@@ -97,29 +100,37 @@ def measure_retrieval(
     caption_features = encode_texts(model, texts, encoding, f"{dataset.name} captions")
     model.train(training)
     numbers: dict[str, float] = {}
+    outcomes: Outcomes = {}
     if encoding.world.is_main:
         owner = torch.tensor(dataset.caption_owner, device=found.features.device)
-        numbers = recalls(ranks_from_features(found.features, caption_features, owner))
-        numbers.update(_single_positive(found.features, caption_features, dataset.caption_owner))
+        ranks = ranks_from_features(found.features, caption_features, owner)
+        numbers = recalls(ranks)
+        outcomes = retrieval_outcomes(ranks.image_to_text, ranks.text_to_image, owner)
+        single, single_outcomes = _single_positive(found.features, caption_features, dataset.caption_owner)
+        numbers.update(single)
+        outcomes.update(single_outcomes)
         numbers.update(images=len(dataset.images), captions=len(dataset.captions), unreadable=len(found.unreadable))
-        # The number that says "better", as for classification.
+        # The number by which checkpoints are compared, as for classification.
         numbers["primary"] = (numbers["image_to_text_R@1"] + numbers["text_to_image_R@1"]) / 2
     numbers = broadcast_object(numbers, encoding.world)
-    return Retrieved(numbers, dataset, found.features, caption_features, found.unreadable)
+    return Retrieved(numbers, dataset, found.features, caption_features, found.unreadable, outcomes)
 
 
-def _single_positive(image_features: Tensor, caption_features: Tensor, owner: Sequence[int]) -> dict[str, float]:
+def _single_positive(
+    image_features: Tensor, caption_features: Tensor, owner: Sequence[int]
+) -> tuple[dict[str, float], Outcomes]:
     """N × N with each image's first caption, as open_clip logs in training. Easier than the multi-caption task."""
     first: dict[int, int] = {}
     for caption, image in enumerate(owner):
         first.setdefault(image, caption)
     if len(first) == len(owner) == len(image_features):
-        return {}  # one caption each: the very same task
+        return {}, {}  # one caption each: the very same task
     images = torch.tensor(sorted(first), device=image_features.device)
     captions = torch.tensor([first[int(image)] for image in images], device=image_features.device)
     numbers = torch.arange(len(images), device=image_features.device)
     ranks = ranks_from_features(image_features[images], caption_features[captions], numbers)
-    return {f"single_positive_{name}": value for name, value in recalls(ranks).items()}
+    outcomes = retrieval_outcomes(ranks.image_to_text, ranks.text_to_image, numbers, "single_")
+    return {f"single_positive_{name}": value for name, value in recalls(ranks).items()}, outcomes
 
 
 def _without(dataset: RetrievalDataset, kept: list[int]) -> RetrievalDataset:

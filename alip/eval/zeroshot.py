@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from alip.errors import UserError
 from alip.eval import cache
 from alip.eval.datasets import ClassificationDataset
 from alip.eval.features import Encoding, encode_images, encode_texts
+from alip.eval.outcomes import Outcomes, class_ranks, classification_outcomes
 from alip.eval.prompts import canonical_protocol
 from alip.eval.ranking import full_precision
 
@@ -23,6 +24,7 @@ class Classified:
     """What one evaluation found: the numbers, and what plots need.
 
     labels, predictions: (n,) int64 on the CPU. unreadable: (name, reason) of the images left out.
+    outcomes: the rank of every image's class.
     """
 
     numbers: dict[str, float]
@@ -30,6 +32,7 @@ class Classified:
     labels: Tensor
     predictions: Tensor
     unreadable: list[tuple[str, str]]
+    outcomes: Outcomes = field(default_factory=dict)
 
 
 def build_classifier(
@@ -59,10 +62,9 @@ def accuracies(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], Tensor
     """
     if not bool(torch.isfinite(logits).all()):
         raise ValueError("the logits hold NaN or infinity")
-    right = logits.gather(1, labels[:, None])
     classes = logits.shape[1]
     numbers_of_classes = torch.arange(classes, device=logits.device)
-    rank = (logits > right).sum(1) + ((logits == right) & (numbers_of_classes < labels[:, None])).sum(1)
+    rank = class_ranks(logits, labels)
     # torch does not promise which of several equal maxima argmax returns.
     best = logits.amax(1, keepdim=True)
     predictions = torch.where(logits == best, numbers_of_classes, classes).amin(1)
@@ -116,7 +118,11 @@ def measure_zeroshot(
         logits = found.features @ classifier.T
     numbers, predictions = accuracies(logits, labels)
     numbers["primary"] = numbers[dataset.metric]
+    others = {}
     if canonical_protocol(protocol) == "alip":
-        numbers["primary_truncated"] = accuracies((100 * logits).trunc(), labels)[0][dataset.metric]
+        truncated = (100 * logits).trunc()
+        numbers["primary_truncated"] = accuracies(truncated, labels)[0][dataset.metric]
+        others["rank_truncated"] = class_ranks(truncated, labels)
     numbers.update(images=len(labels), classes=len(dataset.classnames), unreadable=len(found.unreadable))
-    return Classified(numbers, dataset, labels.cpu(), predictions.cpu(), found.unreadable)
+    outcomes = classification_outcomes(labels, class_ranks(logits, labels), **others)
+    return Classified(numbers, dataset, labels.cpu(), predictions.cpu(), found.unreadable, outcomes)

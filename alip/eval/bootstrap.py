@@ -1,0 +1,250 @@
+"""Confidence intervals by the bootstrap over test items: percentiles of the metric over resampled test sets.
+
+What is resampled: images. Of a classification dataset with at least ten images in every class, each class for itself
+(stratified): its class sizes are fixed by whoever made it. In retrieval an image brings its captions along, because
+captions of one image are not independent; the candidates stay the whole test set, as the metric has it.
+
+Items that a metric cannot tell apart (same class, same hits) are one category, and how often each category comes up in
+a resampled test set is multinomial: exact, and fast where there are few categories. Source: Efron and Tibshirani, An
+Introduction to the Bootstrap (1993), chapters 8 and 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from alip.eval.outcomes import Outcomes
+
+LEVEL = 0.95
+RESAMPLES = 2000
+_STRATUM = 10  # images of the smallest class: below, resampling within a class would understate the spread
+_CHUNK = 1 << 23  # numbers of one chunk of resampled weights
+
+Values = dict[str, np.ndarray]  # metric → (resamples,)
+Statistic = Callable[[np.ndarray], Values]  # weights (b, categories) → values
+
+
+def describe(outcomes: Outcomes, seed: int = 0) -> dict[str, Any]:
+    """How the intervals are made, for results.json."""
+    over = "images with their captions" if "caption_owner" in outcomes else "items"
+    if "label" in outcomes:
+        over = "images within each class" if _is_stratified(outcomes["label"]) else "images"
+    return {
+        "method": f"percentile bootstrap over {over}",
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+        "seed": seed,
+    }
+
+
+def intervals(outcomes: Outcomes, metric: str, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[float]]:
+    """{metric: [low, high]} in the metrics' own units, for every number that the outcomes decide.
+
+    metric: what `primary` stands for: "top1", "mean_per_class" or "mean R@1". Empty for outcomes without items.
+    """
+    values = resampled_values([outcomes], metric, seed, resamples)[0]
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    return {name: [float(one) for one in np.quantile(found, tails)] for name, found in values.items()}
+
+
+def resampled_values(several: list[Outcomes], metric: str, seed: int = 0, resamples: int = RESAMPLES) -> list[Values]:
+    """The metrics of every resampled test set, one dict for each of `several`: the same test sets for all of them.
+
+    several: outcomes of the same items (`outcomes.same_items`), by different models.
+    """
+    first = several[0]
+    if "caption_owner" in first:
+        return _retrieval(several, seed, resamples)
+    if "label" in first:
+        return _classification(several, metric, seed, resamples)
+    return _hits(several, seed, resamples)
+
+
+def point_values(outcomes: Outcomes, metric: str) -> dict[str, float]:
+    """The metrics themselves, from the outcomes alone: equal to the entry's numbers."""
+    if "caption_owner" in outcomes:
+        images = len(outcomes["image_rank"])
+        found = _retrieval_statistic(outcomes)(np.ones((1, images)))
+        if "single_caption_owner" in outcomes:
+            single = _retrieval_statistic(outcomes, "single_")(np.ones((1, len(outcomes["single_image_rank"]))))
+            found |= {f"single_positive_{name}": one for name, one in single.items() if name != "primary"}
+    elif "label" in outcomes:
+        rows, sizes, names = _classification_categories([outcomes])
+        found = _classification_statistic(rows, names, metric)[0](sizes[None].astype(float))
+    else:
+        found = {name: array[None].mean(1) * 100 for name, array in _hit_arrays(outcomes).items()}
+    return {name: float(one[0]) for name, one in found.items()}
+
+
+def _weights(sizes: np.ndarray, strata: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """(b, categories) float64, chunk by chunk: how often each category comes up in b resampled test sets.
+
+    sizes (categories,): items of each. strata (categories,): ascending; each is resampled to its own number of items.
+    """
+    rng = np.random.default_rng(seed)
+    starts = np.flatnonzero(np.diff(strata, prepend=strata[0] - 1))
+    parts = list(zip(starts, [*starts[1:], len(strata)]))
+    chunk = max(1, min(resamples, _CHUNK // len(sizes)))
+    for first in range(0, resamples, chunk):
+        count = min(chunk, resamples - first)
+        weights = np.empty((count, len(sizes)))
+        for low, high in parts:
+            total = int(sizes[low:high].sum())
+            weights[:, low:high] = rng.multinomial(total, sizes[low:high] / total, size=count)
+        yield weights
+
+
+def _joined(parts: Iterator[list[Values]]) -> list[Values]:
+    chunks = list(parts)
+    return [
+        {name: np.concatenate([chunk[i][name] for chunk in chunks]) for name in chunks[0][i]}
+        for i in range(len(chunks[0]))
+    ]
+
+
+def _hit_arrays(outcomes: Outcomes) -> Mapping[str, np.ndarray]:
+    return {name.removeprefix("hit_"): array for name, array in outcomes.items() if name.startswith("hit_")}
+
+
+def _hits(several: list[Outcomes], seed: int, resamples: int) -> list[Values]:
+    columns = [(i, name, array) for i, one in enumerate(several) for name, array in _hit_arrays(one).items()]
+    if not columns:
+        return [{} for _ in several]
+    rows, sizes = np.unique(np.column_stack([array for _, _, array in columns]), axis=0, return_counts=True)
+    found: list[Values] = [{} for _ in several]
+    chunks = list(_weights(sizes, np.zeros(len(sizes), int), resamples, seed))
+    for column, (i, name, _) in enumerate(columns):
+        found[i][name] = np.concatenate([100 * (chunk @ rows[:, column]) / sizes.sum() for chunk in chunks])
+    return found
+
+
+# Classification ------------------------------------------------------------------------------------------------
+
+
+def _is_stratified(labels: np.ndarray) -> bool:
+    counts = np.bincount(labels)
+    return bool(counts[counts > 0].min(initial=_STRATUM) >= _STRATUM)
+
+
+def _classification_categories(several: list[Outcomes]) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
+    """(rows, sizes, names): distinct rows (label, hits of the first outcomes, hits of the second, …) and their counts.
+
+    With several seeds a hit is the fraction of the seeds. names: of each outcomes' columns.
+    """
+    columns, names = [several[0]["label"].astype(float)], []
+    for one in several:
+        rank = np.atleast_2d(one["rank"])
+        columns += [(rank < 1).mean(0), (rank < 5).mean(0)]
+        names.append(["top1", "top5"])
+        if "rank_truncated" in one:
+            columns.append((one["rank_truncated"] < 1).astype(float))
+            names[-1].append("truncated")
+    rows, sizes = np.unique(np.column_stack(columns), axis=0, return_counts=True)
+    return rows, sizes, names
+
+
+def _classification_statistic(rows: np.ndarray, names: list[list[str]], metric: str) -> list[Statistic]:
+    """One for each of the outcomes; rows are sorted by label."""
+    starts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))
+
+    def per_class_mean(weights: np.ndarray, hits: np.ndarray) -> np.ndarray:
+        count = np.add.reduceat(weights, starts, axis=1)
+        right = np.add.reduceat(weights * hits, starts, axis=1)
+        return (right / np.maximum(count, 1)).sum(1) / (count > 0).sum(1)
+
+    def statistic(first: int, own: list[str]) -> Statistic:
+        def values(weights: np.ndarray) -> Values:
+            found = {}
+            total = weights.sum(1)
+            for column, name in enumerate(own, first):
+                hits = rows[:, column]
+                plain = 100 * (weights @ hits) / total
+                if name == "top5":
+                    found[name] = plain
+                    continue
+                balanced = 100 * per_class_mean(weights, hits)
+                primary = balanced if metric == "mean_per_class" else plain
+                if name == "top1":
+                    found |= {"top1": plain, "mean_per_class": balanced, "primary": primary}
+                else:
+                    found["primary_truncated"] = primary
+            return found
+
+        return values
+
+    offsets = np.cumsum([1, *map(len, names)])
+    return [statistic(int(first), own) for first, own in zip(offsets, names)]
+
+
+def _classification(several: list[Outcomes], metric: str, seed: int, resamples: int) -> list[Values]:
+    if len(several[0]["label"]) == 0:
+        return [{} for _ in several]
+    rows, sizes, names = _classification_categories(several)
+    statistics = _classification_statistic(rows, names, metric)
+    strata = rows[:, 0] if _is_stratified(several[0]["label"]) else np.zeros(len(rows))
+    chunks = _weights(sizes, strata, resamples, seed)
+    return _joined([statistic(weights) for statistic in statistics] for weights in chunks)
+
+
+# Retrieval -----------------------------------------------------------------------------------------------------
+
+
+def _retrieval(several: list[Outcomes], seed: int, resamples: int) -> list[Values]:
+    found = _retrieval_part(several, "", seed, resamples)
+    if all("single_caption_owner" in one for one in several):
+        for values, single in zip(found, _retrieval_part(several, "single_", seed, resamples)):
+            values |= {f"single_positive_{name}": one for name, one in single.items() if name != "primary"}
+    return found
+
+
+def _retrieval_part(several: list[Outcomes], prefix: str, seed: int, resamples: int) -> list[Values]:
+    images = len(several[0][prefix + "image_rank"])
+    if images == 0:
+        return [{} for _ in several]
+    statistics = [_retrieval_statistic(one, prefix) for one in several]
+    chunks = _weights(np.ones(images, int), np.zeros(images), resamples, seed)
+    return _joined([statistic(weights) for statistic in statistics] for weights in chunks)
+
+
+def _retrieval_statistic(outcomes: Outcomes, prefix: str = "") -> Statistic:
+    """Every image is a category of its own: its rank, and its captions' ranks."""
+    owner = outcomes[prefix + "caption_owner"]
+    image_rank, caption_rank = outcomes[prefix + "image_rank"], outcomes[prefix + "caption_rank"]
+    queries = np.flatnonzero(image_rank >= 0)
+    ways = {"image_to_text": (image_rank[queries], queries), "text_to_image": (caption_rank, owner)}
+
+    columns = {
+        way: np.stack(
+            [np.bincount(unit, one, len(image_rank)) for one in (None, rank, rank < 1, rank < 5, rank < 10)], 1
+        )
+        for way, (rank, unit) in ways.items()
+    }
+
+    def values(weights: np.ndarray) -> Values:
+        found: Values = {}
+        for way, (rank, unit) in ways.items():
+            count, ranks, *hits = (weights @ columns[way]).T
+            count = np.maximum(count, 1)  # a resampled test set of images without captions alone has no queries
+            found |= {f"{way}_R@{k}": 100 * hit / count for k, hit in zip((1, 5, 10), hits)}
+            found[f"{way}_mean_rank"] = ranks / count + 1
+            found[f"{way}_median_rank"] = _medians(weights, rank, unit) + 1
+        found["primary"] = (found["image_to_text_R@1"] + found["text_to_image_R@1"]) / 2
+        return found
+
+    return values
+
+
+def _medians(weights: np.ndarray, ranks: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """(b,): the median of ranks, each counted as often as weights (b, units) has its unit."""
+    order = np.argsort(ranks, kind="stable")
+    ordered = ranks[order].astype(float)
+    found = np.empty(len(weights))
+    for i, one in enumerate(weights):
+        below = np.cumsum(one[unit[order]])
+        total = below[-1]
+        middle = np.searchsorted(below, [np.ceil(total / 2), np.floor(total / 2) + 1])
+        found[i] = ordered[np.minimum(middle, len(ordered) - 1)].mean()
+    return found
