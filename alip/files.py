@@ -8,6 +8,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import shutil
 import socket
 import time
 import weakref
@@ -17,27 +19,77 @@ from typing import IO, Any
 
 from alip.errors import UserError
 
-TEMPORARY_SUFFIX = ".tmp"  # of what an interrupted write leaves behind: `.NAME.PID.tmp` beside NAME
+_TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)  # `.NAME.PID.tmp`: where NAME is written
+_LONGEST_NAME = 200  # bytes of a name in it: file systems take 255
+_MARK_WAIT_S = 5.0  # until another process has looked whether a temporary folder is in use
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`; when the block ends without an error the file there becomes `path`.
+    """A temporary path near `path`; when the block ends without an error the file or folder there becomes `path`.
 
-    The file is flushed to the disk, then renamed, and the new name is flushed too: after a crash at any moment
-    readers see the old file or the whole new one. After an error the temporary file is removed. Raises OSError as the
-    disk does.
+    What was written is flushed to the disk, then renamed, and the new name is flushed too: after a crash at any moment
+    readers see the old file or the whole new one. After an error nothing is left behind; what a killed process left of
+    an earlier write of this path, with whatever temporary files its libraries made, is removed here. Raises OSError as
+    the disk does.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
+    folder = path.with_name(f".{_shortened(path.name)}.{os.getpid()}.tmp")
+    lock = _create_locked(folder)
     try:
+        temporary = folder / path.name
         yield temporary
-        sync_file(temporary)
+        for inner in temporary.rglob("*") if temporary.is_dir() else ():
+            sync(inner)
+        sync(temporary)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            lock.close()
+    sync(path.parent)
+
+
+def _shortened(name: str) -> str:
+    """The name, or a hash of it where a longer name made from it would be too long for a file system."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _LONGEST_NAME else hashlib.sha256(encoded).hexdigest()
+
+
+def _create_locked(folder: Path) -> FileLock | None:
+    """Creates a temporary folder and locks it, so that nobody takes it for a leftover; None on storage without locks."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            return FileLock(folder / "lock", wait=_MARK_WAIT_S)
+        except FileNotFoundError:
+            continue  # another process has just removed it as a leftover
+        except (LockedError, OSError):
+            return None
+
+
+def remove_leftovers(folder: str | Path, name: str | None = None) -> None:
+    """Removes what killed processes left of atomic writes in a folder: all of it, or of the file `name` alone."""
+    shortened = None if name is None else _shortened(name)
+    with os.scandir(folder) as entries:
+        found = [(entry.path, match[1]) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
+    for path, of in found:
+        if shortened is None or of == shortened:
+            _remove_unlocked(Path(path))
+
+
+def _remove_unlocked(leftover: Path) -> None:
+    try:
+        lock = FileLock(leftover / "lock")
+    except NotADirectoryError:  # written by version 0.2 or before: a file
+        leftover.unlink(missing_ok=True)
+    except (LockedError, OSError):
+        return  # in use, already removed, or nobody can know
+    else:
+        shutil.rmtree(leftover, ignore_errors=True)
+        lock.close()
 
 
 @contextlib.contextmanager
@@ -86,18 +138,9 @@ def parse_json(text: str, source: str) -> Any:
         raise UserError(f"{source}: not valid JSON ({error}); correct it there") from error
 
 
-def sync_file(path: str | Path) -> None:
-    """The file's content is on the disk when this returns."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: str | Path) -> None:
-    """Renames and new files of a folder are on the disk when this returns."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: str | Path) -> None:
+    """A file's content, or a folder's new and renamed files, are on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -161,9 +204,9 @@ class FileLock:
             if self._is_at(path):
                 break
             self._file.close()  # its last holder removed the file: this lock would exclude nobody
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, without a name
+            self._file.truncate(0)
+            os.write(self._file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         _held.add(self)
 
     def _try_lock(self) -> bool:

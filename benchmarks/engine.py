@@ -72,9 +72,6 @@ class Same:
     def epoch(self, epoch: int, start: int = 0):
         return (self.batches[k % len(self.batches)] for k in range(self.steps))
 
-    def state(self, epoch: int, position: int) -> dict:
-        return {"epoch": epoch, "position": position}
-
 
 def make_batches(count: int, batch_size: int, device: torch.device, size: int = 32, tokens: int = 2000) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)

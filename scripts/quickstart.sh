@@ -35,7 +35,7 @@ fi
 # The recipe differs from the paper's where the demo's size asks for it: a run of 1,500 steps is too short for a history
 # with momentum 0.99, which would lag behind the similarities; and 1,368 concepts need more augmentation.
 train() {
-    torchrun --standalone --nproc_per_node "$PROCESSES" train.py \
+    python -m alip.train.launch --standalone --nproc-per-node "$PROCESSES" train.py \
         --train-data "$DATA/train" --model scripts/demo/model.json --resume auto \
         --epochs "$EPOCHS" --batch-size "$((BATCH_SIZE / PROCESSES))" --workers 1 \
         --lr-scheduler one-cycle --lr 2e-3 --wd 0.1 \

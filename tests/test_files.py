@@ -1,4 +1,4 @@
-"""Locks: exclusive, free after any death of their holder, not kept by its children."""
+"""Locks: exclusive, free after any death of their holder, not kept by its children. Atomic writes: whole or nothing."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from alip.files import FileLock, LockedError
+from alip.files import FileLock, LockedError, atomic_path, atomic_write, remove_leftovers
 from tests.helpers.shards import ROOT
 
 HOLD = """
@@ -77,3 +77,52 @@ def test_a_lock_on_a_removed_file_is_not_a_lock(tmp_path):
     FileLock(path).close()
     with pytest.raises(FileNotFoundError):
         FileLock(tmp_path / "nowhere" / "lock")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from alip.files import atomic_path
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    (temporary.parent / ".library-made-this").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("name", ["results.json", "a%s{}\n$\udcff", "x" * 255, "日" * 85])
+def test_what_a_killed_write_left_is_removed_by_the_next_one(tmp_path, name):
+    path = tmp_path / name
+    with atomic_write(path, text=True) as file:
+        file.write("old")
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT).returncode == -signal.SIGKILL
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+    with atomic_write(tmp_path / "other", text=True) as file:
+        file.write("another file's leftovers stay")
+    assert len(list(tmp_path.iterdir())) == 3
+    with atomic_write(path, text=True) as file:
+        file.write("new")
+    assert path.read_text() == "new" and sorted(tmp_path.iterdir()) == sorted([path, tmp_path / "other"])
+
+
+def test_a_write_in_progress_is_not_a_leftover(tmp_path):
+    with atomic_path(tmp_path / "x") as temporary:
+        temporary.write_text("whole")
+        remove_leftovers(tmp_path)
+    assert (tmp_path / "x").read_text() == "whole"
+
+
+def test_after_an_error_nothing_is_left(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "x") as temporary:
+        temporary.mkdir()
+        (temporary / "inner").write_text("")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_older_versions_are_files(tmp_path):
+    (tmp_path / ".x.77.tmp").write_text("half")
+    (tmp_path / ".x.rank0.tmp").write_text("not an atomic write's")
+    remove_leftovers(tmp_path, "x")
+    assert [path.name for path in tmp_path.iterdir()] == [".x.rank0.tmp"]

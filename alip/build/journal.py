@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alip.errors import UserError
-from alip.files import TEMPORARY_SUFFIX, FileLock, LockedError, sync_folder
+from alip.files import FileLock, LockedError, remove_leftovers, sync
 
 JOURNAL = "journal.jsonl"
 VERSION = 2  # of the work folder; 1 had other names and wrote records without a CRC-32
@@ -45,7 +45,7 @@ class WorkFolder:
     def empty(self) -> None:
         """Removes all but the lock: the journal first, since it names the rest."""
         (self.path / JOURNAL).unlink(missing_ok=True)
-        sync_folder(self.path)
+        sync(self.path)
         for entry in self.path.iterdir():
             if entry.name != "lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -77,13 +77,12 @@ class Journal:
             work.empty()
             self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 (held until close)
             self.add({"version": VERSION, "options": options})
-            sync_folder(work.path)
+            sync(work.path)
         else:
             self._check(options)
             os.truncate(self.path, whole)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-            for leftover in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):  # of an atomic write that was interrupted
-                leftover.unlink()
+            remove_leftovers(self.folder)
 
     def _check(self, options: dict) -> None:
         first = self.lines[0]

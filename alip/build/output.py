@@ -9,7 +9,7 @@ from pathlib import Path
 from alip.build.journal import Journal, WorkFolder
 from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError
-from alip.files import sync_folder
+from alip.files import sync
 
 
 class DatasetOutput:
@@ -64,7 +64,7 @@ class DatasetOutput:
         """Removes the dataset and what an interrupted build left, in an order that is safe to be killed in: the
         manifest names the shards, and so does the journal, so these two go first."""
         self.manifest_path.unlink(missing_ok=True)
-        sync_folder(self.folder)
+        sync(self.folder)
         self.work.empty()
         for path in [*self._shard_files(), self.folder / f"{self.name}-rejects.jsonl"]:
             path.unlink(missing_ok=True)
@@ -77,7 +77,7 @@ class DatasetOutput:
         """The build is done: the manifest appears, the work folder is removed."""
         # Written in the work folder: a kill in the middle leaves nothing beside the shards.
         os.replace(manifest.save(self.work.path), self.manifest_path)
-        sync_folder(self.folder)
+        sync(self.folder)
         self.journal.close()
         self.work.remove()
         return load_manifest(self.manifest_path)

@@ -14,7 +14,7 @@ import pyarrow.parquet
 from alip.build.prepare import PreparedSample
 from alip.data.recordio import Writer, pack, stamp
 from alip.data.shards import SIDECAR_COLUMNS, Shard
-from alip.files import sha256_of_file, sync_file, sync_folder
+from alip.files import sha256_of_file, sync
 
 _ROWS = 4096  # of a sidecar's row group
 _SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in SIDECAR_COLUMNS])
@@ -63,10 +63,10 @@ class ShardWriter:
         self._records.sync()
         self._records.close()
         sidecar_sha256 = sha256_of_file(self.paths["parquet"])
-        sync_file(self.paths["parquet"])
+        sync(self.paths["parquet"])
         for kind, path in self.paths.items():
             os.replace(path, self.folder / self.names[kind])
-        sync_folder(self.folder)
+        sync(self.folder)
         return Shard(
             rec=self.names["rec"],
             idx=self.names["idx"],

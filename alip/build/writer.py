@@ -22,7 +22,7 @@ from alip.build.shuffle import ExternalShuffle
 from alip.build.sources import Sample, Source
 from alip.data.shards import Manifest, Shard
 from alip.errors import UserError
-from alip.files import sync_file
+from alip.files import sync
 
 SAMPLES_PER_SHARD = 20_000
 
@@ -244,7 +244,7 @@ class _Build:
         final = self.folder / f"{self.name}-rejects.jsonl"
         self.rejects.close()
         shutil.copyfile(self.rejects.path, final)
-        sync_file(final)
+        sync(final)
         manifest = Manifest(
             name=self.name,
             folder=self.folder,

@@ -160,7 +160,8 @@ def report(store: CaptionStore, record: dict[str, Any], allowed: float) -> None:
         )
         if counts["unread_files"]:
             print(
-                f"{counts['unread_files']} files could not be read to their end: repair or remove them, and run again"
+                f"{counts['unread_files']} input files are damaged or cut short, so how many of their images are "
+                f"missing is unknown: replace those that {store.failures} lists as broken-input, and run again"
             )
         elif record["complete"]:
             print(f"that is within --allow-failures {allowed:g}")

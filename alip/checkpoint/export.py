@@ -17,6 +17,7 @@ from alip import tokens
 from alip.checkpoint.huggingface_processor import write_processor
 from alip.checkpoint.model_card import write_card
 from alip.errors import UserError
+from alip.files import atomic_path
 from alip.model.config import OPEN_CLIP_CONFIG
 from alip.model.huggingface import to_huggingface
 
@@ -51,21 +52,19 @@ def export(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise UserError(f"{output}: exists and is not empty; choose another folder, or add --overwrite")
-    draft = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        draft.mkdir(parents=True)
-        encoders = _write_open_clip(model, draft) if form == "open_clip" else _write_huggingface(model, draft)
-        difference = compare(model, encoders)
-        if not difference <= TOLERANCE:
-            raise UserError(f"{output}: exported features differ from the model's by {difference:.1e}; nothing written")
-        write_card(draft, model, form, output.name, run, metadata or {}, license_name, difference)
-        if output.is_dir():
-            shutil.rmtree(output)
-        os.replace(draft, output)
+        with atomic_path(output) as draft:
+            draft.mkdir()
+            encoders = _write_open_clip(model, draft) if form == "open_clip" else _write_huggingface(model, draft)
+            difference = compare(model, encoders)
+            if not difference <= TOLERANCE:
+                text = f"exported features differ from the model's by {difference:.1e}; nothing written"
+                raise UserError(f"{output}: {text}")
+            write_card(draft, model, form, output.name, run, metadata or {}, license_name, difference)
+            if output.is_dir():
+                shutil.rmtree(output)
     except OSError as error:
         raise UserError(f"{output}: could not be written ({error.strerror or error}); choose another folder") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return difference
 
 

@@ -132,19 +132,6 @@ class Loader:
         whole, rest = divmod(max(0, left), self.global_batch_size)
         return whole + (not self.drop_last and rest >= self.world.world_size)
 
-    def state(self, epoch: int, position: int) -> dict:
-        """All that a resume needs. position: samples of this epoch that all ranks together have read."""
-        return {"epoch": epoch, "position": position, "seed": self.seed, "data": self.manifest.fingerprint}
-
-    def check_state(self, state: dict) -> tuple[int, int]:
-        """(epoch, position) of a saved state; UserError if it is of other data or another order."""
-        if state["data"] != self.manifest.fingerprint or state["seed"] != self.seed:
-            raise UserError(
-                f"the saved state is of other data ({state['data']}) or another seed ({state['seed']}) than this "
-                f"run's ({self.manifest.fingerprint}, {self.seed})"
-            )
-        return state["epoch"], state["position"]
-
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from `start` on: the number of samples that all ranks together have read.
 

@@ -19,10 +19,11 @@ import torchvision
 from alip import __version__
 from alip.errors import UserError
 from alip.eval.prompts import ACCEPTED_PROTOCOLS, canonical_protocol
-from alip.files import read_json, write_json
+from alip.files import FileLock, LockedError, read_json, write_json
 from alip.schema import check
 
 FILE_NAME = "results.json"
+_LOCK_WAIT_S = 60.0  # another evaluation holds the lock for milliseconds
 _NAMED_AT_MOST = 100  # unreadable images that are listed by name
 
 Entry = dict[str, Any]
@@ -139,12 +140,25 @@ def mark_of(one: Entry) -> str:
 
 
 def save(folder: Path, new: Sequence[Entry]) -> Path:
-    """Adds entries to the folder's results.json; one of the same identity is replaced. Atomic."""
-    path = folder / FILE_NAME
-    old = load(path) if path.exists() else []
-    replaced = {identity(one) for one in new}
-    entries = [one for one in old if identity(one) not in replaced] + list(new)
-    write_json(path, {"format": "alip-results", "version": 2, "entries": entries})
+    """Adds entries to the folder's results.json; one of the same identity is replaced. Atomic, and safe beside others
+    that do the same."""
+    path, lock_path = folder / FILE_NAME, folder / f".{FILE_NAME}.lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(lock_path, wait=_LOCK_WAIT_S)
+    except LockedError as error:
+        raise UserError(f"{error.holder} is writing {path}: end it, or choose another --output") from None
+    except OSError:  # storage without locks
+        lock = None
+    try:
+        old = load(path) if path.exists() else []
+        replaced = {identity(one) for one in new}
+        entries = [one for one in old if identity(one) not in replaced] + list(new)
+        write_json(path, {"format": "alip-results", "version": 2, "entries": entries})
+    finally:
+        if lock is not None:
+            lock_path.unlink(missing_ok=True)
+            lock.close()
     return path
 
 

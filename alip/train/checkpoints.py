@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from alip.checkpoint import atomic_save
 from alip.errors import UserError
-from alip.files import atomic_path
+from alip.files import atomic_path, remove_leftovers
 from alip.model.weights import read_file
 from alip.train.checkpoint_content import check_content
 from alip.train.older_runs import with_new_keys
@@ -63,8 +62,8 @@ class CheckpointFolder:
 
     def clear_unfinished(self) -> None:
         """Removes what a killed save left behind."""
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        if self.folder.is_dir():
+            remove_leftovers(self.folder)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -74,16 +73,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path}: cannot be seen here; --output must be on storage that all machines share")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise UserError(f"{path}: {damaged} in it is damaged; copy it again or use another checkpoint")
-        content = read_file(path)
-    except UserError:
-        raise
-    except Exception as error:  # damaged files fail in many places of zip and pickle readers
-        raise UserError(f"{path}: truncated or damaged ({type(error).__name__}); use another checkpoint") from error
+    content = read_file(path)
     if isinstance(content, dict):
         content = with_new_keys(content)
     check_content(content, path)
@@ -93,7 +83,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _also_named(path: Path, name: Path) -> None:
     """Gives a file a second name, replacing what had that name; a copy where the file system has no hard links."""
     with atomic_path(name) as temporary:
-        temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)
         except OSError:

@@ -8,33 +8,42 @@ from pathlib import Path
 from alip.data.loader import check_tokens, open_data
 from alip.distributed import World, check_device
 from alip.errors import UserError
+from alip.eval.gates.labels import read_mismatch_labels
 from alip.model import create_model, hub
 from alip.model.text_format import read_text_format
-from alip.train.arguments import options
+from alip.train.arguments import fingerprint_settings, options
 from alip.train.check import check_output
 from alip.train.checkpoints import CheckpointFolder
 from alip.train.evaluation import create_evaluations
 from alip.train.optimizer import create_optimizer
 from alip.train.plan import create_plan
-from alip.train.resume import find_candidates
+from alip.train.resume import check_fingerprint, create_fingerprint, find_candidates, find_start
 
 
 def check_command(args: argparse.Namespace, world_size: int = 1) -> None:
-    """Opens data, model and evaluations as `world_size` ranks of train.py would, on the CPU; UserError for a mistake.
+    """Opens data, model, evaluations and the checkpoint that `world_size` ranks of train.py would, on the CPU.
 
-    Changes nothing: not the run folder, and no GPU is touched.
+    UserError for a mistake. Changes nothing: not the run folder, and no GPU is touched.
     """
     if args.cache_dir:
         hub.use_cache(args.cache_dir)
     check_device(args.device)
     folder = Path(args.output)
-    kind, found = find_candidates(args.resume, CheckpointFolder(folder / "checkpoints"))
+    checkpoints = CheckpointFolder(folder / "checkpoints", warn=lambda _: None)  # the ranks will report it
+    kind, found = find_candidates(args.resume, checkpoints)
     if kind == "error":
         raise UserError(found)
     data = open_data(**options(args, "data"))
-    create_plan(data.samples, World(world_size=world_size), **options(args, "plan"))
+    world = World(world_size=world_size)
+    create_plan(data.samples, world, **options(args, "plan"))
     check_tokens(data, read_text_format(args.model))
     model = create_model(args.model, **options(args, "model"))
     check_output(folder, model)
     create_optimizer(model, **options(args, "optimizer"))
     create_evaluations(world=World(), **options(args, "evaluations"))
+    if args.mismatch_column:
+        read_mismatch_labels(data, args.mismatch_column)
+    fingerprint = create_fingerprint(data, model, world, **fingerprint_settings(args))
+    saved = find_start(args.resume, checkpoints, World(), model.state_dict(), fingerprint)
+    if saved is not None:
+        check_fingerprint(saved["fingerprint"], fingerprint, args.resume_force)

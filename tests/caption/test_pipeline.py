@@ -152,7 +152,7 @@ def test_a_cut_tar_is_never_within_the_allowed_share(workspace, capsys):
         middle = tar.getmember("k0020.png").offset_data + 10
     (workspace / "a.tar").write_bytes((workspace / "a.tar").read_bytes()[:middle])
     assert main(arguments(workspace, "--allow-failures", 1.0)) == 1
-    assert "could not be read to their end" in capsys.readouterr().out
+    assert "1 input files are damaged or cut short" in capsys.readouterr().out
     assert record(workspace)["counts"]["unread_files"] == 1
 
 

@@ -1,6 +1,5 @@
 """The loader: every sample once, the same from the same seed, on any number of ranks, from any position on."""
 
-import json
 import threading
 from dataclasses import replace
 
@@ -110,16 +109,12 @@ def test_resume_in_mid_epoch_is_exact(shards, reader):
     position = 0
     for _, batch in zip(range(5), running.epoch(1)):
         position += len(batch.index)
-    state = json.loads(json.dumps(running.state(1, position)))
     resumed = loader(shards, reader=reader, augmentation=EVERYTHING)
-    epoch, position = resumed.check_state(state)
-    rest = list(resumed.epoch(epoch, position))
+    rest = list(resumed.epoch(1, position))
     assert len(rest) == len(whole) - 5 == resumed.batches_from(position)
     for a, b in zip(whole[5:], rest):
         assert torch.equal(a.image, b.image) and torch.equal(a.index, b.index)
         assert torch.equal(a.text_tokens, b.text_tokens)
-    with pytest.raises(UserError, match="other data"):
-        loader(shards, seed=1).check_state(state)
 
 
 def test_batches_stay_as_they_are_while_the_loader_goes_on(shards):

@@ -156,6 +156,7 @@ def test_the_check_does_nothing_for_a_good_command(flags, tmp_path):
         (["--device", "tpu"], 1, "--device tpu"),
         (["--eval-retrieval", "no-such-set"], 1, "no-such-set"),
         (["--resume", "no/such/file"], 1, "no/such/file"),
+        (["--mismatch-column", "no_such_column"], 1, "no true or false in 'no_such_column'"),
         ([], 7, "a step takes 56 samples"),
     ],
 )
@@ -170,6 +171,22 @@ def test_the_check_finds_a_run_that_is_there_already(flags, tmp_path):
     with pytest.raises(UserError, match="already holds a run"):
         check_command(parse_arguments(options))
     check_command(parse_arguments([*options, "--resume", "auto"]))
+
+
+def test_the_check_opens_the_checkpoint(flags, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    options = [*map(str, flags), "--steps", "1", "--output"]
+    train_here(*options, str(run))
+    for resume in ("auto", str(run)):
+        words = [*options, str(run if resume == "auto" else other), "--resume", resume, "--lr", "0.5"]
+        with pytest.raises(UserError, match=r"recipe lr: was 0\.001, now 0\.5"):
+            check_command(parse_arguments(words))
+        check_command(parse_arguments([*words, "--resume-force"]))
+    (checkpoint,) = (run / "checkpoints").glob("*.pt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-500])
+    with pytest.raises(UserError, match="truncated"):
+        check_command(parse_arguments([*options, str(other), "--resume", str(run)]))
+    assert not other.exists()
 
 
 def test_a_launcher_may_show_each_rank_its_own_gpu_only(monkeypatch):

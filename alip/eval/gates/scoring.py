@@ -46,6 +46,8 @@ def score_dataset(
     schema = table_schema(list(columns), metadata | {"batch_size": batch_size})
     output.parent.mkdir(parents=True, exist_ok=True)
     part = _part_path(output, world.rank)
+    if world.is_main:
+        _remove_other_parts(output, world.world_size)
     try:
         rows = _rows(scorers, manifest, world, columns, batch_size, workers, quiet)
         _write(part, schema, (pa.RecordBatch.from_pydict(columns_of, schema=schema) for columns_of in rows))
@@ -59,6 +61,15 @@ def score_dataset(
 
 def _part_path(output: Path, rank: int) -> Path:
     return output.with_name(f".{output.name}.rank{rank}.tmp")
+
+
+def _remove_other_parts(output: Path, world_size: int) -> None:
+    """Removes what a killed run with more ranks left; these ranks write over their own."""
+    start, end = _part_path(output, 0).name.split("0.tmp")[0], ".tmp"
+    for path in output.parent.iterdir():
+        number = path.name.removeprefix(start).removesuffix(end)
+        if path.name == f"{start}{number}{end}" and number.isdigit() and int(number) >= world_size:
+            path.unlink(missing_ok=True)
 
 
 def _rows(
