@@ -59,7 +59,7 @@ def _shortened(name: str) -> str:
 
 
 def _create_locked(folder: Path) -> FileLock | None:
-    """Creates a temporary folder and locks it, so that nobody takes it for a leftover; None on storage without locks."""
+    """Creates a temporary folder and locks it, so that it is no leftover to others; None on storage without locks."""
     while True:
         folder.mkdir(exist_ok=True)
         try:
