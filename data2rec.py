@@ -53,6 +53,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument_group("how to read the input").add_argument
     add("--source-type", choices=("webdataset", "table", "coco", "karpathy", "folder"), help="if not recognised")
     add("--captions", metavar="FILE", help="captions by key: JSON lines, TSV, CSV, Parquet, or OFA's JSON list")
+    add("--rewrites", metavar="FILE", help="raw texts as `python -m alip.caption --rewrite` rewrote them, by key")
     for what in ("key", "image", "text", "caption"):
         add(f"--{what}-field", metavar="NAME", help=f"JSON field or table column of the {what}, if not the usual one")
     add("--image-root", metavar="DIR", help="where relative image paths start (default: beside the table)")
@@ -60,10 +61,11 @@ def arguments() -> argparse.Namespace:
     add("--missing-caption", choices=MISSING_CAPTION, default="skip", help="a sample without a caption")
     add("--missing-text", choices=MISSING_TEXT, default="skip", help="a sample without a raw text")
 
-    add = parser.add_argument_group("what to select, with --from (docs/gates.md)").add_argument
-    add("--scores", metavar="FILE", help="the dataset's table of `python -m alip.eval.gates`")
-    add("--keep", metavar="EXPR", help="keep the samples for which it is true, such as 'image_text_similarity > 0.2'")
-    add("--replace-text-where", metavar="EXPR", help="replace the raw text by the caption where it is true")
+    title = "what to select: samples with --from (docs/gates.md), captions with --captions (docs/captions.md)"
+    add = parser.add_argument_group(title).add_argument
+    add("--scores", metavar="FILE", help="table of `python -m alip.eval.gates` or `python -m alip.caption.score`")
+    add("--keep", metavar="EXPR", help="keep those for which it is true, such as 'image_text_similarity > 0.2'")
+    add("--replace-text-where", metavar="EXPR", help="with --from: replace the raw text by the caption where true")
 
     add = parser.add_argument_group("images").add_argument
     add("--short-side", type=int, default=SHORT_SIDE, help="larger images are shrunk to it; 0: never")
@@ -102,9 +104,10 @@ def main() -> int:
             raise UserError(f"--{flag.replace('_', '-')} should be from {least} to {most}, not {value}")
     if args.source:
         return select(args)
-    for flag in ("scores", "keep", "replace_text_where"):
-        if getattr(args, flag) is not None:
-            raise UserError(f"--{flag.replace('_', '-')} belongs to --from DIR/NAME, the dataset to select from")
+    if args.replace_text_where is not None:
+        raise UserError("--replace-text-where belongs to --from DIR/NAME, the dataset to select from")
+    if args.scores is not None and args.keep is None:
+        raise UserError("--scores without --keep EXPR selects nothing: say what to keep")
     if not args.input:
         raise UserError("give --input SRC, or one of --merge, --verify, --show, --from")
     return build(args)
@@ -116,6 +119,9 @@ def select(args: argparse.Namespace) -> int:
 
     if args.input:
         raise UserError("--from and --input: give one of them")
+    for flag in ("captions", "rewrites"):
+        if getattr(args, flag) is not None:
+            raise UserError(f"--{flag} belongs to --input: shards have their texts already")
     if not args.scores:
         raise UserError("--from needs --scores FILE: python -m alip.eval.gates --data DIR/NAME writes it")
     summary = select_samples(
@@ -136,6 +142,7 @@ def build(args: argparse.Namespace) -> int:
     """Builds shards from the input."""
     from alip.build import writer
     from alip.build.input_shard import InputShard
+    from alip.build.joined_texts import TextFiles
 
     fields = Fields(args.key_field, args.image_field, args.text_field, args.caption_field)
     splits = tuple(one for one in args.splits.split(",") if one)
@@ -147,7 +154,7 @@ def build(args: argparse.Namespace) -> int:
         policy=Policy(image, args.missing_caption, args.missing_text),
         workers=args.workers,
         samples_per_shard=args.samples_per_shard,
-        captions=args.captions,
+        texts=TextFiles(args.captions, args.keep, args.scores, args.rewrites),
         shuffle_seed=args.shuffle,
         input_shard=InputShard.parse(args.shard),
         overwrite=args.overwrite,

@@ -19,6 +19,7 @@ _KEYS = ("key", "image_id", "id", "image")
 _BLOCK = 1 << 20  # characters read at a time from a JSON list
 _LONGEST_ENTRY = 1 << 24  # of it, in characters
 _SPACE = re.compile(r"[ \t\n\r]*")
+Keep = Callable[[str, str], bool]
 
 
 class CaptionTable:
@@ -27,26 +28,30 @@ class CaptionTable:
     path: JSON lines ({"key", "caption"}), TSV (key, caption; with or without a line that names the columns), CSV or
     Parquet with such columns, or one JSON list of {"image_id", "caption"} as OFA's captioning script writes it.
     database: where the index is kept; it is taken as it is if it is there. found: how many look-ups succeeded.
+    keep(key, caption): whether to keep a caption; None: all. column: the name of the captions' column.
     """
 
-    def __init__(self, path: str, database: Path):
+    def __init__(self, path: str, database: Path, keep: Keep | None = None, column: str = "caption"):
         self.found = 0
         if not database.exists():
             with atomic_path(database) as temporary:
-                _fill(path, temporary)
+                _fill(path, temporary, keep, column)
         self._connection = sqlite3.connect(database, check_same_thread=False)
 
-    def get(self, key: str) -> str | None:
-        """The caption of a key; of IMAGE#3 also the one of IMAGE; None if there is none."""
-        caption = self._get(key)
-        if caption is None and "#" in key:
-            caption = self._get(key.rpartition("#")[0])
-        self.found += caption is not None
-        return caption
+    def get(self, key: str, default: str | None = None) -> str | None:
+        """The caption of a key; of IMAGE#3 also the one of IMAGE; None if `keep` dropped it; else the default."""
+        row = self._row(key)
+        if row is None and "#" in key:
+            row = self._row(key.rpartition("#")[0])
+        self.found += row is not None
+        return row[0] if row else default
 
-    def _get(self, key: str) -> str | None:
-        row = self._connection.execute("SELECT caption FROM captions WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
+    def _row(self, key: str) -> tuple[str | None] | None:
+        return self._connection.execute("SELECT caption FROM captions WHERE key = ?", (key,)).fetchone()
+
+    def dropped(self) -> int:
+        """How many keys have a caption in the file, and none that `keep` kept."""
+        return self._connection.execute("SELECT COUNT(*) FROM captions WHERE caption IS NULL").fetchone()[0]
 
     def example(self) -> str | None:
         """One of the keys, for a message."""
@@ -54,14 +59,17 @@ class CaptionTable:
         return row[0] if row else None
 
 
-def _fill(path: str, database: Path) -> None:
+def _fill(path: str, database: Path, keep: Keep | None, column: str) -> None:
     connection = sqlite3.connect(database)
     try:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("CREATE TABLE captions (key TEXT PRIMARY KEY, caption TEXT) WITHOUT ROWID")
         # A key that comes twice: the later line holds, as in a captioning run that was repeated.
-        connection.executemany("INSERT OR REPLACE INTO captions VALUES (?, ?)", read_captions(path))
+        pairs: Iterator[tuple[str, str | None]] = read_captions(path, column)
+        if keep is not None:
+            pairs = ((key, caption if keep(key, caption) else None) for key, caption in pairs)
+        connection.executemany("INSERT OR REPLACE INTO captions VALUES (?, ?)", pairs)
         connection.commit()
     except sqlite3.OperationalError as error:
         if "full" in str(error):
@@ -71,7 +79,7 @@ def _fill(path: str, database: Path) -> None:
         connection.close()
 
 
-def read_captions(path: str) -> Iterator[tuple[str, str]]:
+def read_captions(path: str, column: str = "caption") -> Iterator[tuple[str, str]]:
     """(key, caption) of every line of a captions file. UserError names the line that is not one."""
     if not os.path.exists(path):
         raise UserError(f"no captions file {path}")
@@ -82,9 +90,9 @@ def read_captions(path: str) -> Iterator[tuple[str, str]]:
         return
     for number, row in _json_list(path) if name.endswith(".json") else _rows(path):
         key = None if not isinstance(row, dict) else next((row[name] for name in _KEYS if name in row), None)
-        if key is None or "caption" not in row:
-            raise UserError(f"{path}, entry {number}: should have a key (or image_id) and a caption")
-        yield from _checked(path, f"entry {number}", str(key), row["caption"])
+        if key is None or column not in row:
+            raise UserError(f"{path}, entry {number}: should have a key (or image_id) and a {column}")
+        yield from _checked(path, f"entry {number}", str(key), row[column])
 
 
 def _checked(path: str, where: str, key: str, caption: object) -> Iterator[tuple[str, str]]:

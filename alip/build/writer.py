@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from alip.build.caption_table import CaptionTable
 from alip.build.input_shard import InputShard
+from alip.build.joined_texts import JoinedTexts, TextFiles, provenance
 from alip.build.journal import RejectsFile, explain_disk_errors
 from alip.build.output import DatasetOutput
 from alip.build.prepare import Policy, PreparedSample, Rejected, prepare_all
@@ -48,6 +48,9 @@ class BuildSummary:
             f"{there}{manifest.folder / manifest.name}: {manifest.samples:,} samples in {len(manifest.shards)} shards, "
             f"{size:,.1f} MB; {manifest.metadata['untouched']:,} JPEGs stored unchanged"
         ]
+        dropped = manifest.metadata.get("caption_filter", {}).get("keys_without_caption", 0)
+        if dropped:
+            lines.append(f"--keep left {dropped:,} keys of the captions file without a caption")
         if manifest.rejects:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejects.items()))
             lines.append(f"rejected: {reasons}; each is named in {manifest.folder / manifest.name}-rejects.jsonl")
@@ -63,7 +66,7 @@ def build(
     policy: Policy,
     workers: int = 2,
     samples_per_shard: int = SAMPLES_PER_SHARD,
-    captions: str | None = None,
+    texts: TextFiles | None = None,
     shuffle_seed: int | None = None,
     input_shard: InputShard | None = None,
     overwrite: bool = False,
@@ -71,12 +74,12 @@ def build(
 ) -> BuildSummary:
     """Builds `DIR/NAME-00000.rec …` and `DIR/NAME.json` from a source, or resumes a build that was interrupted.
 
-    output: DIR/NAME. captions: a captions file to join by key. shuffle_seed: mix samples across shards (needs the
+    output: DIR/NAME. texts: files whose texts are joined by key. shuffle_seed: mix samples across shards (needs the
     disk space twice for a while); None: keep the source's order. input_shard: build only this shard of the input.
     overwrite: remove what is there under this name first.
     UserError: a full disk, other options than those of the build to resume, no usable sample at all.
     """
-    input_shard = input_shard or InputShard()
+    input_shard, texts = input_shard or InputShard(), texts or TextFiles()
     folder, name = Path(output).parent, input_shard.name(Path(output).name)
     options = {
         "input": source.describe(),
@@ -86,31 +89,31 @@ def build(
         "splits": list(getattr(source, "splits", [])),
         "policy": asdict(policy),
         "samples_per_shard": samples_per_shard,
-        "captions": _describe_captions(captions),
+        **texts.options(),
         "shuffle_seed": shuffle_seed,
         "input_shard": [input_shard.index + 1, input_shard.count],
     }
     with explain_disk_errors(folder), closing(DatasetOutput(folder, name, options, overwrite)) as target:
         if target.finished:
             return BuildSummary(target.finished, already_there=True)
-        with closing(_Build(source, target, options, policy, input_shard)) as job:
-            return BuildSummary(job.run(workers, captions, quiet))
-
-
-def _describe_captions(captions: str | None) -> list | None:
-    if captions is None:
-        return None
-    if not Path(captions).is_file():
-        raise UserError(f"no captions file {captions}")
-    return [Path(captions).name, Path(captions).stat().st_size]
+        with closing(_Build(source, target, options, policy, input_shard, texts)) as job:
+            return BuildSummary(job.run(workers, quiet))
 
 
 class _Build:
     """One build: its journal, and the state that is written there at each commit."""
 
-    def __init__(self, source: Source, output: DatasetOutput, options: dict, policy: Policy, input_shard: InputShard):
+    def __init__(
+        self,
+        source: Source,
+        output: DatasetOutput,
+        options: dict,
+        policy: Policy,
+        input_shard: InputShard,
+        texts: TextFiles,
+    ):
         self.source, self.output, self.options = source, output, options
-        self.policy, self.input_shard = policy, input_shard
+        self.policy, self.input_shard, self.texts = policy, input_shard, texts
         self.folder, self.name, self.journal = output.folder, output.name, output.journal
         self.samples_per_shard = options["samples_per_shard"]
         self.seed = options["shuffle_seed"]
@@ -130,38 +133,34 @@ class _Build:
             self.shuffle.close()
         self.rejects.close()
 
-    def run(self, workers: int, captions: str | None, quiet: bool) -> Manifest:
+    def run(self, workers: int, quiet: bool) -> Manifest:
         """Everything that is still to do."""
         if not self.journal.last("all_read"):
-            self._read_all(workers, captions, quiet)
+            self._read_all(workers, quiet)
         if self.seed is not None:
             self._gather(quiet)
         return self._finish()
 
-    def _read_all(self, workers: int, captions: str | None, quiet: bool) -> None:
+    def _read_all(self, workers: int, quiet: bool) -> None:
         """The input, from the cursor to its end: into shards or, for a shuffle, into the spill files."""
-        table = CaptionTable(captions, self.journal.folder / "captions.sqlite") if captions else None
+        texts, whole = JoinedTexts(self.texts, self.journal.folder), self.cursor == [0, 0]
         with ProgressBar(self.counts, self.rejects, quiet) as bar:
-            results = prepare_all(self._samples(table), self.policy, workers)
+            results = prepare_all(self._samples(texts), self.policy, workers)
             accepted = self._accepted(results, bar)
             if self.seed is None:
                 self._write(accepted, lambda: {})
             else:
                 self._spill(accepted)
-        if table and table.found == 0 and self.counts["samples"] == 0:
-            raise UserError(
-                f"none of the captions' keys is a key of the input: the captions have keys like {table.example()!r}"
-            )
+        texts.check_found(self.counts["samples"], whole)
         self.rejects.sync()
-        self.journal.add({"all_read": True, **self._state()})
+        self.journal.add({"all_read": True, "captions_dropped": texts.dropped(), **self._state()})
 
-    def _samples(self, table: CaptionTable | None) -> Iterator[Sample]:
+    def _samples(self, texts: JoinedTexts) -> Iterator[Sample]:
         unit, number = self.cursor
         units = [one for one in self.input_shard.units(self.source) if one >= unit]
         for sample in self.source.samples(units, number if units and units[0] == unit else 0):
             if self.input_shard.takes(self.source, sample):
-                if table:  # the user named this file, so it comes before the source's own caption
-                    sample.caption = table.get(sample.key) or sample.caption
+                texts.apply(sample)
                 yield sample
 
     def _accepted(self, results: Iterable[PreparedSample | Rejected], bar: ProgressBar) -> Iterator[PreparedSample]:
@@ -256,6 +255,7 @@ class _Build:
                 "untouched": self.counts["untouched"],
                 "input_shard": self.options["input_shard"],
                 "options": self.options,
+                **provenance(self.texts, (self.journal.last("captions_dropped") or {}).get("captions_dropped", 0)),
             },
         )
         return self.output.publish(manifest)

@@ -16,6 +16,7 @@ from alip.build import journal, merge, writer
 from alip.build import shard_writer as shardwriter
 from alip.build.images import ImagePolicy
 from alip.build.input_shard import InputShard
+from alip.build.joined_texts import TextFiles
 from alip.build.prepare import Policy
 from alip.data.recordio import record_id, unpack
 from alip.data.shards import load_manifest, read_texts
@@ -106,13 +107,13 @@ def test_captions_are_joined(tmp_path):
     path = table(tmp_path, [{"text": f"t{i}"} for i in range(5)])
     captions = tmp_path / "captions.tsv"
     captions.write_text("".join(f"{i}.jpg\tsaid of {i}\n" for i in (4, 1, 0)))
-    manifest = build_shards(path, tmp_path / "set", captions=str(captions))
+    manifest = build_shards(path, tmp_path / "set", texts=TextFiles(captions=str(captions)))
     assert [(row["key"], row["caption"]) for row in read_texts(manifest)] == [
         (f"{i}.jpg", f"said of {i}") for i in (0, 1, 4)
     ]
     captions.write_text("other/key\tnothing\n")
     with pytest.raises(UserError, match=r"none of the captions' keys .*other/key"):
-        build_shards(path, tmp_path / "set2", captions=str(captions))
+        build_shards(path, tmp_path / "set2", texts=TextFiles(captions=str(captions)))
 
 
 def test_nothing_usable_is_an_error(tmp_path):

@@ -77,6 +77,7 @@ def test_selection(tmp_path):
 MEASURE = """
 import sys, tracemalloc
 from alip.build import prepare, shuffle, writer
+from alip.build.joined_texts import TextFiles
 from alip.build.open_source import open_source
 from alip.tokens import tokenize
 tokenize(["loaded before anything is measured"])
@@ -84,8 +85,8 @@ prepare.WORDS = 400
 shuffle.FILES = 8  # each has a buffer of its own; so all are in use in every turn
 for turn, path in enumerate(sys.argv[2:]):
     tracemalloc.start()
-    writer.build(open_source(path), f"{path}-out/set", policy=prepare.Policy(), workers=0, quiet=True, captions=path,
-                 samples_per_shard=125, shuffle_seed=int(sys.argv[1]) or None)
+    writer.build(open_source(path), f"{path}-out/set", policy=prepare.Policy(), workers=0, quiet=True,
+                 texts=TextFiles(captions=path), samples_per_shard=125, shuffle_seed=int(sys.argv[1]) or None)
     print(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
 """
