@@ -26,7 +26,7 @@ ROWS = 8192  # of a row group: what is in memory at a time
 
 
 def scores_path(captions: str | Path) -> Path:
-    """Where the scores of a captions file are unless another place is named: captions.jsonl → captions-scores.parquet."""
+    """Where the scores of a captions file are by default: captions.jsonl → captions-scores.parquet."""
     path = Path(captions)
     return path.with_name(path.stem + SUFFIX)
 
