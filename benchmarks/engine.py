@@ -15,7 +15,6 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from alip.data.batch import Batch  # noqa: E402
 from alip.distributed import World  # noqa: E402
 from alip.loss import AdaptiveContrastiveLoss  # noqa: E402
 from alip.model import create_model  # noqa: E402
@@ -53,14 +53,6 @@ class Trivial(nn.Module):
     def forward(self, image, text_tokens, caption_tokens):
         features = (self.image(image.flatten(1)), self.text(text_tokens), self.text(caption_tokens))
         return (*[nn.functional.normalize(f, dim=-1) for f in features], self.logit_scale.exp())
-
-
-@dataclass
-class Batch:
-    image: torch.Tensor
-    text_tokens: torch.Tensor
-    caption_tokens: torch.Tensor
-    index: torch.Tensor
 
 
 class Same:
@@ -159,7 +151,8 @@ def costs(args: argparse.Namespace, device: torch.device) -> None:
     }
     (big,) = make_batches(1, args.micro * 4, device, size=64)
     big.text_tokens[:, -1] = big.caption_tokens[:, -1] = 49407  # the end token
-    small = [Batch(*(tensor.chunk(4)[k] for tensor in vars(big).values())) for k in range(4)]
+    tensors = (big.image, big.text_tokens, big.caption_tokens, big.index)
+    small = [Batch(*piece) for piece in zip(*(tensor.chunk(4) for tensor in tensors))]
     rows = {
         "one batch of 4 x b": ([big], {}),
         "4 micro-batches of b": (small, {}),

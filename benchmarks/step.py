@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from alip.data.batch import Batch
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
 from alip.tokens import lengths
@@ -35,15 +35,6 @@ from alip.train.setup import set_up
 from alip.train.step import TrainStep
 
 START, END, CONTEXT = 49406, 49407, 77
-
-
-@dataclass
-class Batch:
-    """image (B, 3, H, W) fp32, tokens (B, 77) int64."""
-
-    image: torch.Tensor
-    text_tokens: torch.Tensor
-    caption_tokens: torch.Tensor
 
 
 def random_tokens(token_lengths: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -64,7 +55,7 @@ def batches(size: int, image_size: int, device: str) -> Iterator[Batch]:
         caption = torch.randint(10, 16, (size,), generator=generator)
         image = torch.randn(size, 3, image_size, image_size, generator=generator)
         parts = (image, random_tokens(raw, generator), random_tokens(caption, generator))
-        yield Batch(*(part.to(device) for part in parts))
+        yield Batch(*(part.to(device) for part in parts), torch.arange(size))
 
 
 def tower_operations(width: int, layers: int, sequences: int, tokens: float, attended: float, pooled: bool) -> float:

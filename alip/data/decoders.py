@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import warnings
@@ -28,12 +29,14 @@ _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampli
 @dataclass(frozen=True)
 class PixelFormat:
     """image_size: side of the square; mean, std: of red, green, blue, for values 0 to 1; interpolation: of the crop's
-    resize to the square, "bilinear" or "bicubic", low-pass filtered where it shrinks."""
+    resize to the square, "bilinear" or "bicubic", low-pass filtered where it shrinks; raw: uint8 pixels from 0 to 255,
+    neither mean nor std applied."""
 
     image_size: int
     mean: Sequence[float]
     std: Sequence[float]
     interpolation: str = "bilinear"
+    raw: bool = False
 
 
 class BrokenImage(Exception):
@@ -47,7 +50,7 @@ class BrokenImage(Exception):
 class DaliDecoder:
     """Decodes with DALI: on the GPU (`mixed`) if `device` is one, else on the CPU with `threads` threads.
 
-    `submit` takes a batch, `result` returns the oldest one as a (n, 3, side, side) float32 tensor on
+    `submit` takes a batch, `result` returns the oldest one as a (n, 3, side, side) float32 (raw: uint8) tensor on
     `device`, or raises BrokenImage. Only the crop is decoded. At most IN_FLIGHT batches may be in flight.
     """
 
@@ -75,8 +78,7 @@ class DaliDecoder:
         """The oldest batch in flight."""
         encoded, params = self._waiting[0]
         try:
-            (output,) = self._pipe.outputs()
-            image = self._to_torch(output)
+            image = self._output()
         except (RuntimeError, IndexError) as error:  # the first failure, and what a pipeline says after one
             waiting = list(self._waiting)
             self.reset()
@@ -155,9 +157,9 @@ class DaliDecoder:
             image = fn.crop_mirror_normalize(
                 image,
                 mirror=source("mirror", types.INT32, 0),
-                mean=[255 * value for value in self.form.mean],
-                std=[255 * value for value in self.form.std],
-                dtype=types.FLOAT,
+                mean=[0.0 if self.form.raw else 255 * value for value in self.form.mean],
+                std=[1.0 if self.form.raw else 255 * value for value in self.form.std],
+                dtype=types.UINT8 if self.form.raw else types.FLOAT,
                 output_layout="CHW",
             )
             pipe.set_outputs(image)
@@ -171,17 +173,16 @@ class DaliDecoder:
             if values is not None:
                 pipe.feed_input(name, values)
 
-    def _to_torch(self, output) -> torch.Tensor:
-        """On the CPU the very memory that DALI wrote: its dynamic executor gives it away (a copy would cost a tenth of
-        the whole). On the GPU a copy, made on torch's own stream, so that no kernel still reads what DALI writes."""
-        tensor = output.as_tensor()
-        if self.device.type != "cuda":
-            return torch.from_dlpack(tensor)
-        from nvidia.dali.plugin.pytorch import feed_ndarray
+    def _output(self) -> torch.Tensor:
+        """The very memory that DALI wrote: its dynamic executor gives it away (a copy would cost a tenth of the whole).
 
-        image = torch.empty(tensor.shape(), dtype=torch.float32, device=self.device)
-        feed_ndarray(tensor, image, cuda_stream=torch.cuda.current_stream(self.device))
-        return image
+        On a GPU the batch is bound to torch's present stream: kernels launched there wait for DALI's, the host does
+        not, and DALI takes the memory back in that stream's order.
+        """
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        (output,) = self._pipe.outputs(cuda_stream=stream)
+        with torch.cuda.device(self.device) if stream is not None else contextlib.nullcontext():
+            return torch.from_dlpack(output.as_tensor())
 
     def try_decode(self, encoded: list[np.ndarray], sizes: np.ndarray) -> str | None:
         """Decodes n whole images, (n, 2) sizes as width and height, in a pipeline of their own; an error's message."""
@@ -283,7 +284,10 @@ class PlainDecoder:
 
     def result(self) -> torch.Tensor:
         """The oldest batch in flight."""
-        return torch.stack([job.result() for job in self._waiting.popleft()]).to(self.device)
+        image = torch.stack([job.result() for job in self._waiting.popleft()])
+        if self.device.type == "cuda":
+            image = image.pin_memory()
+        return image.to(self.device, non_blocking=True)
 
     def drain(self) -> None:
         """Discards what is in flight."""
@@ -293,7 +297,7 @@ class PlainDecoder:
 
 
 def decode_one(encoded: np.ndarray, params: AugmentationParams, i: int, form: PixelFormat) -> torch.Tensor:
-    """Image i of a batch, augmented by row i of params: (3, side, side) float32."""
+    """Image i of a batch, augmented by row i of params: (3, side, side) float32, or uint8 if the form is raw."""
     side = form.image_size
     x, y = params.start[i].tolist()
     width, height = params.shape[i].tolist()
@@ -312,11 +316,13 @@ def decode_one(encoded: np.ndarray, params: AugmentationParams, i: int, form: Pi
             Image.Resampling.BILINEAR,
             fillcolor=(255, 255, 255),
         )
-    values = np.asarray(image, dtype=np.float32)
+    values = np.asarray(image, dtype=np.uint8 if form.raw and params.brightness is None else np.float32)
     if params.brightness is not None:
         values = params.brightness[i] * (CENTRE + params.contrast[i] * (values - CENTRE))
         values = np.clip(np.rint(values), 0, 255)
     if params.mirror[i]:
         values = values[:, ::-1]
-    values = (values / 255 - np.asarray(form.mean, np.float32)) / np.asarray(form.std, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
+    if not form.raw:
+        values = (values / 255 - np.asarray(form.mean, np.float32)) / np.asarray(form.std, np.float32)
+    dtype = np.uint8 if form.raw else np.float32
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=dtype))

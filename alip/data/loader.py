@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from alip.data.augment import Augmentation, AugmentationParams, sample_params
-from alip.data.batch import Batch
+from alip.data.batch import Batch, HostTexts, PlanTexts, prepare_texts
 from alip.data.decoders import IN_FLIGHT, BrokenImage, DaliDecoder, PixelFormat, PlainDecoder
 from alip.data.order import EpochOrder
 from alip.data.read_ahead import ReadAhead
@@ -32,7 +32,7 @@ _READ_AHEAD = 2  # batches read from the disk before a decoder takes them
 @dataclass(frozen=True)
 class _Request:
     index: np.ndarray
-    tokens: np.ndarray
+    texts: HostTexts
     encoded: list[np.ndarray]
     params: AugmentationParams
 
@@ -64,6 +64,7 @@ def create_loader(
     context_length: int = CONTEXT_LENGTH,
     tokenizer: str = TOKENIZER,
     vocab_size: int = VOCAB_SIZE,
+    plan_texts: PlanTexts | None = None,
 ) -> Loader | SyntheticLoader:
     """A loader over `DIR/NAME`, or over synthetic data (which needs sizes, world and seed only).
 
@@ -71,21 +72,24 @@ def create_loader(
     interpolation: of the resize, `bilinear` (the default, as the paper's recipe) or `bicubic`.
     context_length, tokenizer, vocab_size: what the model takes; UserError if the data does not fit, if it is
     too small for one batch on every rank, or if the first and last records of its shards are not sound.
+    plan_texts: the model's own, run in the loader's thread.
     """
     if isinstance(data, SyntheticData):
         sizes = {"image_size": image_size, "context_length": context_length, "vocab_size": vocab_size}
-        return SyntheticLoader(data, batch_size, **sizes, world=world, seed=seed)
+        return SyntheticLoader(data, batch_size, **sizes, world=world, seed=seed, plan_texts=plan_texts)
     manifest = data if isinstance(data, Manifest) else load_manifest(data)
     if reader not in READERS:
         raise UserError(f"unknown reader {reader!r}: {' or '.join(READERS)}")
     if batch_size < 1:
         raise UserError(f"a batch has at least one sample, not {batch_size}")
     check_tokens(manifest, TextFormat(tokenizer, context_length, vocab_size))
-    form = PixelFormat(image_size, tuple(mean), tuple(std), interpolation or "bilinear")
+    # A GPU is sent bytes, a quarter of the traffic; the model normalises them there.
+    raw = world.device.type == "cuda"
+    form = PixelFormat(image_size, tuple(mean), tuple(std), interpolation or "bilinear", raw)
     records = Records(manifest, vocab_size)
     records.check()
     decoder = READERS[reader](form, augmentation, batch_size, threads, world.device)
-    return Loader(records, decoder, batch_size, form, world, seed, augmentation, shuffle, drop_last)
+    return Loader(records, decoder, batch_size, form, world, seed, augmentation, shuffle, drop_last, plan_texts)
 
 
 def check_tokens(data: Manifest | SyntheticData, form: TextFormat) -> None:
@@ -114,10 +118,12 @@ class Loader:
         augmentation: Augmentation | None,
         shuffle: bool,
         drop_last: bool,
+        plan_texts: PlanTexts | None = None,
     ):
         self.records, self.manifest, self.decoder = records, records.manifest, decoder
         self.batch_size, self.form, self.world, self.seed = batch_size, form, world, seed
         self.augmentation, self.shuffle, self.drop_last = augmentation, shuffle, drop_last
+        self.plan_texts = plan_texts
         self.global_batch_size = batch_size * world.world_size
         self.batches_per_epoch = self.batches_from(0)
         if self.batches_per_epoch == 0:
@@ -178,11 +184,8 @@ class Loader:
                 number -= self.batch_size
             raise
         request = in_flight.popleft()
-        tokens = torch.from_numpy(request.tokens)
-        if self.world.device.type == "cuda":
-            tokens = tokens.pin_memory().to(self.world.device, non_blocking=True)
-        length = self.manifest.context_length
-        return Batch(image, tokens[:, :length], tokens[:, length:], torch.from_numpy(request.index))
+        text, caption, plan = request.texts.send(self.world.device)
+        return Batch(image, text, caption, torch.from_numpy(request.index), plan)
 
     def _read(self, epoch: int, start: int, requests: queue.Queue, stop: threading.Event) -> None:
         """Runs in a thread: disk → requests, a little ahead of the decoder."""
@@ -208,4 +211,7 @@ class Loader:
     def _request(self, index: np.ndarray, epoch: int) -> _Request:
         tokens, encoded, sizes = self.records.read(index)
         params = sample_params(self.augmentation, sizes, self.form.image_size, self.seed, epoch, index)
-        return _Request(index, tokens, encoded, params)
+        both = np.concatenate(np.split(tokens, 2, axis=1))  # raw texts, then captions
+        return _Request(
+            index, prepare_texts(torch.from_numpy(both), self.plan_texts, self.world.device), encoded, params
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alip.data.batch import Batch
+from alip.data.batch import Batch, PlanTexts, prepare_texts
 from alip.data.order import EpochOrder, uniform
 from alip.distributed import World, share
 from alip.errors import UserError
@@ -49,9 +49,10 @@ class SyntheticLoader:
         vocab_size: int,
         world: World,
         seed: int = 0,
+        plan_texts: PlanTexts | None = None,
     ):
         self.data, self.batch_size, self.world, self.seed = data, batch_size, world, seed
-        self.context_length, self.vocab_size = context_length, vocab_size
+        self.context_length, self.vocab_size, self.plan_texts = context_length, vocab_size, plan_texts
         self.global_batch_size = batch_size * world.world_size
         self.batches_per_epoch = self.batches_from(0)
         if self.batches_per_epoch == 0:
@@ -74,12 +75,14 @@ class SyntheticLoader:
         for number in range(self.batches_from(start)):
             first = start + number * self.global_batch_size
             index = order.slice(first + mine.start, first + mine.stop)
-            yield Batch(
-                self.images[torch.from_numpy(index % len(self.images)).to(self.images.device)],
-                self._tokens(index, _TEXT_WORDS, stream=0).to(self.world.device),
-                self._tokens(index, _CAPTION_WORDS, stream=1000).to(self.world.device),
-                torch.from_numpy(index),
-            )
+            rows = [self._tokens(index, _TEXT_WORDS, stream=0), self._tokens(index, _CAPTION_WORDS, stream=1000)]
+            texts = prepare_texts(torch.cat(rows), self.plan_texts, self.world.device)
+            text, caption, plan = texts.send(self.world.device)
+            chosen = torch.from_numpy(index % len(self.images))
+            if self.world.device.type == "cuda":
+                chosen = chosen.pin_memory()
+            image = self.images[chosen.to(self.world.device, non_blocking=True)]
+            yield Batch(image, text, caption, torch.from_numpy(index), plan)
 
     def _tokens(self, index: np.ndarray, words: tuple[int, int], stream: int) -> torch.Tensor:
         """(n, context_length) int64: start token, words, end token, padding with 0, as CLIP's tokenizer has it."""

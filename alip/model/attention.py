@@ -1,4 +1,4 @@
-"""Attention over unpadded tokens (see `alip.model.varlen`): each row attends within its own sequence.
+"""Attention over unpadded tokens (see `alip.varlen`): each row attends within its own sequence.
 
 The sequences follow one another in one matrix. On CUDA devices one kernel takes them as they are. Elsewhere those of
 similar length form a group, and only here, inside a group, are they padded to its longest: one copy moves the rows to
@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from alip.model.varlen import VarlenPlan
+from alip.varlen import VarlenPlan
 
 try:
     from torch.nn.attention.varlen import varlen_attn

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from open_clip.model import CLIP, CustomTextCLIP, resize_pos_embed, set_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-from open_clip.transformer import TextTransformer, VisionTransformer
+from open_clip.transformer import PatchDropout, TextTransformer, VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
-from alip import tokens
+from alip import tokens, varlen
 from alip.errors import UserError
-from alip.model import hub, varlen
+from alip.model import hub
 from alip.model.attention import take_rows
 from alip.model.config import resolve_config
 from alip.model.freeze import frozen_batch_norms, lock_image_tower, lock_text_tower
@@ -126,6 +126,8 @@ def build(name: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) 
     if text_cfg.get("hf_model_name"):
         text_cfg["hf_model_pretrained"] = False
     model.config = {"model_cfg": model_cfg, "preprocess_cfg": _plain(preprocess)}
+    for key in ("mean", "std"):  # for images that arrive as bytes; not in the state dict
+        model.register_buffer(f"pixel_{key}", 255 * torch.tensor(preprocess[key]).view(3, 1, 1), persistent=False)
     if model.logit_bias is not None:  # SigLIP's; the adaptive loss has none
         model.logit_bias.requires_grad_(False)
     return model
@@ -167,7 +169,26 @@ def _embed_patches(tower: VisionTransformer, image: torch.Tensor) -> torch.Tenso
     x = F.linear(patches.reshape(batch, -1, channels * high * wide), weight.flatten(1))
     x = torch.cat([tower.class_embedding.to(x.dtype).expand(batch, 1, -1), x], dim=1)
     x = x + tower.positional_embedding.to(x.dtype)
-    return tower.ln_pre(tower.patch_dropout(x))
+    return tower.ln_pre(_drop_patches(tower.patch_dropout, x))
+
+
+def _drop_patches(dropout: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """open_clip's PatchDropout, of x (B, 1 + patches, width), with the same random numbers of the CPU's generator.
+
+    Its own indexing sends the indices from pageable memory, for which the host waits.
+    """
+    if type(dropout) is not PatchDropout or not dropout.training or dropout.prob == 0.0:
+        return dropout(x)
+    batch, tokens, width = x.shape
+    first = 1 if dropout.exclude_first_token else 0
+    kept = max(1, int((tokens - first) * (1 - dropout.prob)))
+    chosen = torch.randn(batch, tokens - first).topk(kept, dim=-1).indices + first
+    if first:
+        chosen = torch.cat([torch.zeros(batch, 1, dtype=torch.int64), chosen], dim=1)
+    rows = (chosen + tokens * torch.arange(batch)[:, None]).flatten()
+    if x.device.type == "cuda":
+        rows = rows.pin_memory()
+    return take_rows(x.reshape(-1, width), rows.to(x.device, non_blocking=True)).view(batch, -1, width)
 
 
 class BiPath:
@@ -185,27 +206,52 @@ class BiPath:
     freeze_bn_stats = False
 
     def forward(
-        self, image: torch.Tensor, text_tokens: torch.Tensor, caption_tokens: torch.Tensor
+        self,
+        image: torch.Tensor,
+        text_tokens: torch.Tensor,
+        caption_tokens: torch.Tensor,
+        text_plan: varlen.VarlenPlan | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """image (B, 3, H, W), tokens (B, context_length) → image, text and caption features and the logit scale.
 
+        image: normalised, or uint8 from 0 to 255. text_plan: what `plan_texts` made of both texts' tokens, on the
+        model's device; without it a plan is made here, for which the host has to wait for the device.
         The features are (B, embed_dim), fp32, of length 1; the logit scale is exp(parameter), a scalar.
         """
-        both = self.encode_text(torch.cat([text_tokens, caption_tokens]), normalize=True)
+        both = self.encode_text(torch.cat([text_tokens, caption_tokens]), normalize=True, plan=text_plan)
         text_features, caption_features = both.split([len(text_tokens), len(caption_tokens)])
         image_features = self.encode_image(image, normalize=True)
         return image_features, text_features, caption_features, self.logit_scale.exp().reshape(())
 
     def encode_image(self, image: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-        """Features (B, embed_dim) of images (B, 3, H, W); normalised ones are fp32."""
+        """Features (B, embed_dim) of images (B, 3, H, W), normalised or uint8; normalised features are fp32."""
+        if image.dtype == torch.uint8:
+            image = (image.float() - self.pixel_mean) / self.pixel_std
         features = self._image_tower(image)
         return F.normalize(features.float(), dim=-1) if normalize else features
 
-    def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-        """Features (B, embed_dim) of token ids (B, context_length); normalised ones are fp32."""
-        unpadded = len(text) > 0 and not self._needs_padding()
-        features = self._unpadded_text(text) if unpadded else super().encode_text(text)
+    def encode_text(
+        self, text: torch.Tensor, normalize: bool = False, plan: varlen.VarlenPlan | None = None
+    ) -> torch.Tensor:
+        """Features (B, embed_dim) of token ids (B, context_length); normalised ones are fp32. plan: of these texts."""
+        plan = plan or self.plan_texts(text)
+        features = super().encode_text(text) if plan is None else self._unpadded_text(text, plan)
         return F.normalize(features.float(), dim=-1) if normalize else features
+
+    def plan_texts(self, text: torch.Tensor) -> varlen.VarlenPlan | None:
+        """How token ids (n, context_length) are unpadded, on their device; None if the tower takes them padded.
+
+        For tokens on a CPU, as a data loader has them, nothing waits for a device.
+        """
+        if not len(text) or self._needs_padding():
+            return None
+        tower = self._text_tower()
+        if tower is self:
+            pool, end = self.text_pool_type, self.text_eos_id
+        else:
+            pool, end = tower.pool_type, tower.eos_id
+        lengths = tokens.lengths(text) if pool == "argmax" else (text == end).int().argmax(dim=-1) + 1
+        return varlen.plan_varlen(lengths, text.shape[1])
 
     def _image_tower(self, image: torch.Tensor) -> torch.Tensor:
         tower = self.visual
@@ -239,14 +285,8 @@ class BiPath:
             or not runs_unpadded(tower.transformer)
         )
 
-    def _unpadded_text(self, text: torch.Tensor) -> torch.Tensor:
+    def _unpadded_text(self, text: torch.Tensor, plan: varlen.VarlenPlan) -> torch.Tensor:
         tower = self._text_tower()
-        if tower is self:
-            pool, end = self.text_pool_type, self.text_eos_id
-        else:
-            pool, end = tower.pool_type, tower.eos_id
-        lengths = tokens.lengths(text) if pool == "argmax" else (text == end).int().argmax(dim=-1) + 1
-        plan = varlen.plan_varlen(lengths, text.shape[1])
         dtype = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(text.reshape(-1)[plan.token_index]).to(dtype)
         x = x + F.embedding(plan.position, tower.positional_embedding).to(dtype)
@@ -278,7 +318,7 @@ class BiPath:
 
     @property
     def input_format(self) -> dict[str, Any]:
-        """What a data loader makes of the data for this model: image size, mean and std; the texts' tokens."""
+        """What a data loader makes of the data for this model: image size, mean and std; the texts' tokens and plan."""
         preprocess = self.config["preprocess_cfg"]
         return {
             "image_size": self.image_size,
@@ -287,6 +327,7 @@ class BiPath:
             "context_length": self.context_length,
             "tokenizer": self.text_format.tokenizer,
             "vocab_size": self.vocab_size,
+            "plan_texts": self.plan_texts,
         }
 
     def preprocess(self, is_train: bool = False):

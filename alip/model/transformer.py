@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from alip.model.attention import pooled_attention, self_attention, take_rows
-from alip.model.varlen import VarlenPlan
+from alip.varlen import VarlenPlan
 
 
 def runs_unpadded(transformer: nn.Module) -> bool:

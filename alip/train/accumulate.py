@@ -56,7 +56,7 @@ def accumulated_backward(
     """Leaves the big batch's gradients in the parameters' .grad; returns what `loss` returned.
 
     model: the plain model; parallel_model: the same one inside DistributedDataParallel, or itself.
-    micro_batches: objects with .image, .text_tokens, .caption_tokens.
+    micro_batches: alip.data.batch.Batch; both passes share what each brings (the plan of its texts too).
     loss: (image_features, text_features, caption_features, logit_scale) -> object with a scalar .loss.
     scale: the loss → what backward() starts from (the scaled loss with fp16, else the loss itself).
     """
@@ -65,7 +65,7 @@ def accumulated_backward(
         for batch in micro_batches:
             randomness.append(get_randomness(device))
             with autocast():
-                *triplet, logit_scale = model(batch.image, batch.text_tokens, batch.caption_tokens)
+                *triplet, logit_scale = model(*batch.inputs)
             features.append(triplet)
 
     leaves = [torch.cat(parts).requires_grad_() for parts in zip(*features)]
@@ -80,7 +80,7 @@ def accumulated_backward(
         set_randomness(randomness[k], device)
         with _without_exchange(parallel_model, k < last):
             with autocast():
-                *triplet, logit_scale = parallel_model(batch.image, batch.text_tokens, batch.caption_tokens)
+                *triplet, logit_scale = parallel_model(*batch.inputs)
             # logit_scale belongs to the whole batch, so its gradient goes in once; the zeros before keep every
             # parameter in every graph, which DistributedDataParallel expects.
             scale_gradient = scale_leaf.grad if k == last else torch.zeros_like(scale_leaf)

@@ -107,7 +107,7 @@ class TrainStep:
             )
         batch = micro_batches[0]
         with self._autocast():
-            features = self.parallel_model(batch.image, batch.text_tokens, batch.caption_tokens)
+            features = self.parallel_model(*batch.inputs)
         outcome = self.loss(*features)
         self._scaled(outcome.loss).backward()
         return outcome

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alip.model import attention
-from alip.model.varlen import plan_equal, plan_varlen
+from alip.varlen import plan_equal, plan_varlen
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,9 +1,8 @@
 """A tiny batch, model and step for tests of the training step."""
 
-from dataclasses import dataclass
-
 import torch
 
+from alip.data.batch import Batch
 from alip.distributed import World
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
@@ -19,13 +18,6 @@ TINY_MODEL = {
 }
 
 
-@dataclass
-class Batch:
-    image: torch.Tensor
-    text_tokens: torch.Tensor
-    caption_tokens: torch.Tensor
-
-
 def make_batch(count: int, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.zeros(2 * count, 77, dtype=torch.long)
@@ -33,12 +25,12 @@ def make_batch(count: int, seed: int = 0) -> Batch:
         length = int(torch.randint(1, 12, (1,), generator=generator))
         row[0], row[length + 1] = 49406, 49407
         row[1 : length + 1] = torch.randint(1, 49000, (length,), generator=generator)
-    return Batch(torch.randn(count, 3, 32, 32, generator=generator), tokens[:count], tokens[count:])
+    return Batch(torch.randn(count, 3, 32, 32, generator=generator), *tokens.chunk(2), torch.arange(count))
 
 
 def parts(batch: Batch, count: int) -> list[Batch]:
-    pieces = zip(batch.image.chunk(count), batch.text_tokens.chunk(count), batch.caption_tokens.chunk(count))
-    return [Batch(*piece) for piece in pieces]
+    tensors = (batch.image, batch.text_tokens, batch.caption_tokens, batch.index)
+    return [Batch(*piece) for piece in zip(*(tensor.chunk(count) for tensor in tensors))]
 
 
 def make_step(model, world=None, **options) -> TrainStep:

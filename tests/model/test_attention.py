@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alip.model import attention
-from alip.model.varlen import VarlenPlan, plan_equal, plan_varlen
+from alip.varlen import VarlenPlan, plan_equal, plan_varlen
 
 HEADS, WIDTH = 2, 16
 

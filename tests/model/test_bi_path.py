@@ -8,9 +8,9 @@ import pytest
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
 
-from alip import tokens
+from alip import tokens, varlen
 from alip.errors import UserError
-from alip.model import attention, create_model, transformer, varlen
+from alip.model import attention, create_model, transformer
 from alip.model.transformer import run_blocks
 
 VIT = {

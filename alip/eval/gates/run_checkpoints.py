@@ -40,7 +40,7 @@ class Scorer:
     @torch.inference_mode()
     def score(self, batch) -> torch.Tensor:
         """(8, n) float64 on the CPU, rows as in alip.data.score_table.SCORES, of the n samples of a batch."""
-        image, text, caption, _ = self.model(batch.image, batch.text_tokens, batch.caption_tokens)
+        image, text, caption, _ = self.model(*batch.inputs)
         x, t, c = image.float(), text.float(), caption.float()
         similarities = [(a * b).sum(1) for a, b in ((t, c), (x, t), (x, c))]
         W_s, W_t, W_c = gate_weights(*similarities, self.history, **asdict(self.recipe))

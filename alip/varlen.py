@@ -16,6 +16,10 @@ import torch
 GROUP_STEP = 8  # lengths within a group differ by less than this many tokens: see benchmarks/notes/step.md
 
 
+# The tensors of a plan, in the order in which they lie in its one buffer.
+_PARTS = ("padded_index", "pooled_index", "token_index", "position", "batch_order", "lengths", "cumulative")
+
+
 @dataclass(frozen=True)
 class VarlenPlan:
     """How N sequences of several lengths lie in one matrix of T = sum(lengths) rows, shortest sequence first.
@@ -24,11 +28,12 @@ class VarlenPlan:
         the groups' padded rows number S = sum(count·length).
     padded_index: (T,) the row of each token among the S padded ones; None if no group needs padding (then S = T).
     lengths: (N,) of the sequences, in the plan's order; None if all of a group are of its length.
-    cumulative: (N+1,) int32, the row where each sequence begins, and T; on CUDA devices only.
+    cumulative: (N+1,) int32, the row where each sequence begins, and T; None on a CPU, where nothing reads it.
     pooled_index: (N,) the row that is pooled, for each sequence in the plan's order; None if all rows are wanted.
     token_index: (T,) each row's position in the padded (N, context_length) matrix, flattened.
     position: (T,) each row's position within its own sequence.
     batch_order: (N,) the plan's sequence for each one of the batch: `pooled[batch_order]` is in the batch's order.
+    buffer: all of these in one int64 tensor, if `plan_varlen` made them: what `to` sends.
     """
 
     groups: tuple[tuple[int, int], ...]
@@ -39,6 +44,7 @@ class VarlenPlan:
     token_index: torch.Tensor | None = None
     position: torch.Tensor | None = None
     batch_order: torch.Tensor | None = None
+    buffer: torch.Tensor | None = None
 
     @property
     def padded_rows(self) -> int:
@@ -61,13 +67,23 @@ class VarlenPlan:
             for part, (_, length) in zip(parts, self.groups)
         )
 
+    def pin_memory(self) -> VarlenPlan:
+        """The same in page-locked memory, from which `to` need not wait for the device."""
+        return _from_buffer(self.groups, self.buffer.pin_memory())
+
+    def to(self, device: torch.device) -> VarlenPlan:
+        """The same on a device, sent in one piece; nothing waits for it if this one is in page-locked memory."""
+        if self.buffer.device == device:
+            return self
+        return _from_buffer(self.groups, self.buffer.to(device, non_blocking=True))
+
 
 def plan_equal(count: int, length: int, device: torch.device, pool_first: bool = False) -> VarlenPlan:
     """The plan for `count` sequences of one length, such as images; pool_first: the first row of each is pooled."""
     rows = count * length
     pooled_index = torch.arange(0, rows, length, device=device) if pool_first else None
     cumulative = None
-    if device.type == "cuda":
+    if device.type != "cpu":
         cumulative = torch.arange(0, rows + 1, length, dtype=torch.int32, device=device)
     return VarlenPlan(((count, length),), pooled_index=pooled_index, cumulative=cumulative)
 
@@ -75,7 +91,8 @@ def plan_equal(count: int, length: int, device: torch.device, pool_first: bool =
 def plan_varlen(lengths: torch.Tensor, context_length: int, group_step: int = GROUP_STEP) -> VarlenPlan:
     """The plan for sequences with these lengths (N,), each at least 1, whose last real token is the pooled one.
 
-    It is made on the CPU (its shapes decide what is launched) and sent to the device of `lengths` in one piece.
+    It is made on the CPU (its shapes decide what is launched) and sent to the device of `lengths`: lengths on a CUDA
+    device therefore cost a wait for it, which data loaders avoid by planning before they send the tokens.
     """
     device = lengths.device
     lengths, order = lengths.cpu().sort(stable=True)
@@ -95,16 +112,17 @@ def plan_varlen(lengths: torch.Tensor, context_length: int, group_step: int = GR
     padded_index = (padded.cumsum(0) - padded)[sequence] + position
 
     cumulative = torch.cat([ends.new_zeros(1), ends])
-    parts = [padded_index, ends - 1, token_index, position, batch_order, lengths, cumulative]
-    sent = torch.cat(parts).to(device, non_blocking=True).split([len(part) for part in parts])
-    padded_index, pooled_index, token_index, position, batch_order, lengths, cumulative = sent
-    return VarlenPlan(
-        groups,
-        padded_index=None if sum(count * length for count, length in groups) == len(sequence) else padded_index,
-        lengths=lengths,
-        cumulative=cumulative.int() if device.type == "cuda" else None,
-        pooled_index=pooled_index,
-        token_index=token_index,
-        position=position,
-        batch_order=batch_order,
-    )
+    buffer = torch.cat([padded_index, ends - 1, token_index, position, batch_order, lengths, cumulative])
+    return _from_buffer(groups, buffer).to(device)
+
+
+def _from_buffer(groups: tuple[tuple[int, int], ...], buffer: torch.Tensor) -> VarlenPlan:
+    """The plan whose tensors lie in `buffer` one after another: three of T numbers, three of N, one of N + 1."""
+    count = sum(n for n, _ in groups)
+    rows = (len(buffer) - 4 * count - 1) // 3
+    sizes = [rows, count, rows, rows, count, count, count + 1]
+    parts = dict(zip(_PARTS, buffer.split(sizes), strict=True))
+    if sum(n * length for n, length in groups) == rows:
+        parts["padded_index"] = None
+    parts["cumulative"] = parts["cumulative"].int() if buffer.device.type != "cpu" else None
+    return VarlenPlan(groups, buffer=buffer, **parts)
