@@ -1,7 +1,7 @@
-"""Zero-shot classification, and the linear probe.
+"""Zero-shot classification, linear probe and few-shot probes.
 
 python eval_zeroshot.py --checkpoint RUN --datasets cifar10,pets --data-root DIR
-python eval_zeroshot.py --checkpoint RUN --datasets cifar10,pets --data-root DIR --task probe
+python eval_zeroshot.py --checkpoint RUN --datasets cifar10,pets --data-root DIR --task probe,few-shot
 python eval_zeroshot.py --checkpoint RUN --datasets FOLDER             a folder with one folder of images per class
 
 A dataset is a name of the table in docs/evaluation.md, a folder, or a classes.jsonl of {"image": path, "label": name}.
@@ -16,6 +16,7 @@ from alip.checkpoint import load_model
 from alip.errors import run_command
 from alip.eval.datasets import open_classification
 from alip.eval.evaluate import results_folder, split_names, zeroshot
+from alip.eval.probe_flags import add_probe, give_training_images, tasks_from
 from alip.eval.shared_flags import add_common, encoding_from
 
 
@@ -26,14 +27,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--classnames", metavar="FILE", help="class names, as JSON {dataset: [names]}")
     parser.add_argument("--prompts", metavar="FILE", help="templates, as JSON {dataset: [templates]}")
-    parser.add_argument("--task", default="zeroshot", choices=("zeroshot", "probe", "both"), help="probe: linear probe")
+    add_probe(parser)
     add_common(parser)
     args = parser.parse_args(argv)
-    world = distributed.start(args.device)
+    tasks = tasks_from(args)
+    # A probe of ImageNet is fitted on one rank, for longer than a missing rank would be waited for.
+    world = distributed.start(args.device, timeout_minutes=10 if tasks == ("zeroshot",) else 24 * 60)
     try:
         encoding = encoding_from(args, world)
         lists = {"protocol": args.protocol, "classnames": args.classnames, "prompts": args.prompts}
         datasets = [open_classification(name, args.data_root, **lists) for name in split_names(args.datasets)]
+        if args.probe_train:
+            datasets = give_training_images(datasets, args.probe_train, args.data_root)
         model = load_model(args.checkpoint, model_name=args.model, device=world.device, weights=args.weights)
         folder = results_folder(args.checkpoint, args.output)
         plots = not args.no_plots
@@ -45,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
             source=args.checkpoint,
             folder=folder,
             plots=plots,
-            task=args.task,
+            tasks=tasks,
+            shots=args.shots,
+            seeds=args.seeds,
         )
     finally:
         distributed.stop()

@@ -20,7 +20,7 @@ _VERSION = 1  # raise it when the same inputs give other features
 
 
 def key_of(model: nn.Module, *inputs: Any) -> str:
-    """The key for what this model makes of `inputs` (JSON-able: the data's key, the precision …)."""
+    """The key for this model's features of `inputs` (JSON-able: the data's key, the precision …)."""
     text = json.dumps([_VERSION, torch.__version__, weights_hash(model), *inputs])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -38,7 +38,8 @@ def read(folder: Path, key: str) -> dict[str, Tensor] | None:
         return None
 
 
-def write(folder: Path, key: str, values: Mapping[str, Tensor]) -> None:
-    """Keeps tensors under the key."""
+def write(folder: Path, key: str, values: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Keeps tensors under the key, and beside them plain values."""
+    texts = {name: json.dumps(value) for name, value in (metadata or {}).items()}
     with atomic_path(folder / f"{key}.safetensors") as path:
-        save_file({name: value.cpu().contiguous() for name, value in values.items()}, str(path))
+        save_file({name: value.cpu().contiguous() for name, value in values.items()}, str(path), texts)

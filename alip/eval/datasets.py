@@ -124,6 +124,9 @@ def _open_classification(
         folder = path.resolve().parent.name
         own_name = folder if path.name == "classes.jsonl" and folder else f"{folder}/{path.stem}"
         return _from_lines(path, own_name, classnames, prompts)
+    test = next((path / part for part in ("test", "val") if (path / part).is_dir()), None)
+    if test is not None and (path / "train").is_dir():
+        return _from_parts(path, test, classnames, prompts)
     if path.is_dir():
         return _from_folder(path, classnames, prompts)
     known = ", ".join([*CLASSIFICATION, *DEMO_CLASSIFICATION])
@@ -238,7 +241,30 @@ def _from_lines(
     return ClassificationDataset(name, images, names if classnames else _spoken(names), _templates(prompts, name))
 
 
-def _from_folder(path: Path, classnames: str | Path | None, prompts: str | Path | None) -> ClassificationDataset:
+def _from_parts(
+    path: Path, test: Path, classnames: str | Path | None, prompts: str | Path | None
+) -> ClassificationDataset:
+    """FOLDER/test (or val) and FOLDER/train, each with a folder per class: the second is for a probe."""
+    dataset = _from_folder(test, classnames, prompts, path.resolve().name)
+    folders = sorted(entry.name for entry in test.iterdir() if entry.is_dir())
+    label_of = {
+        file.relative_to(test).parts[0]: label for file, label in zip(dataset.images.paths, dataset.images.labels)
+    }
+
+    def train() -> Images:
+        own = _from_folder(path / "train", None, None)
+        names = [file.relative_to(path / "train").parts[0] for file in own.images.paths]
+        unknown = next((name for name in names if name not in label_of), None)
+        if unknown is not None:
+            raise UserError(f"{path / 'train' / unknown}: {test} has no such class ({', '.join(folders[:5])[:200]}, …)")
+        return ImageFiles(own.images.paths, [label_of[name] for name in names])
+
+    return replace(dataset, train=train)
+
+
+def _from_folder(
+    path: Path, classnames: str | Path | None, prompts: str | Path | None, name: str | None = None
+) -> ClassificationDataset:
     """A folder with one folder per class; the class names are the folders' names, or the list given (sorted order)."""
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     if not folders:
@@ -251,7 +277,7 @@ def _from_folder(path: Path, classnames: str | Path | None, prompts: str | Path 
         files += inside
         labels += [folder.name] * len(inside)
     own = [folder.name for folder in folders]
-    name = path.resolve().name
+    name = name or path.resolve().name
     names = read_lists(classnames, name, "class names") if classnames else _spoken(own)
     if len(names) != len(own):
         raise UserError(f"{path} has {len(own)} class folders, but {classnames} names {len(names)} classes")

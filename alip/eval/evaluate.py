@@ -15,7 +15,7 @@ from alip.eval.features import Encoding
 from alip.eval.image_readers import ImageFiles
 from alip.eval.plots import classification as classification_plots
 from alip.eval.plots import retrieval as retrieval_plots
-from alip.eval.probe import measure_probe
+from alip.eval.probe import SHOTS, Probed, measure_few_shot, measure_probe
 from alip.eval.prompts import retrieval_prefix
 from alip.eval.retrieval import measure_retrieval
 from alip.eval.zeroshot import measure_zeroshot
@@ -23,7 +23,8 @@ from alip.model.weights import weights_hash
 from alip.plot_style import plot_or_warn
 from alip.text_table import markdown_table
 
-_TITLES = {"retrieval": "retrieval", "zeroshot": "zero-shot", "probe": "linear probe"}
+_TITLES = {"retrieval": "retrieval", "zeroshot": "zero-shot", "probe": "linear probe", "few-shot": "few-shot probe"}
+CLASSIFICATION_TASKS = ("zeroshot", "probe", "few-shot")
 
 
 def split_names(given: Sequence[str]) -> list[str]:
@@ -90,12 +91,17 @@ def zeroshot(
     source: str,
     folder: Path,
     plots: bool = True,
-    task: str = "zeroshot",
+    tasks: Sequence[str] = ("zeroshot",),
+    shots: Sequence[int] = SHOTS,
+    seeds: int = 3,
 ) -> int:
-    """Measures zero-shot classification on each dataset, or a linear probe, or both (task); else as `retrieval`."""
+    """Measures the tasks (of CLASSIFICATION_TASKS) on each dataset; else as `retrieval`.
+
+    shots, seeds: of the few-shot probes.
+    """
     recorder = _Recorder(model, source, encoding, protocol, folder, plots)
     for dataset in datasets:
-        if task in ("zeroshot", "both"):
+        if "zeroshot" in tasks:
             found = measure_zeroshot(model, dataset, encoding, protocol)
             if encoding.world.is_main:
                 recorder.record(
@@ -114,22 +120,28 @@ def zeroshot(
                 recorder.plot("confusion", lambda path, found=found: classification_plots.confusion(found, path))
                 recorder.plot("per-class", lambda path, found=found: classification_plots.per_class(found, path))
             recorder.count(found.unreadable)
-        if task in ("probe", "both"):
-            numbers, unreadable = measure_probe(model, dataset, encoding)
-            if encoding.world.is_main:
-                parts = [dataset.images.content_hash(), dataset.train().content_hash()]
-                recorder.record(
-                    "probe",
-                    dataset,
-                    numbers,
-                    unreadable,
-                    {},
-                    dataset_hash=results.text_hash(parts),
-                    expected_images=list(dataset.image_counts),
-                    primary_metric=dataset.metric,
-                )
-            recorder.count(unreadable)
+        if "probe" in tasks:
+            _record_probe(recorder, "probe", dataset, measure_probe(model, dataset, encoding))
+        if "few-shot" in tasks:
+            for count, probed in measure_few_shot(model, dataset, encoding, shots, seeds).items():
+                _record_probe(recorder, "few-shot", dataset, probed, shots=count, seeds=seeds)
     return recorder.finish()
+
+
+def _record_probe(recorder: _Recorder, task: str, dataset: ClassificationDataset, probed: Probed, **about: int) -> None:
+    if recorder.encoding.world.is_main:
+        recorder.record(
+            task,
+            dataset,
+            probed.numbers,
+            probed.unreadable,
+            probed.outcomes,
+            dataset_hash=recorder.train_and_test_hash(dataset),
+            expected_images=list(dataset.image_counts),
+            primary_metric=dataset.metric,
+            **about,
+        )
+    recorder.count(probed.unreadable)
 
 
 class _Recorder:
@@ -140,6 +152,7 @@ class _Recorder:
         results.check_folder(folder)
         self.entries: list[results.Entry] = []
         self.left_out = 0
+        self._probe_hashes: dict[str, str] = {}
         metadata = getattr(model, "metadata", {})
         self.about: dict[str, Any] = {
             "checkpoint": source,
@@ -176,6 +189,13 @@ class _Recorder:
         elif mark := results.mark_of(one):
             print(f"warning: {mark}: not comparable with published numbers; the row is marked in report.md")
 
+    def train_and_test_hash(self, dataset: ClassificationDataset) -> str:
+        """Of test and training images together; read once for all probes of a dataset."""
+        if dataset.name not in self._probe_hashes:
+            parts = [dataset.images.content_hash(), dataset.train().content_hash()]
+            self._probe_hashes[dataset.name] = results.text_hash(parts)
+        return self._probe_hashes[dataset.name]
+
     def count(self, unreadable: Sequence) -> None:
         """Images that were left out cost the exit status, on every rank."""
         self.left_out += len(unreadable)
@@ -201,7 +221,7 @@ class _Recorder:
             for task, title in _TITLES.items():
                 own = [one for one in self.entries if one["task"] == task]
                 if own:
-                    print(retrieval_table(own) if task == "retrieval" else classification_table(title, own))
+                    print(_table(task, title, own))
             if self.plots:
                 name = Path(self.about["checkpoint"]).name
                 report.write({name: results.load(self.folder)}, self.folder)
@@ -215,6 +235,12 @@ def with_interval(entry: results.Entry, name: str, digits: int = 2) -> str:
     value = f"{entry['numbers'][name]:.{digits}f}"
     ends = entry.get("intervals", {}).get(name)
     return value if ends is None else f"{value} ({ends[0]:.{digits}f}–{ends[1]:.{digits}f})"
+
+
+def _table(task: str, title: str, entries: Sequence[results.Entry]) -> str:
+    if task == "retrieval":
+        return retrieval_table(entries)
+    return few_shot_table(title, entries) if task == "few-shot" else classification_table(title, entries)
 
 
 def retrieval_table(entries: Sequence[results.Entry]) -> str:
@@ -246,4 +272,17 @@ def classification_table(title: str, entries: Sequence[results.Entry]) -> str:
                 with_interval(entry, "mean_per_class"),
             ]
         )
+    return markdown_table(header, rows)
+
+
+def few_shot_table(title: str, entries: Sequence[results.Entry]) -> str:
+    """Means over the seeds with their standard deviation, a row per dataset and number of shots."""
+    header = [title, "shots", "seeds", "images", "classes", "primary metric", "standard deviation", "top-1"]
+    rows = []
+    for entry in entries:
+        numbers = entry["numbers"]
+        spread = f"{numbers['primary_std']:.2f}" if "primary_std" in numbers else "–"
+        counts = [str(entry["shots"]), str(entry["seeds"]), f"{numbers['images']:,}", str(numbers["classes"])]
+        shown = [with_interval(entry, "primary"), spread, with_interval(entry, "top1")]
+        rows.append([entry["dataset"], *counts, *shown])
     return markdown_table(header, rows)

@@ -1,144 +1,178 @@
-"""Linear probe: logistic regression by L-BFGS on frozen image features, as CLIP does it.
+"""Linear probe and few-shot: logistic regression on frozen image features, as CLIP does it.
 
-The strength of the regularisation is swept on a part of the training images that is held out (a search that halves its
-step around the best value, down to 8 steps a decade), and the final fit is on all of them. Features are L2-normalised.
-scikit-learn fits on a CPU, torch on a GPU; both minimise sum(cross-entropy) + |W|² / (2C), the bias free.
+The strength of the penalty is swept on a part of the training images that is held out, and the final fit is on all of
+them. Features are L2-normalised. scikit-learn fits on a CPU, torch on a GPU; more than STORED_FROM training images are
+kept in memory-mapped files and fitted by torch, block by block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alip.distributed import broadcast_object
 from alip.errors import UserError
+from alip.eval import few_shot
 from alip.eval.datasets import ClassificationDataset
+from alip.eval.feature_store import SomeImages, StoredFeatures, encode_stored
 from alip.eval.features import Encoding, encode_images
+from alip.eval.logistic import FeaturesInMemory, Fit, LabelledFeatures, fit_sklearn, fit_torch, held_out, sweep
+from alip.eval.outcomes import Outcomes, class_ranks, classification_outcomes
 from alip.eval.zeroshot import accuracies
 
-_COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)  # powers of ten for C
-_FINEST = 1 / 8
-_HELD_OUT = 0.2
+STORED_FROM = 200_000  # training images; 0.4 GB of 512-dimensional float32 features, twice that in float64
+SHOTS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A fitted probe: weight (classes, D), bias (classes,); `logits` takes features (n, D)."""
+class Probed:
+    """What one probe found, on every rank; outcomes on the main rank only."""
 
-    weight: Tensor
-    bias: Tensor
-
-    def logits(self, features: Tensor) -> Tensor:
-        return features.to(self.weight) @ self.weight.T + self.bias
-
-
-def fit_sklearn(features: Tensor, labels: Tensor, classes: int, strength: float, start: Linear | None = None) -> Linear:
-    """scikit-learn's L-BFGS with C = strength. features (n, D) and labels (n,) of at least two classes, on the CPU."""
-    from sklearn.linear_model import LogisticRegression  # takes a second to import, and only the probe needs it
-
-    # For two classes scikit-learn fits one row of weights, whose penalty is twice that of a row for each class.
-    if len(labels.unique()) == 2:
-        strength = 2 * strength
-    found = LogisticRegression(C=strength, max_iter=5000, tol=1e-7)
-    found.fit(features.double().cpu().numpy(), labels.cpu().numpy())
-    weight, bias = torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
-    if len(weight) == 1:  # scikit-learn keeps one row for two classes: the logit of the second over the first
-        weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
-    # A class without training images gets no row there; it is never predicted.
-    full_weight = torch.zeros(classes, weight.shape[1], dtype=weight.dtype)
-    full_bias = torch.full((classes,), -1e9, dtype=bias.dtype)
-    present = torch.from_numpy(found.classes_)
-    full_weight[present], full_bias[present] = weight, bias
-    return Linear(full_weight, full_bias)
-
-
-def fit_torch(features: Tensor, labels: Tensor, classes: int, strength: float, start: Linear | None = None) -> Linear:
-    """The same on the features' device, in float64, by torch's L-BFGS; start: where to begin (another C's answer)."""
-    features = features.double()
-    weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
-    bias = torch.zeros(classes, dtype=torch.float64, device=features.device)
-    if start is not None:
-        weight, bias = start.weight.clone(), start.bias.clone()
-    weight.requires_grad_()
-    bias.requires_grad_()
-    solver = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=5000,
-        max_eval=10000,
-        history_size=10,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        solver.zero_grad()
-        penalty = weight.square().sum() / (2 * strength * len(features))
-        loss = F.cross_entropy(features @ weight.T + bias, labels) + penalty
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        solver.step(closure)
-    return Linear(weight.detach(), bias.detach())
-
-
-def sweep(features: Tensor, labels: Tensor, classes: int, fit=fit_sklearn, seed: int = 0) -> float:
-    """The C that classifies a held-out fifth of the images best (of equals the smallest: the stronger penalty)."""
-    held = _held_out(labels, seed)
-    scores: dict[float, float] = {}
-    start: Linear | None = None
-
-    def score(power: float) -> float:
-        nonlocal start
-        if power not in scores:
-            start = fit(features[~held], labels[~held], classes, 10.0**power, start)
-            numbers, _ = accuracies(start.logits(features[held]), labels[held].to(start.weight.device))
-            scores[power] = numbers["top1"]
-        return scores[power]
-
-    best = max(_COARSE, key=score)
-    step = 1.0
-    while step >= _FINEST:
-        best = max((best, best - step, best + step), key=lambda power: (score(power), -power))
-        step /= 2
-    return 10.0**best
-
-
-def _held_out(labels: Tensor, seed: int) -> Tensor:
-    """(n,) bool: a fifth of each class's images, at least one where there are two."""
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    generator = torch.Generator().manual_seed(seed)
-    for label in labels.unique().tolist():
-        own = (labels.cpu() == label).nonzero().squeeze(1)
-        count = max(1, round(_HELD_OUT * len(own))) if len(own) > 1 else 0
-        held[own[torch.randperm(len(own), generator=generator)[:count]]] = True
-    return held.to(labels.device)
+    numbers: dict[str, float]
+    unreadable: list[tuple[str, str]]
+    outcomes: Outcomes = field(default_factory=dict)
 
 
 def measure_probe(
-    model: nn.Module, dataset: ClassificationDataset, encoding: Encoding, seed: int = 0
-) -> tuple[dict[str, float], list[tuple[str, str]]]:
-    """Accuracies with `primary` and the chosen C, and the unreadable images. All ranks must call it."""
+    model: nn.Module, dataset: ClassificationDataset, encoding: Encoding, seed: int = 0, stored_from: int = STORED_FROM
+) -> Probed:
+    """Accuracies with `primary` and the chosen C. All ranks must call it. stored_from: training images in files."""
+    images = _training_images(dataset)
+    with _evaluating(model), _folder(encoding, len(images) >= stored_from) as folder:
+        transform = None if dataset.transform is None else dataset.transform(model)
+        title = f"{dataset.name} training images"
+        if folder is not None:
+            train: LabelledFeatures = encode_stored(model, images, encoding, title, folder, transform)
+            missing = train.unreadable
+        else:
+            found = encode_images(model, images, encoding, title, transform)
+            train, missing = FeaturesInMemory(found.features, found.labels), found.unreadable
+        test = encode_images(model, dataset.images, encoding, f"{dataset.name} images", transform)
+        numbers: dict[str, float] = {}
+        outcomes: Outcomes = {}
+        classes = len(dataset.classnames)
+        _check_labels(dataset.name, train.labels, test.labels, classes)
+        if encoding.world.is_main:
+            fit = fit_torch if isinstance(train, StoredFeatures) else _solver(encoding)
+            held = held_out(train.labels, seed)
+            if not held.any():
+                raise UserError(f"{dataset.name}: no class has two training images, so none can be held out for C")
+            strength = sweep(train.part(~held), train.part(held), classes, fit)
+            logits = fit(train, classes, strength, None).logits(test.features)
+            labels = test.labels.to(logits.device)
+            numbers, _ = accuracies(logits, labels)
+            outcomes = classification_outcomes(labels, class_ranks(logits, labels))
+            numbers["primary"] = numbers[dataset.metric]
+            numbers.update(images=len(test.labels), train_images=len(train.labels), classes=classes, C=strength)
+            numbers["unreadable"] = len(missing) + len(test.unreadable)
+    numbers = broadcast_object(numbers, encoding.world)
+    return Probed(numbers, [*missing, *test.unreadable], outcomes)
+
+
+def measure_few_shot(
+    model: nn.Module,
+    dataset: ClassificationDataset,
+    encoding: Encoding,
+    shots: Sequence[int] = SHOTS,
+    seeds: int = 3,
+) -> dict[int, Probed]:
+    """{shots: means and standard deviations over the seeds 0 … seeds - 1}. All ranks must call it.
+
+    Only the sampled images are read, where the labels of all are known beforehand.
+    """
+    images = _training_images(dataset)
+    with _evaluating(model):
+        transform = None if dataset.transform is None else dataset.transform(model)
+        labels = few_shot.labels_without_reading(images)
+        title = f"{dataset.name} training images"
+        if labels is None:
+            train = encode_images(model, images, encoding, title, transform)
+            labels = [-1] * len(images)
+            for position, label in zip(train.positions.tolist(), train.labels.tolist()):
+                labels[position] = label
+            samples = _samples(labels, shots, seeds)
+            positions = train.positions.cpu()
+        else:
+            samples = _samples(labels, shots, seeds)
+            needed = sorted({p for parts in samples.values() for part in parts for side in part for p in side})
+            train = encode_images(model, SomeImages(images, needed), encoding, title, transform)
+            positions = torch.tensor(needed)[train.positions.cpu()]
+        test = encode_images(model, dataset.images, encoding, f"{dataset.name} images", transform)
+    classes = len(dataset.classnames)
+    _check_labels(dataset.name, train.labels, test.labels, classes)
+    unreadable = [*train.unreadable, *test.unreadable]
+    found: dict[int, Probed] = {}
+    if encoding.world.is_main:
+        data = FeaturesInMemory(train.features, train.labels)
+        for count in shots:
+            numbers, outcomes = few_shot.measure(
+                data,
+                positions,
+                samples[count],
+                (test.features, test.labels),
+                classes,
+                dataset.metric,
+                _solver(encoding),
+            )
+            numbers.update(images=len(test.labels), classes=classes, unreadable=len(unreadable))
+            if not numbers["validation_images"]:
+                print(f"warning: {dataset.name}: {count} shots leave no image to choose C with; C is 1")
+            found[count] = Probed(numbers, unreadable, outcomes)
+    plain = {count: one.numbers for count, one in found.items()}
+    plain = broadcast_object(plain, encoding.world)
+    return {n: found[n] if n in found else Probed(numbers, unreadable) for n, numbers in plain.items()}
+
+
+def _samples(labels: Sequence[int], shots: Sequence[int], seeds: int) -> dict[int, list[tuple[list[int], list[int]]]]:
+    return {count: [few_shot.sample(labels, count, seed) for seed in range(seeds)] for count in shots}
+
+
+def _training_images(dataset: ClassificationDataset):
     if dataset.train is None:
-        raise UserError(f"{dataset.name} has no training images for a linear probe; see docs/evaluation.md")
+        raise UserError(
+            f"{dataset.name} has no training images for a probe; name some with --probe-train (docs/evaluation.md)"
+        )
+    return dataset.train()
+
+
+def _solver(encoding: Encoding) -> Fit:
+    return fit_torch if encoding.world.device.type == "cuda" else fit_sklearn
+
+
+def _check_labels(name: str, train: Tensor, test: Tensor, classes: int) -> None:
+    for what, labels in (("training", train), ("test", test)):
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise UserError(f"{name}: {what} labels run from {low} to {high}, but there are {classes} class names")
+    if len(train.unique()) < 2:
+        raise UserError(f"{name}: the training images are all of one class; a probe needs two")
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
-    transform = None if dataset.transform is None else dataset.transform(model)
-    train = encode_images(model, dataset.train(), encoding, f"{dataset.name} training images", transform)
-    test = encode_images(model, dataset.images, encoding, f"{dataset.name} images", transform)
-    model.train(training)
-    numbers: dict[str, float] = {}
-    if encoding.world.is_main:
-        fit = fit_torch if encoding.world.device.type == "cuda" else fit_sklearn
-        classes = len(dataset.classnames)
-        strength = sweep(train.features, train.labels, classes, fit, seed)
-        found = fit(train.features, train.labels, classes, strength)
-        numbers, _ = accuracies(found.logits(test.features), test.labels.to(found.weight.device))
-        numbers["primary"] = numbers[dataset.metric]
-        numbers.update(images=len(test.labels), train_images=len(train.labels), classes=classes, C=strength)
-        numbers["unreadable"] = len(train.unreadable) + len(test.unreadable)
-    return broadcast_object(numbers, encoding.world), [*train.unreadable, *test.unreadable]
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
+def _folder(encoding: Encoding, needed: bool) -> Iterator[Path | None]:
+    """Where stored features go: the cache, or a temporary folder, the same on every rank; None where not needed."""
+    if not needed:
+        yield None
+        return
+    if encoding.cache is not None:
+        yield encoding.cache
+        return
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(tempfile.TemporaryDirectory(prefix="alip-")) if encoding.world.is_main else None
+        yield Path(broadcast_object(own, encoding.world))

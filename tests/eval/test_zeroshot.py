@@ -11,7 +11,8 @@ from alip.eval import published
 from alip.eval.datasets import ClassificationDataset, open_classification
 from alip.eval.features import Encoding
 from alip.eval.image_readers import ImageFiles
-from alip.eval.probe import fit_sklearn, fit_torch, measure_probe, sweep
+from alip.eval.logistic import FeaturesInMemory, fit_sklearn, fit_torch, held_out, sweep
+from alip.eval.probe import measure_probe
 from alip.eval.prompts import TEMPLATES
 from alip.eval.zeroshot import accuracies, build_classifier, evaluate_zeroshot
 from tests.helpers.pairs import write_classes
@@ -105,9 +106,11 @@ def digits():
 def test_both_probes_agree_within_a_tenth_of_a_point():
     train, train_labels, test, labels = digits()
     found = {}
+    data = FeaturesInMemory(train, train_labels)
+    held = held_out(train_labels, seed=0)
     for fit in (fit_sklearn, fit_torch):
-        strength = sweep(train, train_labels, 10, fit)
-        found[fit] = accuracies(fit(train, train_labels, 10, strength).logits(test), labels)[0]["top1"]
+        strength = sweep(data.part(~held), data.part(held), 10, fit)
+        found[fit] = accuracies(fit(data, 10, strength).logits(test), labels)[0]["top1"]
     assert found[fit_torch] == pytest.approx(found[fit_sklearn], abs=0.1)
     assert found[fit_torch] > 93
 
@@ -116,8 +119,9 @@ def test_both_probes_agree_within_a_tenth_of_a_point():
 def test_both_probes_find_the_same_minimum(classes):
     train, train_labels, test, _ = digits()
     some = train_labels < classes
-    ours = fit_torch(train[some], train_labels[some], classes, 10.0).logits(test)
-    theirs = fit_sklearn(train[some], train_labels[some], classes, 10.0).logits(test)
+    data = FeaturesInMemory(train[some], train_labels[some])
+    ours = fit_torch(data, classes, 10.0).logits(test)
+    theirs = fit_sklearn(data, classes, 10.0).logits(test)
     # Two classes may be shifted by a constant that no probability sees.
     difference = ours.log_softmax(1) - theirs.log_softmax(1)
     assert difference.abs().max() < 0.01
@@ -126,16 +130,18 @@ def test_both_probes_find_the_same_minimum(classes):
 def test_a_class_without_training_images_is_never_predicted():
     train, train_labels, test, _ = digits()
     some = train_labels != 4
-    found = fit_sklearn(train[some], train_labels[some], 10, 1.0)
-    assert 4 not in found.logits(test).argmax(1).tolist()
+    for fit in (fit_sklearn, fit_torch):
+        found = fit(FeaturesInMemory(train[some], train_labels[some]), 10, 1.0)
+        assert 4 not in found.logits(test).argmax(1).tolist()
 
 
 def test_probe_of_a_dataset(model, tmp_path):
     files = open_classification(write_classes(tmp_path / "sorts", images=60)).images
     part = lambda start: ImageFiles(files.paths[start::2], files.labels[start::2])  # noqa: E731
     dataset = ClassificationDataset("sorts", part(0), list("abcdefg"), ["{}"], "mean_per_class", lambda: part(1))
-    numbers, unreadable = measure_probe(model, dataset, Encoding(batch_size=16, workers=0, progress=False))
-    assert (numbers["images"], numbers["train_images"], unreadable) == (30, 30, [])
+    found = measure_probe(model, dataset, Encoding(batch_size=16, workers=0, progress=False))
+    numbers = found.numbers
+    assert (numbers["images"], numbers["train_images"], found.unreadable) == (30, 30, [])
     assert numbers["primary"] == numbers["mean_per_class"]
     with pytest.raises(UserError, match="no training images"):
         measure_probe(model, open_classification(tmp_path / "sorts"), Encoding(progress=False))

@@ -1,0 +1,91 @@
+"""Few-shot: a linear probe on K training images per class, mean and standard deviation over several samples of them.
+
+Which images: those of a class in an order that depends on the seed, the class number and how many images it has, and
+on nothing else; the first K are for training, so that fewer shots are a part of more. The next min(K, 4) choose the
+strength of the penalty and are not trained on (CoOp's validation size). A class with fewer images gives all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alip.data.order import uniform
+from alip.eval.image_readers import ImageFiles, Images, JoinedImages, TorchvisionImages
+from alip.eval.logistic import FeaturesInMemory, Fit, Linear, sweep
+from alip.eval.outcomes import Outcomes, class_ranks, classification_outcomes
+from alip.eval.zeroshot import accuracies
+
+_STREAM = 16  # of the random order: one that nothing else uses
+_VALIDATION = 4  # images per class, at most
+_C_WITHOUT_VALIDATION = 1.0
+
+
+def sample(labels: Sequence[int], shots: int, seed: int) -> tuple[list[int], list[int]]:
+    """(training positions, validation positions), ascending, for labels in the dataset's order; -1 is no class."""
+    labels = np.asarray(labels)
+    train: list[int] = []
+    validation: list[int] = []
+    for label in np.unique(labels[labels >= 0]).tolist():
+        own = np.flatnonzero(labels == label)
+        order = own[np.argsort(uniform(seed, label, np.arange(len(own)), _STREAM), kind="stable")]
+        train += order[:shots].tolist()
+        validation += order[shots : shots + min(shots, _VALIDATION)].tolist()
+    return sorted(train), sorted(validation)
+
+
+def labels_without_reading(images: Images) -> list[int] | None:
+    """Every image's class number, where it is known without decoding the images."""
+    if isinstance(images, JoinedImages):
+        parts = [labels_without_reading(part) for part in images.parts]
+        return None if None in parts else [label for part in parts for label in part]
+    if isinstance(images, TorchvisionImages):
+        for attribute in ("targets", "_labels", "y"):
+            if hasattr(images.dataset, attribute):
+                own = getattr(images.dataset, attribute)
+                return [int(own[position]) for position in images.indices]
+        return None
+    own = getattr(images, "labels", None)
+    return [int(label) for label in own] if isinstance(images, ImageFiles) or isinstance(own, (list, tuple)) else None
+
+
+def measure(
+    train: FeaturesInMemory,
+    positions: Tensor,
+    samples: Sequence[tuple[list[int], list[int]]],
+    test: tuple[Tensor, Tensor],
+    classes: int,
+    metric: str,
+    fit: Fit,
+) -> tuple[dict[str, Any], Outcomes]:
+    """Mean and spread over the samples, one probe for each.
+
+    train: features of the sampled images (at least), positions (n,): their positions in the training dataset.
+    samples: of `sample`. test: features (m, D) and labels (m,).
+    """
+    features, labels = test
+    found: list[dict[str, float]] = []
+    ranks, strengths = [], []
+    for chosen, held in samples:
+        own = train.part(torch.isin(positions.cpu(), torch.tensor(chosen)))
+        validation = train.part(torch.isin(positions.cpu(), torch.tensor(held, dtype=torch.int64)))
+        strength = sweep(own, validation, classes, fit) if len(validation.labels) else _C_WITHOUT_VALIDATION
+        probe: Linear = fit(own, classes, strength, None)
+        logits = probe.logits(features)
+        numbers, _ = accuracies(logits, labels.to(logits.device))
+        found.append({**numbers, "primary": numbers[metric]})
+        ranks.append(class_ranks(logits, labels.to(logits.device)))
+        strengths.append(strength)
+    numbers = {}
+    for name in found[0]:
+        values = np.array([one[name] for one in found])
+        numbers[name] = float(values.mean())
+        if len(values) > 1:
+            numbers[f"{name}_std"] = float(values.std(ddof=1))
+    numbers["train_images"], numbers["validation_images"] = (len(part) for part in samples[0])
+    numbers["C"] = float(np.median(strengths))
+    return numbers, classification_outcomes(labels, torch.stack(ranks))
