@@ -81,7 +81,7 @@ def mean_and_error(found: Values) -> tuple[float, float]:
     return mean, statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan
 
 
-def _cell(found: Values, form: str = ".1f") -> str:
+def cell(found: Values, form: str = ".1f") -> str:
     mean, error = mean_and_error(found)
     if not found:
         return "–"
@@ -89,7 +89,7 @@ def _cell(found: Values, form: str = ".1f") -> str:
     return f"{mean:{form}}{spread}" + (f" ({len(found)} seeds)" if len(found) == 2 else "")
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -103,8 +103,8 @@ def _rates(rows: list[dict]) -> list[tuple[int, int]]:
 
 
 def _main_table(rows: list[dict], metric: str) -> str:
-    body = [[f"{m} %", f"{c} %", *(_cell(values(rows, arm, (m, c), metric)) for arm in MAIN)] for m, c in _rates(rows)]
-    return _table(["raw texts mismatched", "captions wrong", *MAIN], body)
+    body = [[f"{m} %", f"{c} %", *(cell(values(rows, arm, (m, c), metric)) for arm in MAIN)] for m, c in _rates(rows)]
+    return table(["raw texts mismatched", "captions wrong", *MAIN], body)
 
 
 def _difference_table(rows: list[dict]) -> str:
@@ -113,8 +113,8 @@ def _difference_table(rows: list[dict]) -> str:
     body = []
     for rates in _rates(rows):
         differences = [paired(*(values(rows, arm, rates, METRICS[0]) for arm in pair)) for pair in pairs]
-        body.append([f"{rates[0]} %", f"{rates[1]} %", *(_cell(one, "+.1f") for one in differences)])
-    return _table(["raw texts mismatched", "captions wrong", *(f"{a} − {b}" for a, b in pairs)], body)
+        body.append([f"{rates[0]} %", f"{rates[1]} %", *(cell(one, "+.1f") for one in differences)])
+    return table(["raw texts mismatched", "captions wrong", *(f"{a} − {b}" for a, b in pairs)], body)
 
 
 def _against(rows: list[dict], reference: str, arms: Sequence[str]) -> str:
@@ -124,15 +124,13 @@ def _against(rows: list[dict], reference: str, arms: Sequence[str]) -> str:
         cells = []
         for metric in METRICS:
             own = values(rows, arm, AT, metric)
-            cells.append(_cell(own))
+            cells.append(cell(own))
             if metric == METRICS[0]:
-                cells.append(
-                    _cell(paired(own, values(rows, reference, AT, metric)), "+.1f") if arm != reference else ""
-                )
+                cells.append(cell(paired(own, values(rows, reference, AT, metric)), "+.1f") if arm != reference else "")
         if values(rows, arm, AT, METRICS[0]):
             body.append([arm, *cells])
     head = ["arm", TITLES[METRICS[0]], f"− {reference}", *(TITLES[metric] for metric in METRICS[1:])]
-    return _table(head, body) if len(body) > 1 else ""
+    return table(head, body) if len(body) > 1 else ""
 
 
 def _cleaning_table(rows: list[dict]) -> str:
@@ -144,20 +142,20 @@ def _cleaning_table(rows: list[dict]) -> str:
         count, _ = mean_and_error(values(rows, arm, AT, "samples"))
         if own:
             rest = f"{100 * mean_and_error(left)[0]:.1f} %"
-            difference = _cell(paired(own, plain), "+.1f") if arm != arms[0] else ""
-            body.append([arm, f"{count:,.0f}", rest, _cell(own), difference])
+            difference = cell(paired(own, plain), "+.1f") if arm != arms[0] else ""
+            body.append([arm, f"{count:,.0f}", rest, cell(own), difference])
     head = ["arm", "samples", "of them mismatched", TITLES[METRICS[0]], "− uncleaned"]
-    return _table(head, body) if len(body) > 1 else "No run is finished yet.\n"
+    return table(head, body) if len(body) > 1 else "No run is finished yet.\n"
 
 
 def _aucs(rows: list[dict]) -> str:
     names = {"auc_text_caption_similarity": "S_tc", "auc_image_text_similarity": "S_xt"}
     body = []
     for rates in _rates(rows):
-        cells = [_cell(values(rows, "ALIP", rates, name), ".3f") for name in names]
+        cells = [cell(values(rows, "ALIP", rates, name), ".3f") for name in names]
         if rates[0] and cells != ["–", "–"]:
             body.append([f"{rates[0]} %", f"{rates[1]} %", *cells])
-    return _table(["raw texts mismatched", "captions wrong", *names.values()], body)
+    return table(["raw texts mismatched", "captions wrong", *names.values()], body)
 
 
 def plot_rates(rows: list[dict], path: Path) -> None:

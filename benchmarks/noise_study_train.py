@@ -13,6 +13,7 @@ import os
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +86,7 @@ def train_and_measure(run: Run, folder: Path) -> dict:
     """The run's line of results. folder: where ALIP's scores are kept for the cleaning arms."""
     started, cpu = time.time(), time.process_time()
     set_up(torch.device("cpu"), "fp32", run.seed, False, 1)
-    records, images = _images("train")
+    records, images = load_images("train")
     records = corrupt_texts(records, run.mismatched / 100, run.wrong_captions / 100)
     data = SimpleNamespace(
         images=images,
@@ -95,7 +96,7 @@ def train_and_measure(run: Run, folder: Path) -> dict:
         caption_is_wrong=torch.tensor([row["caption_is_wrong"] for row in records]),
     )
     kept = torch.arange(len(images)) if not run.keep else _kept(run, folder)
-    model, trace = _train(run, data, kept)
+    model, trace = train_model(run, data, kept)
     scores = _similarities(model, data)
     if run.arm == "ALIP":
         with atomic_write(scores_path(folder, run)) as file:
@@ -104,7 +105,7 @@ def train_and_measure(run: Run, folder: Path) -> dict:
     aucs = {f"auc_{name}": matched_auc(scores[name], is_mismatched) for name in SIMILARITIES[:2] if is_mismatched.any()}
     row = {"key": run.key, "arm": run.arm, "mismatched": run.mismatched, "wrong_captions": run.wrong_captions}
     row |= {"seed": run.seed, "samples": len(kept), "still_mismatched": data.is_mismatched[kept].float().mean().item()}
-    row |= {**_evaluate(model), **aucs, "trace": trace}
+    row |= {**evaluate(model), **aucs, "trace": trace}
     return row | {"cpu_seconds": round(time.process_time() - cpu, 1), "seconds": round(time.time() - started, 1)}
 
 
@@ -117,7 +118,13 @@ def _kept(run: Run, folder: Path) -> Tensor:
     return torch.from_numpy(np.flatnonzero(values))
 
 
-def _train(run: Run, data: SimpleNamespace, kept: Tensor) -> tuple[nn.Module, dict]:
+def train_model(
+    run: Run, data: SimpleNamespace, kept: Tensor, captions: Callable[[Tensor, int], Tensor] | None = None
+) -> tuple[nn.Module, dict]:
+    """The trained model and the trace of its weights.
+
+    captions: (samples, epoch) → the tokens of the caption that each has in that epoch; None: always data.caption.
+    """
     model = create_model(MODEL)
     set_layout(model)
     loss = AdaptiveContrastiveLoss(**{**LOSS, **dict(run.loss)}, check_finite=False)
@@ -126,16 +133,16 @@ def _train(run: Run, data: SimpleNamespace, kept: Tensor) -> tuple[nn.Module, di
     schedule = create_schedule("one-cycle", LEARNING_RATE, STEPS, "0.1", 0.0)
     generator = torch.Generator().manual_seed(run.seed)
     trace: dict[str, list] = {"step": []}
-    order, seen = torch.empty(0, dtype=torch.long), []
+    order, seen, epoch = torch.empty(0, dtype=torch.long), [], -1
     model.train()
     for number in range(STEPS):
         if len(order) < BATCH:  # an epoch's rest that fills no batch is left out
-            order = kept[torch.randperm(len(kept), generator=generator)]
+            order, epoch = kept[torch.randperm(len(kept), generator=generator)], epoch + 1
         index, order = order[:BATCH], order[BATCH:]
         batch = SimpleNamespace(
             image=_augment(data.images[index], generator),
             text_tokens=data.text[index],
-            caption_tokens=data.caption[index],
+            caption_tokens=captions(index, epoch) if captions else data.caption[index],
         )
         seen.append((index, step([batch], schedule.learning_rate(number)).outcome))
         if (number + 1) % LOG_EVERY == 0:
@@ -189,34 +196,34 @@ def _normalise(pixels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _image_features(model: nn.Module, images: Tensor) -> Tensor:
+def image_features(model: nn.Module, images: Tensor) -> Tensor:
     parts = [model.encode_image(_normalise(part.float() / 255), normalize=True) for part in images.split(256)]
     return torch.cat(parts).float()
 
 
 @torch.inference_mode()
-def _text_features(model: nn.Module, tokens: Tensor) -> Tensor:
+def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
     return torch.cat([model.encode_text(part, normalize=True) for part in tokens.split(512)]).float()
 
 
 def _similarities(model: nn.Module, data: SimpleNamespace) -> dict[str, np.ndarray]:
     """S_tc, S_xt, S_xc of all training samples, images as they are."""
-    x, t, c = _image_features(model, data.images), _text_features(model, data.text), _text_features(model, data.caption)
+    x, t, c = image_features(model, data.images), text_features(model, data.text), text_features(model, data.caption)
     return {name: (a * b).sum(1).numpy() for name, (a, b) in zip(SIMILARITIES, ((t, c), (x, t), (x, c)), strict=True)}
 
 
-def _evaluate(model: nn.Module) -> dict[str, float]:
+def evaluate(model: nn.Module) -> dict[str, float]:
     """Retrieval by name on the held-out styles of the study's concepts."""
-    records, images = _images("held-out-style")
-    features = _image_features(model, images)
-    names = _text_features(model, tokenize([row["name"] for row in records]))
+    records, images = load_images("held-out-style")
+    features = image_features(model, images)
+    names = text_features(model, tokenize([row["name"] for row in records]))
     recalls = recall_from_scores(features @ names.T, torch.arange(len(records)))
     kept = ("text_to_image_R@1", "text_to_image_R@5", "image_to_text_R@1", "image_to_text_R@5")
     return {name: round(recalls[name], 3) for name in kept}
 
 
 @functools.cache
-def _images(split: str) -> tuple[list[dict], Tensor]:
+def load_images(split: str) -> tuple[list[dict], Tensor]:
     """(records, (n, 3, SIZE, SIZE) uint8) of the study's concepts in one split of the demo."""
     records, images = {}, {}
     for source in sorted((ROOT / "scripts/demo").glob(f"{split}-*.tar")):

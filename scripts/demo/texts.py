@@ -61,6 +61,30 @@ def corrupt_texts(records: Sequence[dict], mismatched: float, wrong_captions: fl
     return done
 
 
+def wordings(record: dict, count: int) -> list[str]:
+    """`count` (at most 12) right captions of an image, all different; the first is its right caption in the demo.
+
+    The others have the name alone, with the class or with a keyword, in another of the captioner's forms; as many of
+    them as of the first have the class alone.
+    """
+    key, name, class_name = record["key"], record["name"], record["class"]
+    article = f"{'an' if class_name[0] in 'aeiou' else 'a'} {class_name}"
+    keywords = [word for word in record["own_text"].removeprefix(name).split(", ") if word]
+    bodies = [name, f"{name}, {article}", f"{article} called {name}", *(f"{name}, {keyword}" for keyword in keywords)]
+    specific = order([form.format(body) for form in TEMPLATES for body in bodies], key, "wording")
+    generic = order([form.format(class_name) for form in TEMPLATES], key, "wording")
+    found = {_right_caption(record): None}
+    while len(found) < count:
+        is_generic = generic and sample(key, str(len(found)), "caption is generic") < GENERIC_CAPTION_FRACTION
+        found[(generic if is_generic else specific).pop()] = None
+    return list(found)
+
+
+def spoiled_caption(record: dict, by_class: dict[str, list[str]], number: int) -> str:
+    """What a captioner that fails says of an image, caption `number` of it. by_class: the names of every class."""
+    return _wrong_caption({**record, "key": f"{record['key']}#{number}"}, by_class)
+
+
 def _swap_texts(records: Sequence[dict], fraction: float) -> list[tuple[str, bool]]:
     """[(raw text, is it mismatched)]: the chosen samples pass their texts round in a circle."""
     chosen = [n for n, record in enumerate(records) if sample(record["key"], "mismatched") < fraction]
