@@ -122,20 +122,30 @@ def lengths(tokens: torch.Tensor) -> torch.Tensor:
     return tokens.argmax(dim=-1) + 1
 
 
-def pack_label(text_tokens, caption_tokens) -> np.ndarray:
-    """One record's label: 77 raw-text ids, then 77 caption ids, as float32 (154,). Token ids are exact in float32.
+def pack_label(text_tokens, caption_tokens, more_captions=()) -> np.ndarray:
+    """One record's label, float32 (token ids are exact in it): 77 raw-text ids, then 77 caption ids: the released
+    layout, (154,).
 
-    Raises ValueError if either is not one row of 77 ids.
+    more_captions: rows of further captions. They follow without their padding: their number m, the length of each,
+    start and end token included, and their ids: (155 + m + sum of lengths,).
+
+    Raises ValueError if one of them is not one row of 77 ids.
     """
-    rows = []
-    for name, tokens in (("text", text_tokens), ("caption", caption_tokens)):
-        row = np.asarray(tokens)
-        if row.shape != (CONTEXT_LENGTH,):
-            raise ValueError(f"{name} tokens have shape {row.shape}, not ({CONTEXT_LENGTH},)")
-        if row.min() < 0 or row.max() >= 1 << 24:
-            raise ValueError(f"{name} tokens reach from {row.min()} to {row.max()}: not token ids")
-        rows.append(row)
-    return np.concatenate(rows).astype(np.float32)
+    label = np.concatenate([_label_row(text_tokens, "text"), _label_row(caption_tokens, "caption")])
+    rows = [_label_row(tokens, "caption") for tokens in more_captions]
+    if not rows:
+        return label
+    sizes = [int(row.argmax()) + 1 for row in rows]
+    return np.concatenate([label, np.float32([len(rows), *sizes]), *(row[:size] for row, size in zip(rows, sizes))])
+
+
+def _label_row(tokens, name: str) -> np.ndarray:
+    row = np.asarray(tokens)
+    if row.shape != (CONTEXT_LENGTH,):
+        raise ValueError(f"{name} tokens have shape {row.shape}, not ({CONTEXT_LENGTH},)")
+    if row.min() < 0 or row.max() >= 1 << 24:
+        raise ValueError(f"{name} tokens reach from {row.min()} to {row.max()}: not token ids")
+    return row.astype(np.float32)
 
 
 def unpack_label(label) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +156,42 @@ def unpack_label(label) -> tuple[np.ndarray, np.ndarray]:
             f"label has shape {label.shape}, not ({2 * CONTEXT_LENGTH},): {CONTEXT_LENGTH} raw-text token ids, "
             f"then {CONTEXT_LENGTH} caption token ids"
         )
-    tokens = label.astype(np.int64)
+    text, captions = unpack_captions(label)
+    return text, captions[0]
+
+
+def unpack_captions(label, context_length: int = CONTEXT_LENGTH) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of raw text, int64 (context_length,), and captions, (captions, context_length), padded with 0, of a label
+    as `pack_label` makes it, with one caption or more. Raises ValueError on any other label."""
+    label = np.asarray(label)
+    released = 2 * context_length
+    if label.ndim != 1 or len(label) < released:
+        raise ValueError(f"a label of {len(label) if label.ndim == 1 else label.shape} numbers, not {released} or more")
+    with np.errstate(invalid="ignore"):
+        tokens = label.astype(np.int64)
     if not np.array_equal(tokens, label) or tokens.min() < 0:
         raise ValueError("label holds values that are not token ids (whole numbers from 0 up)")
-    return tokens[:CONTEXT_LENGTH], tokens[CONTEXT_LENGTH:]
+    lengths = _more_lengths(tokens, context_length)
+    captions = np.zeros((1 + len(lengths), context_length), np.int64)
+    captions[0] = tokens[context_length:released]
+    start = released + 1 + len(lengths)
+    for row, length in zip(captions[1:], lengths.tolist()):
+        row[:length] = tokens[start : start + length]
+        start += length
+    return tokens[:context_length], captions
+
+
+def _more_lengths(tokens: np.ndarray, context_length: int) -> np.ndarray:
+    """The lengths (m,) of the captions behind the first in a label."""
+    released = 2 * context_length
+    if len(tokens) == released:
+        return tokens[:0]
+    more = int(tokens[released])
+    lengths = tokens[released + 1 : released + 1 + more]
+    whole = 1 <= more == len(lengths) and released + 1 + more + int(lengths.sum()) == len(tokens)
+    if whole and lengths.min() >= 1 and lengths.max() <= context_length:
+        return lengths
+    raise ValueError(
+        f"a label of {len(tokens)} numbers, neither {released} (two texts of {context_length} tokens) nor with the "
+        "number, the lengths and the tokens of further captions behind them"
+    )

@@ -38,25 +38,28 @@ def read_spans(
     return buffer, positions[:-1], np.array(got, np.int64)
 
 
-def parse(buffer: np.ndarray, at: np.ndarray, spans: np.ndarray, labels: int) -> dict[str, np.ndarray]:
+def parse(buffer: np.ndarray, at: np.ndarray, spans: np.ndarray, least: int, most: int) -> dict[str, np.ndarray]:
     """Headers of the records at positions `at` (multiples of 4) of a buffer, each in `spans` bytes.
 
-    usual: (n,) bool: whole, one part, `labels` numbers. Where it is: id, id2; start, end: of the image in the buffer.
+    usual: (n,) bool: whole, one part, a label of `least` to `most` numbers. Where it is: id, id2; labels: how many
+    numbers; label, start, end: where they, the image and its end are in the buffer, in bytes.
     """
     words = buffer.view("<u4")
     first = at // 4
     take = np.minimum(first[:, None] + np.arange((PART_BYTES + HEADER_BYTES) // 4), len(words) - 1)
     magic, part, flag, _, id_low, id_high, id2_low, id2_high = words[take].T.astype(np.int64)
     length = part & MAX_PART
-    usual = (magic == MAGIC) & (part >> 29 == 0) & (flag == labels)
-    usual &= (length >= HEADER_BYTES + 4 * labels) & (PART_BYTES + length <= spans)
-    start = at + PART_BYTES + HEADER_BYTES + 4 * labels
+    usual = (magic == MAGIC) & (part >> 29 == 0) & (least <= flag) & (flag <= most)
+    usual &= (length >= HEADER_BYTES + 4 * flag) & (PART_BYTES + length <= spans)
+    label = at + PART_BYTES + HEADER_BYTES
     usual &= (id_high < 2**31) & (id2_high < 2**31)
     return {
         "usual": usual,
         "id": id_low | id_high << 32,
         "id2": id2_low | id2_high << 32,
-        "start": start,
+        "labels": flag,
+        "label": label,
+        "start": label + 4 * flag,
         "end": at + PART_BYTES + length,
     }
 

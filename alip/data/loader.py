@@ -15,6 +15,7 @@ import torch
 
 from alip.data.augment import Augmentation, AugmentationParams, sample_params
 from alip.data.batch import Batch, HostTexts, PlanTexts, prepare_texts
+from alip.data.captions import SAMPLING, choose_captions
 from alip.data.decoders import IN_FLIGHT, BrokenImage, DaliDecoder, PixelFormat, PlainDecoder
 from alip.data.order import EpochOrder
 from alip.data.read_ahead import ReadAhead
@@ -65,6 +66,7 @@ def create_loader(
     tokenizer: str = TOKENIZER,
     vocab_size: int = VOCAB_SIZE,
     plan_texts: PlanTexts | None = None,
+    caption_sampling: str = "random",
 ) -> Loader | SyntheticLoader:
     """A loader over `DIR/NAME`, or over synthetic data (which needs sizes, world and seed only).
 
@@ -73,6 +75,7 @@ def create_loader(
     context_length, tokenizer, vocab_size: what the model takes; UserError if the data does not fit, if it is
     too small for one batch on every rank, or if the first and last records of its shards are not sound.
     plan_texts: the model's own, run in the loader's thread.
+    caption_sampling: where images have several captions, which one an epoch takes (captions.choose_captions).
     """
     if isinstance(data, SyntheticData):
         sizes = {"image_size": image_size, "context_length": context_length, "vocab_size": vocab_size}
@@ -80,6 +83,8 @@ def create_loader(
     manifest = data if isinstance(data, Manifest) else load_manifest(data)
     if reader not in READERS:
         raise UserError(f"unknown reader {reader!r}: {' or '.join(READERS)}")
+    if caption_sampling not in SAMPLING:
+        raise UserError(f"unknown caption sampling {caption_sampling!r}: choose {', '.join(SAMPLING)}")
     if batch_size < 1:
         raise UserError(f"a batch has at least one sample, not {batch_size}")
     check_tokens(manifest, TextFormat(tokenizer, context_length, vocab_size))
@@ -89,7 +94,19 @@ def create_loader(
     records = Records(manifest, vocab_size)
     records.check()
     decoder = READERS[reader](form, augmentation, batch_size, threads, world.device)
-    return Loader(records, decoder, batch_size, form, world, seed, augmentation, shuffle, drop_last, plan_texts)
+    return Loader(
+        records,
+        decoder,
+        batch_size,
+        form,
+        world,
+        seed,
+        augmentation,
+        shuffle,
+        drop_last,
+        plan_texts=plan_texts,
+        caption_sampling=caption_sampling,
+    )
 
 
 def check_tokens(data: Manifest | SyntheticData, form: TextFormat) -> None:
@@ -119,11 +136,13 @@ class Loader:
         shuffle: bool,
         drop_last: bool,
         plan_texts: PlanTexts | None = None,
+        caption_sampling: str = "random",
     ):
         self.records, self.manifest, self.decoder = records, records.manifest, decoder
         self.batch_size, self.form, self.world, self.seed = batch_size, form, world, seed
         self.augmentation, self.shuffle, self.drop_last = augmentation, shuffle, drop_last
         self.plan_texts = plan_texts
+        self.caption_sampling = caption_sampling
         self.global_batch_size = batch_size * world.world_size
         self.batches_per_epoch = self.batches_from(0)
         if self.batches_per_epoch == 0:
@@ -209,7 +228,10 @@ class Loader:
         return first, last
 
     def _request(self, index: np.ndarray, epoch: int) -> _Request:
-        tokens, encoded, sizes = self.records.read(index)
+        def choose(counts: np.ndarray, samples: np.ndarray) -> np.ndarray:
+            return choose_captions(self.caption_sampling, counts, self.seed, epoch, samples)
+
+        tokens, encoded, sizes = self.records.read(index, choose)
         params = sample_params(self.augmentation, sizes, self.form.image_size, self.seed, epoch, index)
         both = np.concatenate(np.split(tokens, 2, axis=1))  # raw texts, then captions
         return _Request(

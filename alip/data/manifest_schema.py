@@ -12,7 +12,8 @@ from alip.errors import UserError
 from alip.schema import check
 
 FORMAT = "alip-rec"
-VERSION = 1
+VERSION = 2  # the newest that this code reads; with one caption per image manifests are written as version 1
+MOST_CAPTIONS = 1000  # of an image
 _LONGEST_NAME = 255  # bytes, on every file system in use
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
 _FILE = {"type": "string", "pattern": r"\A(?!\.{1,2}\Z)[^/\\\x00]+\Z"}  # a name beside the manifest, no path
@@ -79,8 +80,10 @@ def check_manifest(content: dict[str, Any], path: Path) -> None:
     if isinstance(content.get("version"), int) and content["version"] > VERSION:
         raise UserError(f"{path} has version {content['version']}, this code reads up to {VERSION}: update it")
     check(content, SCHEMA, path, fix="restore the manifest, or build the shards again")
-    length = content["context_length"]
-    expected = {"length": 2 * length, "text_tokens": 0, "caption_tokens": length}
+    captions = content["label"].get("captions_per_image", 1) if content["version"] > 1 else 1
+    if not 1 <= captions <= MOST_CAPTIONS:
+        raise UserError(f"{path}: label: {captions} captions per image; restore the manifest")
+    expected = label_layout(content["context_length"], captions)
     if content["label"] != expected:
         raise UserError(f"{path}: label: is {content['label']}, but {expected} is what is read; restore the manifest")
     names = [shard[kind] for shard in content["shards"] for kind in ("rec", "idx", "sidecar") if shard[kind]]
@@ -103,6 +106,15 @@ def check_manifest(content: dict[str, Any], path: Path) -> None:
             f"{path} was changed after it was written (its checksum is not that of its content): restore it or, if the "
             "change is meant, remove its line `checksum`"
         )
+
+
+def label_layout(context_length: int, captions_per_image: int) -> dict[str, int]:
+    """Where the texts are in a record's label: raw text, first caption and, where records may have several captions,
+    the others as alip.tokens.pack_label puts them. length: of a label with one caption."""
+    layout = {"length": 2 * context_length, "text_tokens": 0, "caption_tokens": context_length}
+    if captions_per_image > 1:
+        layout |= {"more_captions": 2 * context_length, "captions_per_image": captions_per_image}
+    return layout
 
 
 def _is_file_name(name: str) -> bool:

@@ -6,18 +6,25 @@ import io
 import resource
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
 
 from alip.data.batch_parse import jpeg_sizes, parse, read_spans
+from alip.data.captions import count_captions, take_texts
 from alip.data.jpeg import jpeg_size
 from alip.data.recordio import IndexedReader, RecordError, unpack_label
 from alip.data.shards import Manifest, record_fault
 from alip.errors import UserError
+from alip.tokens import unpack_captions
 
 _CHECKED_SHARDS = 64  # of which first and last record are looked at before a run starts
+Choose = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (captions of each sample, samples) → number of one caption
+
+
+def _first(counts: np.ndarray, index: np.ndarray) -> np.ndarray:
+    return np.zeros(len(index), np.int64)
 
 
 class Records:
@@ -28,6 +35,8 @@ class Records:
 
     def __init__(self, manifest: Manifest, vocab_size: int):
         self.manifest, self.vocab_size = manifest, vocab_size
+        self._captions, length = manifest.captions_per_image, manifest.context_length
+        self._longest_label = 2 * length + (self._captions > 1) + (self._captions - 1) * (1 + length)
         self._readers: dict[int, IndexedReader] = {}
         self._opening = threading.Lock()
         self._flags = np.array([(shard.sha256 is not None, shard.crc32) for shard in manifest.shards])
@@ -56,30 +65,39 @@ class Records:
         shard, number = self.manifest.locate(index)
         return f"{self._reader(shard).path}, record {number} (byte {self._reader(shard).span(number)[0]})"
 
-    def read(self, index: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-        """(n, 2·context_length) int64 tokens, n encoded images (uint8 arrays), (n, 2) sizes as width, height."""
-        length = 2 * self.manifest.context_length
+    def read(self, index: np.ndarray, choose: Choose = _first) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+        """(n, 2·context_length) int64 tokens, n encoded images (uint8 arrays), (n, 2) sizes as width, height.
+
+        choose: which caption's tokens these are; alip.data.captions.choose_captions.
+        """
+        length = self.manifest.context_length
         order = np.argsort(index)  # the order of the disk
         shards = np.searchsorted(self.manifest.starts, index[order], side="right") - 1
         numbers = index[order] - self.manifest.starts[shards]
         descriptors, starts, ends = self._spans(shards, numbers)
         buffer, at, spans = read_spans(descriptors, starts, ends - starts)
-        found = parse(buffer, at, spans, length)
+        found = parse(buffer, at, spans, 2 * length, self._longest_label)
         sound = found["usual"]
         rows = np.flatnonzero(sound)
         sound[rows] = self._are_sound(
             buffer, {name: values[rows] for name, values in found.items()}, shards[rows], numbers[rows]
         )
+        words, counts = buffer.view("<f4"), np.zeros(len(index), np.int64)
+        rows = np.flatnonzero(sound)
+        label = found["label"] // 4
+        counts[rows] = count_captions(words, label[rows], found["labels"][rows], length, self._captions)
+        sound &= counts > 0
         rows = np.flatnonzero(sound)
         first, last = found["start"][rows], found["end"][rows]
-        labels, sizes = np.empty((len(index), length), np.float32), np.zeros((len(index), 2), np.int64)
-        labels[order[rows]] = buffer.view("<f4")[first[:, None] // 4 - length + np.arange(length)]
+        labels, sizes = np.empty((len(index), 2 * length), np.float32), np.zeros((len(index), 2), np.int64)
+        labels[order[rows]] = take_texts(words, label[rows], choose(counts[rows], index[order[rows]]), length)
         sizes[order[rows]] = jpeg_sizes(buffer, first, last)
         encoded: list[np.ndarray] = [None] * len(index)
         for i, start, end in zip(order[rows].tolist(), first.tolist(), last.tolist()):
             encoded[i] = buffer[start:end]
         for i in order[~sound | ~sizes[order].any(axis=1)].tolist():
-            labels[i], encoded[i], sizes[i] = self._read_one(int(index[i]))
+            label, encoded[i], sizes[i] = self._read_one(int(index[i]))
+            labels[i] = self._take_texts(label, int(index[i]), choose)
         return self._tokens(labels, index), encoded, sizes
 
     def _spans(self, shards: np.ndarray, numbers: np.ndarray) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -99,14 +117,12 @@ class Records:
         sound = ~numbered | (found["id"] == numbers)
         view = memoryview(buffer)
         check = np.flatnonzero(has_crc32 | (found["id2"] != 0))
-        begin = found["start"][check] - 8 * self.manifest.context_length  # two texts of 4-byte numbers
-        ranges = zip(begin.tolist(), found["end"][check].tolist())
+        ranges = zip(found["label"][check].tolist(), found["end"][check].tolist())
         sound[check] &= found["id2"][check] == [zlib.crc32(view[start:end]) for start, end in ranges]
         return sound
 
     def _read_one(self, index: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """Label, encoded image and its size of any record; UserError for one that is not sound."""
-        length = 2 * self.manifest.context_length
         shard, number = self.manifest.locate(index)
         payload = self._payload(shard, number)
         try:
@@ -116,13 +132,47 @@ class Records:
             fault = str(error)
         if fault:
             raise UserError(f"{self.where(index)}: {fault}{self._advice}")
-        if len(label) != length:
-            raise UserError(
-                f"{self.where(index)} has a label of {len(label)} numbers, not {length} (two texts of "
-                f"{self.manifest.context_length} tokens): these are shards of something else"
-            )
+        self._check_label(label, index)
         size = jpeg_size(payload[start : start + 4096]) or self._size(payload[start:], index)
         return label, np.frombuffer(payload, dtype=np.uint8, offset=start), size
+
+    def _check_label(self, label: np.ndarray, index: int) -> None:
+        """UserError unless a label has the layout of this dataset."""
+        length = self.manifest.context_length
+        if len(label) == 2 * length:
+            return
+        if self._captions == 1:
+            raise UserError(
+                f"{self.where(index)} has a label of {len(label)} numbers, not {2 * length} (two texts of "
+                f"{length} tokens): these are shards of something else, or of several captions without their manifest"
+            )
+        try:
+            count = len(unpack_captions(label, length)[1])
+        except ValueError as error:
+            raise UserError(f"{self.where(index)}: {error}{self._advice}") from None
+        if count > self._captions:
+            raise UserError(
+                f"{self.where(index)} has {count} captions, the manifest at most {self._captions}{self._advice}"
+            )
+
+    def _take_texts(self, label: np.ndarray, index: int, choose: Choose) -> np.ndarray:
+        """Raw text and one caption (2·context_length,) of a label that `_check_label` has passed."""
+        if len(label) == 2 * self.manifest.context_length:
+            return label
+        text, captions = unpack_captions(label, self.manifest.context_length)
+        (number,) = choose(np.array([len(captions)]), np.array([index]))
+        return np.concatenate([text, captions[number]])
+
+    def captions(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All captions of some samples: (n,) how many each has, and their tokens, int64 (total, context_length)."""
+        length, counts, rows = self.manifest.context_length, [], []
+        for i in index.tolist():
+            label = self._read_one(i)[0]
+            texts = label.reshape(2, -1)[1:] if len(label) == 2 * length else unpack_captions(label, length)[1]
+            counts.append(len(texts))
+            both = np.concatenate([np.tile(label[:length], (len(texts), 1)), texts], axis=1).astype(np.float32)
+            rows.append(self._tokens(both, np.full(len(texts), i))[:, length:])
+        return np.array(counts, np.int64), np.concatenate(rows)
 
     def byte_ranges(self, index: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """For each shard that has some of the samples: its file's descriptor, and their starts and ends in it."""

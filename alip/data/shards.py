@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from alip.data.manifest_schema import FORMAT, VERSION, check_manifest, manifest_checksum
+from alip.data.manifest_schema import FORMAT, check_manifest, label_layout, manifest_checksum
 from alip.data.recordio import IndexedReader, RecordError, payload_crc32, read_index, record_ids
 from alip.errors import UserError
 from alip.files import read_json, write_json
 from alip.tokens import CONTEXT_LENGTH, TOKENIZER, VOCAB_SIZE
 
 SIDECAR_COLUMNS = ("key", "text", "caption", "metadata", "source")
+CAPTIONS_COLUMN = "captions"  # a list of all captions, in the sidecars of datasets with several captions per image
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ def record_fault(shard: Shard, number: int, payload: bytes | memoryview) -> str 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known of a dataset. Sample i is the i-th record, counted through the shards in this order."""
+    """All that is known of a dataset. Sample i is the i-th record, counted through the shards in this order.
+
+    captions_per_image: the most that a record may have; 1: the released layout.
+    """
 
     name: str
     folder: Path
@@ -68,6 +72,7 @@ class Manifest:
     rejects: dict[str, int] = field(default_factory=dict)
     image: dict = field(default_factory=dict)
     metadata: dict = field(default_factory=dict)  # counts, options, input shard: for people and for --merge
+    captions_per_image: int = 1
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -113,10 +118,10 @@ class Manifest:
         """The manifest's content in its file."""
         content = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 1 if self.captions_per_image == 1 else 2,
             "name": self.name,
             "samples": self.samples,
-            "label": {"length": 2 * self.context_length, "text_tokens": 0, "caption_tokens": self.context_length},
+            "label": label_layout(self.context_length, self.captions_per_image),
             "context_length": self.context_length,
             "tokenizer": self.tokenizer,
             "vocab_size": self.vocab_size,
@@ -185,6 +190,7 @@ def _parse(path: Path) -> Manifest:
         rejects=content["rejects"],
         image=content["image"],
         metadata=_today({key: value for key, value in content.items() if key not in known}),
+        captions_per_image=content["label"].get("captions_per_image", 1),
     )
 
 
@@ -228,7 +234,7 @@ def merged_index(manifest: Manifest, path: str | os.PathLike) -> list[str]:
 
 def read_texts(manifest: Manifest, start: int = 0) -> Iterator[dict]:
     """The sidecar's rows, in the order of the samples from sample `start` on: dicts of key, text, caption, metadata
-    (JSON in a string), source."""
+    (JSON in a string), source and, with several captions per image, captions (all of them; `caption` is the first)."""
     import pyarrow
     import pyarrow.parquet
 
@@ -252,3 +258,8 @@ def read_texts(manifest: Manifest, start: int = 0) -> Iterator[dict]:
             raise UserError(f"no sidecar {path}: it is written beside the shards when they are built") from None
         except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names that are not UTF-8
             raise UserError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from None
+
+
+def row_captions(row: dict) -> list[str]:
+    """All captions of a sidecar's row."""
+    return row.get(CAPTIONS_COLUMN) or [row["caption"]]

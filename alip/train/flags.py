@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NoReturn
 
+from alip.data.captions import SAMPLING
 from alip.errors import UserError
 from alip.loss import OBJECTIVES
 from alip.model.overrides import RESIZE_MODES
@@ -129,6 +130,8 @@ def _data_flags(add) -> None:
     add("--dataset-type", SOURCE, "data", default="auto", help="auto, rec, or synthetic: random images and texts")
     add("--train-num-samples", SOURCE, "data", type=positive, metavar="N", help="of the synthetic dataset")
     add("--reader", NUMERICS, "loader", choices=("dali", "torch"), default="dali", help="what decodes the images")
+    captions = "which of several captions of an image an epoch takes"
+    add("--caption-sampling", RECIPE, "loader", choices=SAMPLING, default="random", help=captions)
     workers = "loader.threads evaluations"
     add("--workers --threads", MACHINE, workers, type=positive, default=2, help="preprocessing workers per rank")
 
