@@ -32,6 +32,7 @@ from alip.train.run_folder import open_run
 from alip.train.run_lock import lock_folder
 from alip.train.schedule import create_schedule
 from alip.train.setup import set_layout, set_up
+from alip.train.sharding import shard
 from alip.train.state import create_state
 from alip.train.step import TrainStep
 from alip.train.trainer import Trainer
@@ -57,10 +58,13 @@ def train(args: argparse.Namespace, world: World) -> int:
 
     data = open_data(**options(args, "data"))
     check_tokens(data, read_text_format(args.model))
-    model = create_model(args.model, **options(args, "model")).to(world.device)
-    set_layout(model)
+    model = create_model(args.model, **options(args, "model"))
     if args.use_bn_sync:
         synchronise_batch_norm(model, world)
+    if args.fsdp:
+        shard(model, world, args.fsdp, opt=args.opt, precision=args.precision)
+    else:
+        set_layout(model.to(world.device))
     # The step looks for values that are not finite, on the device; drop_last makes every rank's batch equal.
     loss = AdaptiveContrastiveLoss(**options(args, "loss"), check_finite=False, even_batches=True).to(world.device)
     optimizer = create_optimizer(model, **options(args, "optimizer"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock, Transformer
@@ -20,7 +20,7 @@ def runs_unpadded(transformer: nn.Module) -> bool:
         type(transformer) is Transformer
         and transformer.batch_first
         and all(
-            type(block) is ResidualAttentionBlock
+            type(block).forward is ResidualAttentionBlock.forward  # also of a class that FSDP derives
             and type(block.attn) is nn.MultiheadAttention
             and block.attn.in_proj_weight is not None
             and block.attn.dropout == 0
@@ -41,14 +41,16 @@ def run_blocks(
     blocks = list(transformer.resblocks)
     for block in blocks:
         pooled = block is blocks[-1] and plan.pooled_index is not None
+        # A divided model's block gathers its parameters around its own `run_block` (alip.train.sharding).
+        run = getattr(block, "run_block", None) or partial(run_block, block)
         if transformer.grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(_block, block, x, plan, causal, pooled, compiled, use_reentrant=False)
+            x = checkpoint(run, x, plan, causal, pooled, compiled, use_reentrant=False)
         else:
-            x = _block(block, x, plan, causal, pooled, compiled)
+            x = run(x, plan, causal, pooled, compiled)
     return x
 
 
-def _block(block: nn.Module, x: torch.Tensor, plan: VarlenPlan, causal: bool, pooled: bool, compiled: bool):
+def run_block(block: nn.Module, x: torch.Tensor, plan: VarlenPlan, causal: bool, pooled: bool, compiled: bool):
     """One pre-norm residual block, made of open_clip's own modules: (T, width) → (T, width), pooled → (N, width)."""
     normed = block.ln_1(x)
     if pooled:

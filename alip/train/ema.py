@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from alip.train.sharding import divided
+
 
 class EMA:
     """An exponential moving average of a model's weights, kept beside it.
@@ -46,5 +48,5 @@ class EMA:
     def load(self, weights: dict[str, torch.Tensor], steps: int) -> None:
         """Restores a saved average of `steps` steps."""
         for key, value in self.weights.items():
-            value.copy_(weights[key])
+            value.copy_(divided(weights[key], value))
         self.steps.fill_(steps)

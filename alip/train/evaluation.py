@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from alip.distributed import World
+from alip.model import create_model
 from alip.train.ema import EMA
 from alip.train.randomness import same_randomness_after
+from alip.train.sharding import full, is_sharded
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,9 @@ def evaluate_all(
     evaluations: Sequence[Evaluation], model: nn.Module, ema: EMA | None, device: torch.device
 ) -> dict[str, dict]:
     """{evaluation name: numbers} of the model, or of its averaged weights; training is left undisturbed."""
-    with undisturbed(model, device), _averaged(model, ema), torch.no_grad():
-        model.eval()
-        return {evaluation.name: evaluation.run(model) for evaluation in evaluations}
+    with undisturbed(model, device), _averaged(model, ema, device) as evaluated, torch.no_grad():
+        evaluated.eval()
+        return {evaluation.name: evaluation.run(evaluated) for evaluation in evaluations}
 
 
 @contextlib.contextmanager
@@ -86,15 +88,21 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _averaged(model: nn.Module, ema: EMA | None) -> Iterator[None]:
-    """The averaged weights are the model's while the block runs."""
+def _averaged(model: nn.Module, ema: EMA | None, device: torch.device) -> Iterator[nn.Module]:
+    """The model with the averaged weights while the block runs; of a divided one a whole copy on every rank."""
+    if is_sharded(model):
+        whole = create_model(model.config).to(device)
+        weights = ema.state_dict() if ema else model.state_dict()
+        whole.load_state_dict({key: full(value) for key, value in weights.items()})
+        yield whole
+        return
     if ema is None:
-        yield
+        yield model
         return
     own = {key: value.clone() for key, value in model.state_dict().items()}
     model.load_state_dict(ema.state_dict())
     try:
-        yield
+        yield model
     finally:
         model.load_state_dict(own)
 

@@ -23,6 +23,7 @@ from alip.model.precision import canonical
 from alip.train.open_clip_flags import add_refused
 from alip.train.presets import PAPER, PRESETS
 from alip.train.schedule import canonical_name
+from alip.train.sharding import SCOPES
 
 
 class Tag(Enum):
@@ -228,6 +229,8 @@ def _machine_flags(add) -> None:
     add("--device", MACHINE, default="auto", help="auto, cpu, cuda or cuda:K")
     precision = "auto (bf16 if the hardware has it), amp_bf16, amp or fp32"
     add("--precision", NUMERICS, "evaluations state step", type=canonical, default="auto", help=precision)
+    scopes = "divide parameters, gradients and moments over all ranks, or over those of each machine"
+    add("--fsdp", NUMERICS, choices=SCOPES, help=scopes)
     add("--deterministic", NUMERICS, **_SWITCH, help="deterministic kernels only (slower on a GPU)")
     add("--cpu-threads", MACHINE, type=int, default=0, help="threads per rank on a CPU; 0: equal parts of the cores")
     add("--dist-timeout", MACHINE, **_FLOAT, default=10.0, metavar="MINUTES", help="a rank silent for so long is lost")

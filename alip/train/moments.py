@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from alip.errors import UserError
+from alip.train.optimizer import own_parameters
+from alip.train.sharding import full_of_part, part_of_full
 
 _FIX = "start from the weights alone with --pretrained CHECKPOINT and another --output"
 
@@ -22,14 +24,23 @@ class OptimizerState:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.whole = dict(model.named_parameters())
+        names = {id(parameter): name for name, parameter in own_parameters(model).items()}
         self.parameters = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
         self.settings = [_plain(group) for group in optimizer.param_groups]
 
-    def capture(self) -> dict[str, Any]:
-        """torch's state dict, with the parameters' names in its numbering, the class and the first settings."""
+    def capture(self, keep: bool = True) -> dict[str, Any]:
+        """torch's state dict, with the parameters' names in its numbering, the class and the first settings.
+
+        Of a divided model whole moments, in host memory; every rank calls it. keep: False where nothing is written.
+        """
         state = self.optimizer.state_dict()
-        return {**state, "names": list(self.parameters), "class": self._class, "settings": self.settings}
+        names = list(self.parameters)
+        moments = {
+            number: {key: self._whole(names[number], value, keep) for key, value in values.items()}
+            for number, values in state["state"].items()
+        }
+        return {**state, "state": moments, "names": names, "class": self._class, "settings": self.settings}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Restores a captured state, also one of earlier versions, which has no names; UserError where it cannot."""
@@ -69,13 +80,18 @@ class OptimizerState:
         if key == "step":
             fused = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
             return value.to(parameter.device if fused else "cpu", torch.float32, copy=True)
-        if value.shape != parameter.shape:
+        whole = self.whole[name]
+        if value.shape != whole.shape:
             if self._class == "AdamW" and key.startswith("exp_avg"):
-                raise UserError(f"{key} of {name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
+                raise UserError(f"{key} of {name} has the shape {tuple(value.shape)}, not {tuple(whole.shape)}")
             return value.to(parameter.device, copy=True)  # factored moments have shapes of their own
         # Fused kernels walk through parameter and moments alike, whatever their strides are.
         dtype = parameter.dtype if value.is_floating_point() else value.dtype
-        return torch.empty_like(parameter, dtype=dtype).copy_(value)
+        return torch.empty_like(parameter, dtype=dtype).copy_(part_of_full(value, whole))
+
+    def _whole(self, name: str, value: Any, keep: bool) -> Any:
+        """A moment of a divided parameter in one piece."""
+        return full_of_part(value, self.whole[name], keep) if isinstance(value, torch.Tensor) and value.ndim else value
 
     def _restore_groups(self, saved: dict[str, Any]) -> None:
         """What a group held at the start in the saved run and in this one alike, the optimizer may have moved since;

@@ -21,6 +21,11 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim >= 2 and not any(part in name for part in _POSITIONS)
 
 
+def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """{name: what this rank's optimizer moves}: its own part of a divided parameter (--fsdp), else the parameter."""
+    return getattr(model, "own_parts", None) or dict(model.named_parameters())
+
+
 def create_optimizer(
     model: nn.Module,
     lr: float,
@@ -39,7 +44,7 @@ def create_optimizer(
     beta1, beta2, eps: None is 0.9, 0.98 and 1e-6 for adamw, and the optimizer's own for timm's.
     Raises UserError for an unknown optimizer and for arguments that it does not take.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = [(name, p) for name, p in own_parameters(model).items() if p.requires_grad]
     decayed = [p for name, p in named if decay_all or decays(name, p)]
     others = [p for name, p in named if not (decay_all or decays(name, p))]
     groups = [

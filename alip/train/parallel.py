@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alip.distributed import World
 from alip.errors import UserError
+from alip.train.sharding import is_sharded
 
 
 class LostRank(RuntimeError):
@@ -32,12 +33,12 @@ def synchronise_batch_norm(model: nn.Module, world: World) -> None:
 
 
 def parallelise(model: nn.Module, world: World) -> nn.Module:
-    """The model inside DistributedDataParallel (gradients are averaged), or itself on a single rank.
+    """The model inside DistributedDataParallel (gradients are averaged); itself on a single rank or if divided.
 
     Buffers are not exchanged at every forward: only BatchNorm has any that change, training does not read them, and
     `share_buffers` copies rank 0's where somebody does.
     """
-    if not world.is_distributed:
+    if not world.is_distributed or is_sharded(model):
         return model
     # torch 2.14 renamed the switch.
     known = inspect.signature(DistributedDataParallel.__init__).parameters

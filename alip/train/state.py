@@ -19,6 +19,7 @@ from alip.train.meter import Meter
 from alip.train.moments import OptimizerState
 from alip.train.randomness import get_randomness, set_randomness
 from alip.train.setup import create_scaler, seed_rank
+from alip.train.sharding import full, full_state, load_full
 
 
 @dataclass
@@ -60,17 +61,21 @@ class TrainState:
         fingerprint: what distinguishes this run from others (alip.train.resume).
         """
         ranks = gather_objects(self._of_this_rank(world), world)
+        # Of a divided model every rank gives its parts.
+        keep = world.is_main
+        weights, moments = full_state(self.model, keep), self._optimizer_state.capture(keep)
+        averaged = {name: full(value, keep) for name, value in self.ema.state_dict().items()} if self.ema else None
         if not world.is_main:
             return None
         return {
             "format": FORMAT,
             "version": VERSION,
-            "model": self.model.state_dict(),
+            "model": weights,
             "model_config": self.model.config,
-            "ema": self.ema.state_dict() if self.ema else None,
+            "ema": averaged,
             "ema_steps": int(self.ema.steps) if self.ema else 0,
             "loss": self.loss.state_dict(),
-            "optimizer": self._optimizer_state.capture(),
+            "optimizer": moments,
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "step": self.step,
             "epoch": self.epoch,
@@ -87,7 +92,7 @@ class TrainState:
         With another number of ranks, sums are kept and random numbers are seeded again.
         """
         try:
-            self.model.load_state_dict(saved["model"])
+            load_full(self.model, saved["model"])
             self.loss.load_state_dict(saved["loss"])
         except RuntimeError as error:
             reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3]) or str(error)

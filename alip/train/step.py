@@ -14,7 +14,7 @@ from torch import nn
 from alip.model.precision import autocast
 from alip.train.accumulate import accumulated_backward, running_statistics
 from alip.train.ema import EMA
-from alip.train.optimizer import gradient_norm
+from alip.train.sharding import Gradients
 
 
 @dataclass
@@ -59,7 +59,7 @@ class TrainStep:
         self.parallel_model = parallel_model if parallel_model is not None else model
         self.precision, self.scaler, self.ema = precision, scaler, ema
         self.grad_clip, self.logit_scale_limit = grad_clip, math.log(logit_scale_max)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.gradients = Gradients(model)
         self.skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
         # What a step moves besides the parameters: the gates' history, and BatchNorm's running statistics.
         self.moved = [loss.history, *running_statistics(model)]
@@ -70,13 +70,14 @@ class TrainStep:
             group["lr"] = lr
             if beta1 is not None:
                 group["betas"] = (beta1, group["betas"][1])
-        self.optimizer.zero_grad(set_to_none=True)
+        self.gradients.clear()
         before = self._snapshot()
 
         outcome = self._backward(micro_batches)
+        self.gradients.collect()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        grad_norm = gradient_norm([p.grad for p in self.parameters if p.grad is not None])
+        grad_norm = self.gradients.norm()
         loss_finite = torch.isfinite(outcome.loss.detach())
         skipped = ~(loss_finite & torch.isfinite(grad_norm))
         self._update(grad_norm, skipped)
@@ -119,13 +120,13 @@ class TrainStep:
         """
         if self.scaler is not None:
             if self.grad_clip > 0:
-                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, grad_norm)
+                torch.nn.utils.clip_grads_with_norm_(self.gradients.parameters, self.grad_clip, grad_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             return
         if not self.skips_on_device:
             if self.grad_clip > 0:
-                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, grad_norm)
+                torch.nn.utils.clip_grads_with_norm_(self.gradients.parameters, self.grad_clip, grad_norm)
             if not skipped.item():  # the host waits for the device: such an optimizer can only be left uncalled
                 self.optimizer.step()
             return

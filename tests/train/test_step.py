@@ -31,8 +31,10 @@ def spoil(batch, value):
 
 
 def state_of(step):
-    moments = [step.optimizer.state[p] for p in step.parameters]
-    return [value.clone() for s in moments for value in s.values()] + [p.detach().clone() for p in step.parameters]
+    moments = [step.optimizer.state[p] for p in step.gradients.parameters]
+    return [value.clone() for s in moments for value in s.values()] + [
+        p.detach().clone() for p in step.gradients.parameters
+    ]
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -49,8 +51,8 @@ def test_a_batch_with_nan_changes_nothing(model_file, scaled):
 
     good = step([make_batch(6)], 1e-3)
     assert not good.skipped
-    assert torch.isfinite(torch.cat([p.flatten() for p in step.parameters])).all()
-    assert not torch.equal(step.parameters[0], weights[-len(step.parameters)])
+    assert torch.isfinite(torch.cat([p.flatten() for p in step.gradients.parameters])).all()
+    assert not torch.equal(step.gradients.parameters[0], weights[-len(step.gradients.parameters)])
 
 
 # Optimizers that know nothing of found_inf and grad_scale, and one that does.
@@ -63,8 +65,10 @@ OTHERS = [
 
 
 def tensors_of(step):
-    moments = [v for p in step.parameters for v in step.optimizer.state[p].values() if isinstance(v, torch.Tensor)]
-    return [value.detach().clone() for value in (*step.parameters, *moments)]
+    moments = [
+        v for p in step.gradients.parameters for v in step.optimizer.state[p].values() if isinstance(v, torch.Tensor)
+    ]
+    return [value.detach().clone() for value in (*step.gradients.parameters, *moments)]
 
 
 @pytest.mark.parametrize("where", ["image", "gradient"])
@@ -78,7 +82,7 @@ def test_every_optimizer_leaves_out_a_step_that_is_not_finite(model_file, opt, o
     if where == "image":
         result = step([spoil(make_batch(6), math.nan)], 1e-3)
     else:  # the loss is finite, a gradient is not
-        hook = step.parameters[3].register_hook(lambda gradient: gradient * math.inf)
+        hook = step.gradients.parameters[3].register_hook(lambda gradient: gradient * math.inf)
         result = step([make_batch(6)], 1e-3)
         hook.remove()
         assert result.loss_finite
@@ -86,19 +90,19 @@ def test_every_optimizer_leaves_out_a_step_that_is_not_finite(model_file, opt, o
     after = tensors_of(step)
     assert len(after) == len(before) and all(torch.equal(a, b) for a, b in zip(after, before))
     assert not step([make_batch(6)], 1e-3).skipped
-    assert not torch.equal(step.parameters[0], before[0])
+    assert not torch.equal(step.gradients.parameters[0], before[0])
 
 
 @pytest.mark.parametrize("opt, opt_kwargs", OTHERS[:3])
 def test_every_optimizer_clips_alike(model_file, opt, opt_kwargs):
     """Seen from its step: scaling the loss's gradient up tenfold changes nothing where the norm is clipped."""
     one, other = (make(model_file, opt, opt_kwargs, grad_clip=0.01) for _ in range(2))
-    for parameter in other.parameters:
+    for parameter in other.gradients.parameters:
         parameter.register_hook(lambda gradient: gradient * 10)
     assert other([make_batch(6)], 1e-3).grad_norm > 5 * one([make_batch(6)], 1e-3).grad_norm
-    for a, b in zip(one.parameters, other.parameters):
+    for a, b in zip(one.gradients.parameters, other.gradients.parameters):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
-    assert torch.cat([p.grad.flatten() for p in one.parameters]).norm() < 0.0101
+    assert torch.cat([p.grad.flatten() for p in one.gradients.parameters]).norm() < 0.0101
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -132,10 +136,10 @@ def test_running_statistics_of_a_batch_with_nan_do_not_stay(model_file):
 def test_gradient_is_clipped_to_its_true_norm(model_file):
     free, clipped = make(model_file, grad_clip=0.0), make(model_file, grad_clip=0.05)
     norm = free([make_batch(6)], 0.0).grad_norm
-    gradients = torch.cat([p.grad.flatten() for p in free.parameters])
+    gradients = torch.cat([p.grad.flatten() for p in free.gradients.parameters])
     torch.testing.assert_close(norm, gradients.norm())
     assert clipped([make_batch(6)], 0.0).grad_norm == norm  # as it was before
-    after = torch.cat([p.grad.flatten() for p in clipped.parameters])
+    after = torch.cat([p.grad.flatten() for p in clipped.gradients.parameters])
     torch.testing.assert_close(after, gradients * (0.05 / norm), rtol=1e-4, atol=1e-8)
 
 
@@ -149,9 +153,9 @@ def test_logit_scale_stays_in_its_range(model_file):
 
 def test_learning_rate_and_beta1_reach_the_optimiser(model_file):
     step = make(model_file)
-    before = [p.detach().clone() for p in step.parameters]
+    before = [p.detach().clone() for p in step.gradients.parameters]
     step([make_batch(6)], 0.0, 0.5)
-    assert all(torch.equal(p, b) for p, b in zip(step.parameters, before))
+    assert all(torch.equal(p, b) for p, b in zip(step.gradients.parameters, before))
     assert {group["betas"] for group in step.optimizer.param_groups} == {(0.5, 0.98)}
 
 
