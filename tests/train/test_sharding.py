@@ -9,6 +9,7 @@ from PIL import Image
 from torch.distributed.tensor import DTensor
 
 from alip.checkpoint import load_model
+from alip.data.batch import Batch
 from alip.distributed import World
 from alip.errors import UserError
 from alip.loss import AdaptiveContrastiveLoss
@@ -28,14 +29,13 @@ CONFIG = {
 }
 
 
-class Batch:
-    def __init__(self, seed, size=5):
-        g = torch.Generator().manual_seed(seed)
-        self.image = torch.randn(size, 3, 32, 32, generator=g)
-        texts = torch.randint(1, 60, (2, size, 77), generator=g)
-        ends = torch.randint(2, 20, (2, size, 1), generator=g)
-        texts = torch.where(torch.arange(77) == ends, 63, torch.where(torch.arange(77) > ends, 0, texts))
-        self.text_tokens, self.caption_tokens = texts
+def make_batch(seed, size=5):
+    g = torch.Generator().manual_seed(seed)
+    image = torch.randn(size, 3, 32, 32, generator=g)
+    texts = torch.randint(1, 60, (2, size, 77), generator=g)
+    ends = torch.randint(2, 20, (2, size, 1), generator=g)
+    texts = torch.where(torch.arange(77) == ends, 63, torch.where(torch.arange(77) > ends, 0, texts))
+    return Batch(image, *texts, torch.arange(size))
 
 
 def _steps(world, scope, micro, precision="fp32", checkpointing=False, count=3, config=CONFIG):
@@ -53,7 +53,7 @@ def _steps(world, scope, micro, precision="fp32", checkpointing=False, count=3, 
     )
     numbers = []
     for k in range(count):
-        batches = [Batch(1000 * k + 10 * world.rank + m) for m in range(micro)]
+        batches = [make_batch(1000 * k + 10 * world.rank + m) for m in range(micro)]
         if k == 1:
             batches[0].image[0] = float("nan")  # left out, on every rank, as a whole
         result = step(batches, 1e-3)
