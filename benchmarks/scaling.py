@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alip.text_table import markdown_table  # noqa: E402
+from alip.text_table import markdown_table
 
 
 @dataclass(frozen=True)
