@@ -33,7 +33,7 @@ make_environment() {
         exit 2
     fi
     if ! "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"; then
-        echo "error: installing $requirements failed (pip says why above); fix that and run the command again" >&2
+        echo "error: installing $requirements failed (pip's message is above); fix that and run the command again" >&2
         exit 2
     fi
     echo "$stamp" >"$folder/made-from-$requirements"

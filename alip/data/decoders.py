@@ -79,7 +79,7 @@ class DaliDecoder:
         encoded, params = self._waiting[0]
         try:
             image = self._output()
-        except (RuntimeError, IndexError) as error:  # the first failure, and what a pipeline says after one
+        except (RuntimeError, IndexError) as error:  # the first failure, and the error of a pipeline after one
             waiting = list(self._waiting)
             self.reset()
             for number, (encoded, params) in enumerate(waiting):

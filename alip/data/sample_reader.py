@@ -112,7 +112,7 @@ class Records:
         return descriptors, starts, ends
 
     def _are_sound(self, buffer: np.ndarray, found: dict, shards: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """(n,) bool: what `record_fault` says about records of the usual form, for many of them."""
+        """(n,) bool: the answer of `record_fault` for records of the usual form, for many of them."""
         numbered, has_crc32 = self._flags[shards].T
         sound = ~numbered | (found["id"] == numbers)
         view = memoryview(buffer)

@@ -42,9 +42,9 @@ class Shard:
 
 
 def record_fault(shard: Shard, number: int, payload: bytes | memoryview) -> str | None:
-    """What the header says against `payload` being record `number` of a shard, whole and in its place; None: nothing.
+    """What in the header contradicts `payload` being record `number` of a shard, whole and in its place; None: nothing.
 
-    A shard of ours numbers its records, and since they have a CRC-32, says so: so a zeroed one is noticed. In files
+    Our shards number their records, and the manifest records that they have a CRC-32: so a zeroed one is noticed. In files
     without a manifest any `id2` but 0 is taken for one.
     """
     id, id2 = record_ids(payload)

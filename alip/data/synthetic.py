@@ -20,7 +20,7 @@ _TEXT_WORDS, _CAPTION_WORDS = (3, 24), (8, 16)  # shortest and longest, as web t
 
 @dataclass(frozen=True)
 class SyntheticData:
-    """What stands for a manifest: `samples` random samples."""
+    """In place of a manifest: `samples` random samples."""
 
     samples: int
     name: str = "synthetic"

@@ -1,6 +1,6 @@
 """The table of named datasets: one small record each.
 
-A classification record says how to open the test and training images with torchvision's own class, what the data calls
+A classification record holds how to open the test and training images with torchvision's own class, what the data calls
 its classes, how many test images there must be, and which templates and primary metric go with it. Adding a dataset is
 adding a record; deleting one is deleting its line.
 """

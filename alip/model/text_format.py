@@ -15,7 +15,7 @@ from alip.model.config import resolve_config
 from alip.tokens import TextFormat
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer_config.json",
     "tokenizer.json",
     "special_tokens_map.json",
@@ -90,7 +90,7 @@ def _huggingface(
         raise UserError(f"the tokenizer {form.tokenizer} needs transformers: pip install 'alip[hf]'") from error
     from open_clip.tokenizer import HFTokenizer
 
-    if folder is None or not any((folder / name).is_file() for name in _TOKENIZER_FILES[:-1]):
+    if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES[:-1]):
         folder = _fetched(form.tokenizer, may_download)
     mode = text.get("tokenizer_mode")
     try:
@@ -112,7 +112,7 @@ def _fetched(name: str, may_download: bool) -> Path:
     if local.is_dir():
         return local
     try:
-        files = hub.Repository(name, may_download=may_download).all(_TOKENIZER_FILES)
+        files = hub.Repository(name, may_download=may_download).all(TOKENIZER_FILES)
     except UserError as error:
         raise UserError(
             f"this model's tokenizer is Hugging Face's {name}, which is not at hand ({error}); put its files into the "

@@ -17,6 +17,7 @@ from alip.files import read_json
 from alip.model import hub
 from alip.model.config import OPEN_CLIP_CONFIG, check_config, likely_models
 from alip.model.huggingface import from_huggingface, is_huggingface
+from alip.model.text_format import TOKENIZER_FILES
 from alip.model.weight_files import INDEX_SUFFIX, check_tensors, read_file, shard_names
 
 __all__ = ["FORMAT", "Weights", "apply", "find_checkpoint", "read_file", "read_weights", "strip_prefix", "weights_hash"]
@@ -33,18 +34,7 @@ _SINGLE_FILES = (
 )
 FOLDER_FILES = tuple(name for single in _SINGLE_FILES for name in (single, single + INDEX_SUFFIX))
 # What else a model folder needs: how images are prepared, and the tokenizer.
-_EXTRA_FILES = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer.model",
-)
+_EXTRA_FILES = ("preprocessor_config.json", "processor_config.json", *TOKENIZER_FILES)
 _CHECKPOINT = {
     "type": "object",
     "required": ["model"],

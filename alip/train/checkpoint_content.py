@@ -106,7 +106,7 @@ def _check_weights(content: dict) -> None:
         same = all(ema[name].shape == model[name].shape and ema[name].dtype == model[name].dtype for name in model)
         _require(same, "its 'ema' has other shapes or types than its 'model'")
     history = _get(_get(content, "loss", dict), "history", torch.Tensor)
-    # NaN stands for "no batch yet".
+    # NaN: no batch yet.
     _require(_is_dense(history) and history.shape == (3,) and not bool(history.isinf().any()), "its history is damaged")
 
 

@@ -1,4 +1,4 @@
-"""What raw pixels can do on the demo's benchmarks: the nearest training image, told every true name and class.
+"""What raw pixels can do on the demo's benchmarks: the nearest training image, given every true name and class.
 
 python scripts/demo/baseline.py --data-root data --output runs/quickstart/results/pixels.json
 """

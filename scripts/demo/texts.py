@@ -81,7 +81,7 @@ def wordings(record: dict, count: int) -> list[str]:
 
 
 def spoiled_caption(record: dict, by_class: dict[str, list[str]], number: int) -> str:
-    """What a captioner that fails says of an image, caption `number` of it. by_class: the names of every class."""
+    """What a failing captioner writes about an image, caption `number` of it. by_class: the names of every class."""
     return _wrong_caption({**record, "key": f"{record['key']}#{number}"}, by_class)
 
 

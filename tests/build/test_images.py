@@ -1,4 +1,4 @@
-"""Pictures in, safe JPEGs out; what cannot be used says why."""
+"""Images in, safe JPEGs out; rejects name their reason."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""RecordIO against a slow reference, and what it says about damaged files."""
+"""RecordIO against a slow reference, and its messages about damaged files."""
 
 import struct
 
