@@ -20,7 +20,7 @@ from alip.text_table import markdown_table
 
 @dataclass(frozen=True)
 class Machine:
-    """Speeds in bytes/s and operations/s. link: of a GPU to the others of its machine; network: its share of the
+    """Speeds in bytes/s and operations/s. link: of a GPU to the others of its machine; network: a GPU's part of the
     machine's network, one way each; fp32: products of the loss; gpus: of one machine."""
 
     link: float

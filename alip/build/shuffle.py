@@ -70,8 +70,8 @@ class ExternalShuffle:
                     yield number, i, _read(file, offsets[order[i]])
 
     def drop_before(self, number: int) -> None:
-        """Removes the spill files before this one. Only after a journal line has recorded that their samples are in shards:
-        a build killed between the two would never find them again."""
+        """Removes the spill files before this one. Only after the journal has recorded that their samples are in
+        shards: a build killed between the two would never find them again."""
         for path in self.paths[:number]:
             path.unlink(missing_ok=True)
 

@@ -44,7 +44,7 @@ class Shard:
 def record_fault(shard: Shard, number: int, payload: bytes | memoryview) -> str | None:
     """What in the header contradicts `payload` being record `number` of a shard, whole and in its place; None: nothing.
 
-    Our shards number their records, and the manifest records that they have a CRC-32: so a zeroed one is noticed. In files
+    Our shards number their records, and the manifest notes whether there is a CRC-32, so a zeroed one shows. In files
     without a manifest any `id2` but 0 is taken for one.
     """
     id, id2 = record_ids(payload)
