@@ -43,7 +43,8 @@ def describe(outcomes: Outcomes, seed: int = 0) -> dict[str, Any]:
 def intervals(outcomes: Outcomes, metric: str, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[float]]:
     """{metric: [low, high]} in the metrics' own units, for every number that the outcomes decide.
 
-    metric: what `primary` stands for: "top1", "mean_per_class" or "mean R@1". Empty for outcomes without items.
+    metric: what `primary` stands for: "top1", "mean_per_class", "mean_top1_top5" or "mean R@1"; outcomes do not decide
+    other metrics of groups and of curves, which get no interval. Empty for outcomes without items.
     """
     values = resampled_values([outcomes], metric, seed, resamples)[0]
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
@@ -171,6 +172,10 @@ def _classification_statistic(rows: np.ndarray, names: list[list[str]], metric: 
                     found |= {"top1": plain, "mean_per_class": balanced, "primary": primary}
                 else:
                     found["primary_truncated"] = primary
+            if metric == "mean_top1_top5" and "top5" in found:
+                found["primary"] = (found["top1"] + found["top5"]) / 2
+            elif metric not in ("top1", "mean_per_class"):
+                found = {name: one for name, one in found.items() if not name.startswith("primary")}
             return found
 
         return values

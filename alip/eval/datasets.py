@@ -7,21 +7,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 from torchvision.datasets import ImageFolder
 
 from alip.errors import UserError
 from alip.eval.caption_files import FILE_NAME, RetrievalDataset, read_caption_file
 from alip.eval.classnames import check_order
-from alip.eval.dataset_records import CLASSIFICATION, DEMO_CLASSIFICATION, RETRIEVAL, ClassificationRecord, Opener
+from alip.eval.dataset_records import CLASSIFICATION, DEMO_CLASSIFICATION, RETRIEVAL
 from alip.eval.image_readers import ImageFiles, Images, TorchvisionImages
+from alip.eval.layouts import IMAGE_SUFFIXES
 from alip.eval.prompts import PLAIN_TEMPLATES, canonical_protocol, check_templates, read_lists
+from alip.eval.record_types import ClassificationRecord, Opener
 from alip.files import parse_json, read_text
 from alip.schema import check
 
 __all__ = ["ClassificationDataset", "RetrievalDataset", "open_classification", "open_imagenet", "open_retrieval"]
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 _HELP = "see docs/evaluation.md, or `bash scripts/quickstart.sh` for the demo's datasets"
 
 
@@ -29,7 +31,10 @@ _HELP = "see docs/evaluation.md, or `bash scripts/quickstart.sh` for the demo's 
 class ClassificationDataset:
     """Labelled images, and what is needed to classify them from words.
 
-    classnames: class number → name. templates: texts with one {}. metric: the primary one, "top1" or "mean_per_class".
+    classnames: class number → name. templates: texts with one {}. metric: the primary one: "top1", "mean_per_class", a
+    name of alip.eval.metrics, or "mean_ap".
+    groups: (n, fields) int64, what metrics of groups need. targets: (n, classes) of 0 and 1, where an image has several
+    right classes (metric "mean_ap"). Both by position in `images`.
     train: opens the labelled images of the linear probe; None where there are none.
     benchmark: the name in the table of datasets it was opened by, None for somebody's own files.
     image_counts: how many images the benchmark has, the usual number first; empty where that is not known.
@@ -47,6 +52,8 @@ class ClassificationDataset:
     image_counts: tuple[int, ...] = ()
     transform: Callable[[nn.Module], Callable] | None = None
     given: dict[str, str] | None = None
+    groups: np.ndarray | None = None
+    targets: np.ndarray | None = None
 
 
 _ROW = {
@@ -162,14 +169,12 @@ def _from_table(
     record = CLASSIFICATION[name]
     images = _opened(name, root, record, record.test, protocol)
     names, templates = record.class_names(protocol), list(record.templates)
-    with _archive(name, root, record):
-        own = list(record.own(images))
-    check_order(name, names, own)
+    if record.own is not None:
+        with _archive(name, root, record):
+            own = list(record.own(images))
+        check_order(name, names, own)
     if classnames:
-        count = len(names)
-        names = read_lists(classnames, name, "class names")
-        if len(names) != count:
-            raise UserError(f"{classnames}: {len(names)} class names for {name}, which has {count} classes")
+        names = _replaced(names, classnames, name)
     if prompts:
         templates = read_lists(prompts, name, "templates")
     return ClassificationDataset(
@@ -185,6 +190,16 @@ def _from_table(
     )
 
 
+def _replaced(names: list[str], path: str | Path, name: str) -> list[str]:
+    """The class names of a file in place of the dataset's own; UserError for another number, and another order."""
+    given = read_lists(path, name, "class names")
+    if len(given) != len(names):
+        raise UserError(f"{path}: {len(given)} class names for {name}, which has {len(names)} classes")
+    if given != names and sorted(given) == sorted(names):  # SLIP's kitti, kinetics700: made for folders of its own
+        raise UserError(f"{path}: the class names of {name} are the dataset's, but in another order than its classes")
+    return given
+
+
 class _archive:
     """Errors of the parsers of a dataset's own files as one line.
 
@@ -192,17 +207,20 @@ class _archive:
     """
 
     def __init__(self, name: str, root: Path, record: ClassificationRecord):
-        self.name, self.location = name, root / record.location
+        self.name, self.location, self.layout = name, record.location(root), record.layout
 
     def __enter__(self) -> None:
         if not self.location.exists():
-            raise UserError(f"{self.name} needs {self.location}, which does not exist; {_HELP}")
+            raise UserError(
+                f"{self.name} needs {self.location}, which does not exist; expected: {self.layout}; {_HELP}"
+            )
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, UserError):
             detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(
-                f"{self.name}: the files under {self.location} are not complete: {detail}; {_HELP}"
+                f"{self.name}: the files under {self.location} are not complete: {detail}; expected: "
+                f"{self.layout}; {_HELP}"
             ) from error
 
 
@@ -211,7 +229,7 @@ def _opened(name: str, root: Path, record: ClassificationRecord, opener: Opener,
         images = opener(root, protocol)
         count = len(images)
     if count == 0:
-        raise UserError(f"{name}: no images under {root / record.location}; {_HELP}")
+        raise UserError(f"{name}: no images under {record.location(root)}; expected: {record.layout}; {_HELP}")
     return images
 
 
@@ -271,7 +289,7 @@ def _from_folder(
         raise UserError(f"{path} has no folders; a class per folder is expected, or a classes.jsonl")
     files, labels = [], []
     for folder in folders:
-        inside = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)
+        inside = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not inside:
             raise UserError(f"{folder} has no images")
         files += inside

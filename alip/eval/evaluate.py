@@ -117,8 +117,9 @@ def zeroshot(
                     primary_metric=dataset.metric,
                     given=dataset.given or {},
                 )
-                recorder.plot("confusion", lambda path, found=found: classification_plots.confusion(found, path))
-                recorder.plot("per-class", lambda path, found=found: classification_plots.per_class(found, path))
+                if dataset.targets is None:
+                    recorder.plot("confusion", lambda path, found=found: classification_plots.confusion(found, path))
+                    recorder.plot("per-class", lambda path, found=found: classification_plots.per_class(found, path))
             recorder.count(found.unreadable)
         if "probe" in tasks:
             _record_probe(recorder, "probe", dataset, measure_probe(model, dataset, encoding))
@@ -269,7 +270,7 @@ def classification_table(title: str, entries: Sequence[results.Entry]) -> str:
                 with_interval(entry, "primary"),
                 with_interval(entry, "top1"),
                 with_interval(entry, "top5") if "top5" in numbers else "–",
-                with_interval(entry, "mean_per_class"),
+                with_interval(entry, "mean_per_class") if "mean_per_class" in numbers else "–",
             ]
         )
     return markdown_table(header, rows)

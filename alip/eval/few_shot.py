@@ -17,6 +17,7 @@ from torch import Tensor
 from alip.data.order import uniform
 from alip.eval.image_readers import ImageFiles, Images, JoinedImages, TorchvisionImages
 from alip.eval.logistic import FeaturesInMemory, Fit, Linear, sweep
+from alip.eval.metrics import value_of
 from alip.eval.outcomes import Outcomes, class_ranks, classification_outcomes
 from alip.eval.zeroshot import accuracies
 
@@ -50,7 +51,11 @@ def labels_without_reading(images: Images) -> list[int] | None:
                 return [int(own[position]) for position in images.indices]
         return None
     own = getattr(images, "labels", None)
-    return [int(label) for label in own] if isinstance(images, ImageFiles) or isinstance(own, (list, tuple)) else None
+    return (
+        [int(label) for label in own]
+        if isinstance(images, ImageFiles) or isinstance(own, (list, tuple, np.ndarray))
+        else None
+    )
 
 
 def measure(
@@ -77,7 +82,7 @@ def measure(
         probe: Linear = fit(own, classes, strength, None)
         logits = probe.logits(features)
         numbers, _ = accuracies(logits, labels.to(logits.device))
-        found.append({**numbers, "primary": numbers[metric]})
+        found.append({**numbers, "primary": value_of(metric, numbers, logits, labels.to(logits.device))})
         ranks.append(class_ranks(logits, labels.to(logits.device)))
         strengths.append(strength)
     numbers = {}

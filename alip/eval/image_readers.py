@@ -68,7 +68,7 @@ class ImageFiles:
         return str(self.paths[index])
 
     def cache_key(self) -> str:
-        return _stat_key(self.paths, self.labels)
+        return stat_key(self.paths, self.labels)
 
     def content_hash(self) -> str:
         return _content_of(self.paths, self.labels)
@@ -95,12 +95,12 @@ class TorchvisionImages:
     def cache_key(self) -> str:
         if hasattr(self.dataset, "data"):
             return self.content_hash()
-        return _stat_key([self.name(index) for index in range(len(self))], [type(self.dataset).__name__])
+        return stat_key([self.name(index) for index in range(len(self))], [type(self.dataset).__name__])
 
     def content_hash(self) -> str:
         if hasattr(self.dataset, "data"):  # CIFAR: everything is in memory
             pixels = hashlib.sha256(np.ascontiguousarray(self.dataset.data)).hexdigest()
-            return _short_hash([pixels, str(self.dataset.targets), str(self.indices)])
+            return short_hash([pixels, str(self.dataset.targets), str(self.indices)])
         files = [file_of(self.dataset, position) for position in self.indices]
         return _content_of(files, [_label_of(self.dataset, position) for position in self.indices])
 
@@ -156,10 +156,10 @@ class JoinedImages:
         return part.name(position)
 
     def cache_key(self) -> str:
-        return _short_hash([part.cache_key() for part in self.parts])
+        return short_hash([part.cache_key() for part in self.parts])
 
     def content_hash(self) -> str:
-        return _short_hash([part.content_hash() for part in self.parts])
+        return short_hash([part.content_hash() for part in self.parts])
 
 
 class RecordImages:
@@ -196,13 +196,14 @@ class RecordImages:
         return f"{self.rec} record {index}"
 
     def cache_key(self) -> str:
-        return _stat_key([self.rec, self.rec.with_suffix(".idx")], [])
+        return stat_key([self.rec, self.rec.with_suffix(".idx")], [])
 
     def content_hash(self) -> str:
         return _content_of([self.rec, self.rec.with_suffix(".idx")], [])
 
 
-def _stat_key(paths: Sequence[str | Path], metadata: Sequence[Any]) -> str:
+def stat_key(paths: Sequence[str | Path], metadata: Sequence[Any]) -> str:
+    """A short hash of names, sizes and times of files, and of metadata (labels); no file is read."""
     lines = []
     for path in paths:
         try:
@@ -210,13 +211,13 @@ def _stat_key(paths: Sequence[str | Path], metadata: Sequence[Any]) -> str:
             lines.append(f"{path} {status.st_size} {status.st_mtime_ns}")
         except OSError:
             lines.append(f"{path} missing")
-    return _short_hash([*lines, str(list(metadata))])
+    return short_hash([*lines, str(list(metadata))])
 
 
 def _content_of(paths: Sequence[Path | None], labels: Sequence[int]) -> str:
     """Reads every file once; hashing (BLAKE2b) is many times faster than decoding, and runs in threads."""
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        return _short_hash([*pool.map(_file_hash, paths), str(list(labels))])
+        return short_hash([*pool.map(_file_hash, paths), str(list(labels))])
 
 
 def _file_hash(path: Path | None) -> str:
@@ -233,5 +234,6 @@ def _file_hash(path: Path | None) -> str:
     return digest.hexdigest()
 
 
-def _short_hash(parts: Iterable[str]) -> str:
+def short_hash(parts: Iterable[str]) -> str:
+    """16 hexadecimal digits of the texts in their order."""
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -24,7 +24,7 @@ from alip.eval.feature_store import SomeImages, StoredFeatures, encode_stored
 from alip.eval.features import Encoding, encode_images
 from alip.eval.logistic import FeaturesInMemory, Fit, LabelledFeatures, fit_sklearn, fit_torch, held_out, sweep
 from alip.eval.outcomes import Outcomes, class_ranks, classification_outcomes
-from alip.eval.zeroshot import accuracies
+from alip.eval.zeroshot import score
 
 STORED_FROM = 200_000  # training images; 0.4 GB of 512-dimensional float32 features, twice that in float64
 SHOTS = (1, 2, 4, 8, 16)
@@ -66,9 +66,8 @@ def measure_probe(
             strength = sweep(train.part(~held), train.part(held), classes, fit)
             logits = fit(train, classes, strength, None).logits(test.features)
             labels = test.labels.to(logits.device)
-            numbers, _ = accuracies(logits, labels)
+            numbers, _ = score(dataset, logits, labels, test.positions)
             outcomes = classification_outcomes(labels, class_ranks(logits, labels))
-            numbers["primary"] = numbers[dataset.metric]
             numbers.update(images=len(test.labels), train_images=len(train.labels), classes=classes, C=strength)
             numbers["unreadable"] = len(missing) + len(test.unreadable)
     numbers = broadcast_object(numbers, encoding.world)
@@ -138,6 +137,8 @@ def _training_images(dataset: ClassificationDataset):
         raise UserError(
             f"{dataset.name} has no training images for a probe; name some with --probe-train (docs/evaluation.md)"
         )
+    if dataset.targets is not None:
+        raise UserError(f"{dataset.name} has several right classes an image; a probe needs one")
     return dataset.train()
 
 

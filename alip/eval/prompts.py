@@ -10,6 +10,7 @@ from pathlib import Path
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
 from alip.errors import UserError
+from alip.eval.named_lists import templates
 from alip.files import read_json
 from alip.schema import check
 
@@ -68,39 +69,21 @@ SLIP_NAMES = {
     "pets": ("oxford_pets",),
     "flowers": ("flowers102",),
     "imagenet": ("imagenet1k",),
+    "imagenet-a": ("imagenet_a",),
+    "cub": ("cub200",),
+    "sst2": ("rendered_sst2",),
+    "hateful-memes": ("hateful_memes",),
+    "clevr-counts": ("clevr", "clevr_counts"),
+    "kinetics700": ("kinetics700_frames",),
+    "ucf101": ("ucf101_frames",),
+    "pcam": ("patch_camelyon",),
+    "kitti": ("kitti_distance",),
 }
 
 # What an image folder or a class list without templates of its own gets.
 PLAIN_TEMPLATES = ["a photo of a {}."]
 
 
-def _forms(*forms: str, articles: tuple[str, ...] = ("a", "the")) -> list[str]:
-    """Each form with each article in place of `*`."""
-    return [form.replace("*", article) for article in articles for form in forms]
-
-
-# The templates that CLIP published and SLIP, HiCLIP and the ALIP release use too; ImageNet's are open_clip's.
-TEMPLATES: dict[str, list[str]] = {
-    "cifar": _forms(
-        *[f"a {quality} photo of * {{}}.".replace("  ", " ") for quality in ("", "blurry", "black and white")],
-        *[f"a {quality} photo of * {{}}." for quality in ("low contrast", "high contrast", "bad", "good")],
-        *[f"a photo of * {size} {{}}." for size in ("small", "big")],
-    ),
-    "food101": ["a photo of {}, a type of food."],
-    "pets": ["a photo of a {}, a type of pet."],
-    "flowers": ["a photo of a {}, a type of flower."],
-    "aircraft": _forms("a photo of * {}, a type of aircraft."),
-    "sun397": _forms("a photo of * {}."),
-    "dtd": _forms(*[f"a photo of * {{}} {what}." for what in ("texture", "pattern", "thing", "object")]),
-    "cars": [
-        *[f"a photo of {which} {{}}." for which in ("a", "the", "my", "my dirty", "my clean", "my new", "my old")],
-        "i love my {}!",
-    ],
-    "caltech101": _forms(
-        *[f"a {work} of * {{}}." for work in ("photo", "painting", "sculpture", "sketch", "tattoo", "rendition")],
-        *[f"* {made_as} {{}}." for made_as in ("plastic", "toy", "embroidered", "cartoon", "plushie", "origami")],
-        *[f"{work} of * {{}}." for work in ("art", "graffiti", "a drawing", "a doodle")],
-        "* {} in a video game.",
-    ),
-    "imagenet": [template("{}") for template in OPENAI_IMAGENET_TEMPLATES],
-}
+def templates_of(name: str) -> list[str]:
+    """The templates of lists/templates/NAME.txt; ImageNet's 80 are open_clip's."""
+    return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES] if name == "imagenet" else templates(name)

@@ -89,7 +89,7 @@ _NUMBERS = {
     "retrieval": [
         f"{way}_{n}" for way in ("image_to_text", "text_to_image") for n in ("R@1", "R@5", "R@10", "median_rank")
     ],
-    "zeroshot": ["primary", "top1", "mean_per_class", "classes"],
+    "zeroshot": ["primary", "top1", "classes"],
     "probe": ["primary", "top1", "mean_per_class", "classes"],
     "few-shot": ["primary", "top1", "mean_per_class", "classes"],
 }

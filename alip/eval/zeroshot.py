@@ -14,6 +14,7 @@ from alip.errors import UserError
 from alip.eval import cache
 from alip.eval.datasets import ClassificationDataset
 from alip.eval.features import Encoding, encode_images, encode_texts
+from alip.eval.metrics import mean_average_precision, predictions_of, value_of
 from alip.eval.outcomes import Outcomes, class_ranks, classification_outcomes
 from alip.eval.prompts import canonical_protocol
 from alip.eval.ranking import full_precision
@@ -56,18 +57,13 @@ def build_classifier(
 def accuracies(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], Tensor]:
     """Percentages top1, top5 (with five classes or more) and mean_per_class, and the predictions (n,).
 
-    logits: (n, classes) float; labels: (n,) int64. Of tied classes the one with the lower number comes first, as an
-    argmax has it: ImageNet's names hold "missile" and "sunglasses" twice, which must not cost both of the twins.
+    logits: (n, classes) float; labels: (n,) int64. Of tied classes the one with the lower number comes first.
     mean_per_class is over the classes that have images.
     """
     if not bool(torch.isfinite(logits).all()):
         raise ValueError("the logits hold NaN or infinity")
     classes = logits.shape[1]
-    numbers_of_classes = torch.arange(classes, device=logits.device)
-    rank = class_ranks(logits, labels)
-    # torch does not promise which of several equal maxima argmax returns.
-    best = logits.amax(1, keepdim=True)
-    predictions = torch.where(logits == best, numbers_of_classes, classes).amin(1)
+    rank, predictions = class_ranks(logits, labels), predictions_of(logits)
     hit = (rank == 0).double()
     count = torch.bincount(labels, minlength=classes).double()
     hits = torch.bincount(labels, weights=hit, minlength=classes)
@@ -77,6 +73,39 @@ def accuracies(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], Tensor
         numbers["top5"] = 100.0 * float((rank < 5).double().mean())
     numbers["mean_per_class"] = 100.0 * float((hits[present] / count[present]).mean())
     return numbers, predictions
+
+
+def score(
+    dataset: ClassificationDataset, logits: Tensor, labels: Tensor, positions: Tensor
+) -> tuple[dict[str, float], Tensor]:
+    """The numbers of `accuracies` with `primary`, the dataset's own metric, and the predictions (n,).
+
+    positions: (n,) int64, each row's position in the dataset. With several right classes an image (`targets`) there
+    are only `mean_ap` and, as top1, how often the best class is a right one.
+    """
+    if dataset.targets is not None:
+        targets = torch.from_numpy(dataset.targets)[positions.cpu()].to(logits.device)
+        predictions = predictions_of(logits)
+        right = targets.gather(1, predictions[:, None]).double().mean()
+        numbers = {"top1": 100.0 * float(right), "mean_ap": mean_average_precision(logits, targets)}
+        return {**numbers, "primary": numbers["mean_ap"]}, predictions
+    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+        raise UserError(
+            f"{dataset.name}: labels run from {int(labels.min())} to {int(labels.max())}, "
+            f"but there are {logits.shape[1]} class names"
+        )
+    numbers, predictions = accuracies(logits, labels)
+    groups = None if dataset.groups is None else torch.from_numpy(dataset.groups)[positions.cpu()].to(logits.device)
+    numbers["primary"] = value_of(dataset.metric, numbers, logits, labels, groups)
+    return numbers, predictions
+
+
+def _outcomes(dataset: ClassificationDataset, logits: Tensor, labels: Tensor, positions: Tensor) -> Outcomes:
+    """The rank of every image's class; with several right classes an image, whether the best class is one of them."""
+    if dataset.targets is None:
+        return classification_outcomes(labels, class_ranks(logits, labels))
+    targets = torch.from_numpy(dataset.targets)[positions.cpu()].to(logits.device)
+    return {"hit_top1": targets.gather(1, predictions_of(logits)[:, None]).squeeze(1).cpu().numpy()}
 
 
 def evaluate_zeroshot(
@@ -109,20 +138,14 @@ def measure_zeroshot(
     found = encode_images(model, dataset.images, encoding, f"{dataset.name} images", transform)
     model.train(training)
     labels = found.labels
-    if int(labels.min()) < 0 or int(labels.max()) >= len(dataset.classnames):
-        raise UserError(
-            f"{dataset.name}: labels run from {int(labels.min())} to {int(labels.max())}, "
-            f"but there are {len(dataset.classnames)} class names"
-        )
     with full_precision():
         logits = found.features @ classifier.T
-    numbers, predictions = accuracies(logits, labels)
-    numbers["primary"] = numbers[dataset.metric]
-    others = {}
+    numbers, predictions = score(dataset, logits, labels, found.positions)
+    outcomes = _outcomes(dataset, logits, labels, found.positions)
     if canonical_protocol(protocol) == "alip":
         truncated = (100 * logits).trunc()
-        numbers["primary_truncated"] = accuracies(truncated, labels)[0][dataset.metric]
-        others["rank_truncated"] = class_ranks(truncated, labels)
+        numbers["primary_truncated"] = score(dataset, truncated, labels, found.positions)[0]["primary"]
+        if dataset.targets is None:
+            outcomes["rank_truncated"] = classification_outcomes(labels, class_ranks(truncated, labels))["rank"]
     numbers.update(images=len(labels), classes=len(dataset.classnames), unreadable=len(found.unreadable))
-    outcomes = classification_outcomes(labels, class_ranks(logits, labels), **others)
     return Classified(numbers, dataset, labels.cpu(), predictions.cpu(), found.unreadable, outcomes)

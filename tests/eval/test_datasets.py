@@ -147,7 +147,7 @@ def test_caltech_at_full_size(tmp_path):
 
 
 def test_full_size_parts_have_the_release_sizes():
-    from alip.eval.dataset_records import _seeded_parts
+    from alip.eval.records_paper import _seeded_parts
 
     train, test = _seeded_parts(8677, 5677 / 8677, 3000 / 8677)
     assert (len(train), len(test)) == (3000, 5677) and not set(train) & set(test)
