@@ -12,6 +12,7 @@ import eval_zeroshot
 from alip.errors import UserError
 from alip.eval.dataset_records import CLASSIFICATION
 from alip.eval.datasets import open_classification
+from alip.eval.records_paper import PAPER
 from alip.eval.release import ImageNetTransform
 from tests.helpers import archives
 
@@ -24,7 +25,7 @@ def plain_prompts(tmp_path):
     return file
 
 
-@pytest.mark.parametrize("name", CLASSIFICATION)
+@pytest.mark.parametrize("name", PAPER)
 def test_command_on_true_layout(name, tmp_path, monkeypatch, run, plain_prompts, capsys):
     count = archives.write(name, tmp_path / "data", monkeypatch)
     output = tmp_path / "results"
