@@ -9,6 +9,7 @@ from typing import Any
 
 from alip.build.sources import ByteRange, Fields, Sample, Source, as_text, load_json_object
 from alip.errors import UserError
+from alip.remote.urls import folder_of, join, redact
 
 _LARGEST = 1 << 31  # bytes of one file: it is read whole, and takes several times as much memory
 
@@ -29,20 +30,27 @@ class AnnotationSource(Source):
         self.splits = splits
 
     def read_unit(self, unit: int) -> Iterator[Sample]:
-        path = self.units[unit]
+        path = redact(self.units[unit])
         try:
-            content = load_json_object(ByteRange(path).read(_LARGEST).removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+            content = load_json_object(
+                ByteRange(self.units[unit]).read(_LARGEST).removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+            )
             rows = list(_karpathy(content, self.splits) if self.source_type == "karpathy" else _coco(content))
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; check the path") from None
         except ValueError as error:
             raise UserError(f"{path} is not {self.source_type} JSON: {error}") from None
-        root = self.image_root if self.image_root is not None else os.path.dirname(path)
+        root = self.image_root if self.image_root is not None else folder_of(self.units[unit])
         for number, (key, file_name, text, metadata) in enumerate(rows):
+            try:
+                image, error = ByteRange(join(root, file_name)) if file_name else None, None
+            except ValueError as outside:
+                image, error = None, f"foreign-url: {outside}"
             yield Sample(
                 key=key,
                 where=f"{path}, {key}",
-                image_data=ByteRange(os.path.join(root, file_name)) if file_name else None,
+                image_data=image,
+                error=error,
                 image_name=os.path.basename(file_name or ""),
                 text=as_text(text),
                 metadata=metadata,

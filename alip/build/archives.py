@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from alip.build.images import EXTENSIONS, OTHER_IMAGES
 from alip.build.sources import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, ByteRange, Sample, Source, load_json_object, take_texts
 from alip.build.tar_members import READ_ERRORS, Damage, TarMembers
+from alip.remote.urls import redact
 
 
 class TarSource(Source):
@@ -21,9 +22,9 @@ class TarSource(Source):
     source_type = "webdataset"
 
     def read_unit(self, unit: int) -> Iterator[Sample]:
-        path = self.units[unit]
+        path = redact(self.units[unit])
         try:
-            members = TarMembers(path)
+            members = TarMembers(self.units[unit])
         except OSError as error:
             yield Sample("", path, error=f"broken-input: {path} cannot be read: {error}")
             return
@@ -98,7 +99,7 @@ def _member(path: str, info: tarfile.TarInfo, members: TarMembers) -> _Member:
     is_image = member.extension in EXTENSIONS
     if not is_image and member.extension not in ("json", "txt"):
         return member
-    if is_image and members.plain and not info.issparse():
+    if is_image and members.in_place and not info.issparse():
         member.content = ByteRange(path, info.offset_data, info.size)
         return member
     try:  # texts are short; the images of a compressed tar can only be had now, in order

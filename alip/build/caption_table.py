@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from alip.build.sources import as_text
 from alip.build.table_rows import LONGEST_FIELD, check_text_file, read_lines, read_rows
 from alip.errors import UserError
 from alip.files import atomic_path
+from alip.remote.reading import open_any
+from alip.remote.urls import is_url, name_of, redact
 
 _KEYS = ("key", "image_id", "id", "image")
 _BLOCK = 1 << 20  # characters read at a time from a JSON list
@@ -81,18 +84,18 @@ def _fill(path: str, database: Path, keep: Keep | None, column: str) -> None:
 
 def read_captions(path: str, column: str = "caption") -> Iterator[tuple[str, str]]:
     """(key, caption) of every line of a captions file. UserError names the line that is not one."""
-    if not os.path.exists(path):
+    if not is_url(path) and not os.path.exists(path):
         raise UserError(f"no captions file {path}")
     check_text_file(path)
-    name = path.lower()
+    name = name_of(path).lower()
     if name.endswith((".tsv", ".txt")):
         yield from _pairs(path)
         return
     for number, row in _json_list(path) if name.endswith(".json") else _rows(path):
         key = None if not isinstance(row, dict) else next((row[name] for name in _KEYS if name in row), None)
         if key is None or column not in row:
-            raise UserError(f"{path}, entry {number}: should have a key (or image_id) and a {column}")
-        yield from _checked(path, f"entry {number}", str(key), row[column])
+            raise UserError(f"{redact(path)}, entry {number}: should have a key (or image_id) and a {column}")
+        yield from _checked(redact(path), f"entry {number}", str(key), row[column])
 
 
 def _checked(path: str, where: str, key: str, caption: object) -> Iterator[tuple[str, str]]:
@@ -102,9 +105,9 @@ def _checked(path: str, where: str, key: str, caption: object) -> Iterator[tuple
         for one in (key, text or ""):
             one.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{path}, {where}: it holds a lone surrogate, which is half a character") from None
+        raise UserError(f"{redact(path)}, {where}: it holds a lone surrogate, which is half a character") from None
     except ValueError as error:
-        raise UserError(f"{path}, {where}: the caption: {error}") from None
+        raise UserError(f"{redact(path)}, {where}: the caption: {error}") from None
     if text is not None:
         yield key, text
 
@@ -112,7 +115,7 @@ def _checked(path: str, where: str, key: str, caption: object) -> Iterator[tuple
 def _rows(path: str) -> Iterator[tuple[int, dict]]:
     for row in read_rows(path):
         if row.values is None:
-            raise UserError(f"{path}, entry {row.number}: {row.fault}")
+            raise UserError(f"{redact(path)}, entry {row.number}: {row.fault}")
         yield row.number, row.values
 
 
@@ -121,14 +124,14 @@ def _pairs(path: str) -> Iterator[tuple[str, str]]:
         try:
             key, tab, caption = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n").partition("\t")
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
+            raise UserError(f"{redact(path)}, line {number}: not UTF-8 ({error.reason})") from None
         if len(line) >= LONGEST_FIELD:
-            raise UserError(f"{path}, line {number}: longer than {LONGEST_FIELD:,} bytes")
+            raise UserError(f"{redact(path)}, line {number}: longer than {LONGEST_FIELD:,} bytes")
         if number == 1 and key in _KEYS:
             continue
         if line.strip():
             if not tab:
-                raise UserError(f"{path}, line {number}: should be key, tab, caption")
+                raise UserError(f"{redact(path)}, line {number}: should be key, tab, caption")
             yield from _checked(path, f"line {number}", key, caption)
 
 
@@ -137,10 +140,10 @@ def _json_list(path: str) -> Iterator[tuple[int, object]]:
     decode = json.JSONDecoder().raw_decode
     number = 0
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_any(path), encoding="utf-8-sig") as file:
             window = _Window(file)
             if window.next_sign() != "[":
-                raise UserError(f"{path} should hold one JSON list of image_id, caption pairs")
+                raise UserError(f"{redact(path)} should hold one JSON list of image_id, caption pairs")
             window.at += 1
             sign = window.next_sign()
             while sign != "]":
@@ -158,11 +161,11 @@ def _json_list(path: str) -> Iterator[tuple[int, object]]:
             if window.next_sign():
                 raise ValueError("something follows the list")
     except RecursionError:
-        raise UserError(f"{path}: entry {number + 1} is nested too deeply") from None
+        raise UserError(f"{redact(path)}: entry {number + 1} is nested too deeply") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 after entry {number} ({error.reason})") from None
+        raise UserError(f"{redact(path)}: not UTF-8 after entry {number} ({error.reason})") from None
     except ValueError as error:
-        raise UserError(f"{path}: broken JSON after entry {number}: {error}") from None
+        raise UserError(f"{redact(path)}: broken JSON after entry {number}: {error}") from None
 
 
 class _Window:

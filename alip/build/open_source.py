@@ -13,6 +13,9 @@ from alip.build.folders import FolderSource
 from alip.build.sources import Fields, Source
 from alip.build.tables import TABLES, TableSource
 from alip.errors import UserError
+from alip.remote.reading import glob as glob_url
+from alip.remote.reading import open_any
+from alip.remote.urls import folder_of, is_url, local_path, name_of, redact, scheme_of
 
 _MOST_NAMES = 1_000_000  # that one pattern may expand to
 _MOST_BRACES = 16
@@ -36,9 +39,10 @@ def open_source(
     (None: beside the file). splits: of Karpathy's JSON, the ones to read.
     """
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
-    paths = expand([str(one) for one in specs])
+    paths = expand([local_path(str(one)) for one in specs])
+    image_root = None if image_root is None else local_path(image_root)
     for path in paths:
-        if not os.path.isfile(path) and not os.path.isdir(path):
+        if not is_url(path) and not os.path.isfile(path) and not os.path.isdir(path):
             raise UserError(f"{path} is neither a regular file nor a folder: name those")
     fields = fields or Fields()
     source_type = source_type or _recognise(paths)
@@ -48,6 +52,8 @@ def open_source(
             paths = [tar for path in paths for tar in (_tars_in(path) if os.path.isdir(path) else [path])]
         return TarSource(paths, fields)
     if source_type == "folder":
+        if is_url(paths[0]):
+            raise UserError(f"{redact(paths[0])}: a folder of images is read from a disk only: pack it into tars")
         if len(paths) != 1 or not os.path.isdir(paths[0]):
             raise UserError(f"a folder source is one folder, not {', '.join(paths[:3])}")
         return FolderSource(paths[0], fields)
@@ -89,20 +95,21 @@ def _recognise(paths: list[str]) -> str:
 def _recognise_one(path: str) -> str:
     if os.path.isdir(path):
         return "webdataset" if _tars_in(path) else "folder"
-    name = path.lower()
+    name = name_of(path).lower()
     if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
         return "webdataset"
     if name.endswith(TABLES):
         return "table"
     if name.endswith(".json"):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            head = file.read(1 << 20)
+        with open_any(path) as file:
+            head = file.read(1 << 20).decode("utf-8", errors="replace")
         if '"sentences"' in head or '"sentids"' in head:
             return "karpathy"
         if '"annotations"' in head or '"images"' in head:
             return "coco"
     raise UserError(
-        f"cannot tell the source type of {path}: name it with --source-type webdataset|table|coco|karpathy|folder"
+        f"cannot tell the source type of {redact(path)}: name it with "
+        "--source-type webdataset|table|coco|karpathy|folder"
     )
 
 
@@ -117,12 +124,27 @@ def expand(specs: list[str], most: int = _MOST_NAMES) -> list[str]:
     for spec in specs:
         for count, pattern in enumerate([spec] if os.path.exists(spec) else _expand_braces(spec), 1):
             if count > most:
-                raise UserError(f"{spec} expands to more than {most:,} names: narrow it down")
+                raise UserError(f"{redact(spec)} expands to more than {most:,} names: narrow it down")
+            if is_url(pattern):
+                found += _at_url(pattern)
+                continue
             matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
             if not matches:
                 raise UserError(f"no such file or folder: {pattern}")
             found += matches
     return list(dict.fromkeys(found))
+
+
+def _at_url(pattern: str) -> list[str]:
+    """The files behind a URL: itself, what its * finds, or the tars of a folder (it ends with a slash)."""
+    if pattern.endswith("/") and scheme_of(pattern) not in ("http", "https"):
+        pattern += "*.tar"
+    if "*" not in name_of(pattern) and "*" not in folder_of(pattern):
+        return [pattern]
+    matches = glob_url(pattern)
+    if not matches:
+        raise UserError(f"no such file: {redact(pattern)}")
+    return matches
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:

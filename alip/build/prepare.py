@@ -20,6 +20,7 @@ from alip.build.images import ImageError, ImagePolicy, to_jpeg
 from alip.build.sources import Sample
 from alip.build.workers import start_worker
 from alip.errors import UserError
+from alip.remote.access import RemoteError, in_use
 
 CHUNK = 32  # samples sent to a worker at a time
 _AHEAD = 4  # chunks in flight for each worker
@@ -137,6 +138,8 @@ def _prepared(sample: Sample, rows: dict, policy: Policy) -> PreparedSample | Re
         reason, message, fatal = error.reason, str(error), error.fatal
     except ImageError as error:
         reason, message, fatal = error.reason, str(error), False
+    except RemoteError:  # the store, not the sample: the build stops, and resumes here
+        raise
     except FileNotFoundError:
         reason, message, fatal = "missing-image", "no such file", False
     except (OSError, ValueError) as error:
@@ -230,8 +233,10 @@ class _Pool:
 
     @staticmethod
     def _new(workers: int) -> ProcessPoolExecutor:
-        # Forked workers start at once and share the tokenizer. macOS cannot fork safely.
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        # Forked workers start at once and share the tokenizer. macOS cannot fork safely, nor can the threads that read
+        # from a store.
+        can_fork = sys.platform == "linux" and not in_use()
+        context = multiprocessing.get_context("fork" if can_fork else "spawn")
         return ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(os.getpid(),))
 
     def submit(self, chunk: list[Sample]) -> Future:

@@ -12,6 +12,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from alip.remote.reading import read_url, stat_all
+from alip.remote.urls import is_url, name_of
+
 MAX_IMAGE_BYTES = 1 << 28  # of one encoded image; a larger file is no image of the web
 MAX_DEPTH = 50  # of nested lists and objects in JSON
 MAX_TEXT_BYTES = 1 << 24  # of a .txt or .json of one sample
@@ -19,7 +22,8 @@ MAX_TEXT_BYTES = 1 << 24  # of a .txt or .json of one sample
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes that are still in a file, to be read where they are needed, in any process. length -1: to the end."""
+    """Bytes that are still in a file, to be read where they are needed, in any process. length -1: to the end. At a URL
+    only whole files are read so: the members of a tar there come with the stream."""
 
     path: str
     offset: int = 0
@@ -27,6 +31,8 @@ class ByteRange:
 
     def read(self, most: int = MAX_IMAGE_BYTES) -> bytes:
         """The bytes; OSError if they cannot be had, ValueError if it is no regular file or too long."""
+        if is_url(self.path):
+            return read_url(self.path, most)
         # Without O_NONBLOCK a named pipe would be waited for.
         descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb", buffering=0):
@@ -87,7 +93,9 @@ class Source:
     def __init__(self, units: list[str], fields: Fields):
         self.units = units
         self.fields = fields
-        self.sizes = [max(1, os.path.getsize(unit)) for unit in units]
+        remote = [unit for unit in units if is_url(unit)]
+        sizes = dict(zip(remote, (info.size for info in stat_all(remote))))
+        self.sizes = [max(1, sizes[unit] if unit in sizes else os.path.getsize(unit)) for unit in units]
         self._before = [0]
         for size in self.sizes:
             self._before.append(self._before[-1] + size)
@@ -115,7 +123,7 @@ class Source:
 
     def describe(self) -> list[list]:
         """The units by name and size in bytes: two runs over the same input have the same list, in any folder."""
-        return [[os.path.basename(unit), size] for unit, size in zip(self.units, self.sizes)]
+        return [[name_of(unit), size] for unit, size in zip(self.units, self.sizes)]
 
 
 def take_texts(sample: Sample, fields: Fields, text_file: str | None = None) -> None:

@@ -6,11 +6,14 @@ import csv
 import os
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from alip.build.sources import load_json_object
 from alip.errors import UserError
+from alip.remote.reading import open_any
+from alip.remote.urls import is_url, name_of, redact
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 LONGEST_FIELD = 1 << 24  # characters of one CSV field, bytes of one line
@@ -32,34 +35,34 @@ class Row:
 
 def read_rows(path: str) -> Iterator[Row]:
     """The rows of a table by its extension, streaming. UserError if it cannot be read as one at all."""
-    name = path.lower()
+    name = name_of(path).lower()
     if name.endswith((".jsonl", ".ndjson")):
         return _json_lines(path)
     if name.endswith(".parquet"):
         return _parquet(path)
     if name.endswith((".csv", ".tsv")):
         return _separated(path, "\t" if name.endswith(".tsv") else ",")
-    raise UserError(f"cannot read {path} as a table: its name should end with one of {', '.join(TABLES)}")
+    raise UserError(f"cannot read {redact(path)} as a table: its name should end with one of {', '.join(TABLES)}")
 
 
 def check_text_file(path: str) -> None:
     """UserError unless `path` is a regular file that may be UTF-8."""
-    if not os.path.isfile(path):
+    if not is_url(path) and not os.path.isfile(path):
         what = "is not a regular file" if os.path.exists(path) else "does not exist"
         raise UserError(f"{path} {what}: give a file with one row per line")
     try:
-        with open(path, "rb") as file:
+        with open_any(path) as file:
             head = file.read(4)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check its permissions") from None
     if head.startswith(_UTF16):
-        raise UserError(f"{path} is UTF-16: convert it first, as with `iconv -f UTF-16 -t UTF-8`")
+        raise UserError(f"{redact(path)} is UTF-16: convert it first, as with `iconv -f UTF-16 -t UTF-8`")
 
 
 def read_lines(path: str) -> Iterator[bytes]:
     """The lines of a file, with their ends; of a line longer than LONGEST_FIELD only its first part, without an end."""
     check_text_file(path)
-    with open(path, "rb") as file:
+    with open_any(path) as file:
         while line := file.readline(LONGEST_FIELD):
             yield line
             while line and not line.endswith(b"\n"):
@@ -103,7 +106,7 @@ class _CsvRows:
         self._lines = read_lines(path)
         self._again: deque[str] = deque()
         self._used: list[str] = []
-        self.path, self.delimiter, self.done = path, delimiter, 0
+        self.path, self.delimiter, self.done = redact(path), delimiter, 0
         self._columns = 0
 
     def header(self) -> list[str]:
@@ -189,21 +192,24 @@ def _parquet(path: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
-    if not os.path.isfile(path):
+    if not is_url(path) and not os.path.isfile(path):
         raise UserError(f"{path} is not a regular file: give a Parquet file")
-    size = os.path.getsize(path)
+    remote = open_any(path) if is_url(path) else None
+    size = remote.seek(0, os.SEEK_END) if remote else os.path.getsize(path)
     number = 0
     try:
-        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        file = pyarrow.parquet.ParquetFile(remote or path, page_checksum_verification=True)
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except UserError:
+        raise
     except Exception as error:  # pyarrow's own errors, and whatever a damaged footer makes of itself
-        raise UserError(f"{path} cannot be read as Parquet: {_one_line(error)}") from None
+        raise UserError(f"{redact(path)} cannot be read as Parquet: {_one_line(error)}") from None
     total = max(1, sum(rows))
     if sum(rows) != file.metadata.num_rows:
         raise UserError(
-            f"{path} cannot be read as Parquet: {file.metadata.num_rows:,} rows, {sum(rows):,} in its groups"
+            f"{redact(path)} cannot be read as Parquet: {file.metadata.num_rows:,} rows, {sum(rows):,} in its groups"
         )
-    with file:
+    with remote or nullcontext(), file:
         for group, count in enumerate(rows):
             end = number + count
             fault = "it ends too early"

@@ -9,6 +9,7 @@ from itertools import islice
 from alip.build.sources import ByteRange, Fields, Sample, Source, as_text
 from alip.build.table_rows import TABLES, read_rows
 from alip.errors import UserError
+from alip.remote.urls import folder_of, join, redact
 
 __all__ = ["TABLES", "TableSource"]
 
@@ -35,10 +36,10 @@ class TableSource(Source):
 
     def read_unit(self, unit: int) -> Iterator[Sample]:
         path = self.units[unit]
-        root = self.image_root if self.image_root is not None else os.path.dirname(path)
+        root = self.image_root if self.image_root is not None else folder_of(path)
         self._check_columns(path)
         for row in read_rows(path):
-            where = f"{path}, row {row.number}"
+            where = f"{redact(path)}, row {row.number}"
             progress = self.progress(unit, row.done)
             if row.values is None:
                 reason = "broken-input" if row.lost_rest else "broken-row"
@@ -54,6 +55,7 @@ class TableSource(Source):
         if not there:
             return
         has = ", ".join(map(str, list(there)[:20]))
+        path = redact(path)
         for what in USUAL:
             given = getattr(self.fields, what)
             if given is not None and given not in there:
@@ -82,7 +84,10 @@ class TableSource(Source):
         }
         image = value["image"] and value["image"].strip()
         sample.key = (value["key"] and value["key"].strip()) or image or where
-        sample.image_data = ByteRange(os.path.join(root, image)) if image else None
+        try:
+            sample.image_data = ByteRange(join(root, image)) if image else None
+        except ValueError as error:
+            sample.error = sample.error or f"foreign-url: {error}"
         sample.image_name = os.path.basename(image or "")
         sample.text, sample.caption = value["text"], value["caption"]
         return sample

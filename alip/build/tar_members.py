@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
+from alip.errors import UserError
+from alip.remote.reading import open_any
+from alip.remote.urls import is_url
+
 BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
 _LONGEST_HEADER = 1 << 24  # bytes of extended headers; a compressed tar could ask for gigabytes
@@ -29,19 +33,21 @@ class Damage:
 class TarMembers:
     """Iterates over the members of a tar, plain or compressed: a TarInfo for each, a Damage where something is lost.
 
-    After a TarInfo `read(info)` gives its content; only then, as a compressed tar is read once, in order. plain: a
-    member is in the file uncompressed, at `info.offset_data`. done: bytes of the file read so far. Tars that were
+    After a TarInfo `read(info)` gives its content; only then, as a compressed tar is read once, in order. in_place: a
+    member is in a local file, uncompressed, at `info.offset_data`. done: bytes of the file read so far. Tars that were
     concatenated are read one after the other. OSError if the file cannot be opened.
     """
 
     def __init__(self, path: str):
-        self._raw = open(path, "rb")  # noqa: SIM115 (held until close)
+        self._raw = open_any(path)
         head = self._raw.read(6)
         self._raw.seek(0)
         unpack = next((call for magic, call in _UNPACK.items() if head.startswith(magic)), None)
-        self.plain = unpack is None
-        self._size = os.fstat(self._raw.fileno()).st_size if self.plain else None
-        self._stream = _Stream(unpack(self._raw) if unpack else self._raw, self.plain)
+        plain = unpack is None
+        self.in_place = plain and not is_url(path)
+        self._size = self._raw.seek(0, os.SEEK_END) if plain else None
+        self._raw.seek(0)
+        self._stream = _Stream(unpack(self._raw) if unpack else self._raw, plain)
         # Made on an empty archive: opening the stream itself would read its first header, and stop at a damaged one.
         self._tar = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * BLOCK)))
         self._tar.fileobj = self._stream
@@ -78,6 +84,8 @@ class TarMembers:
             except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):
                 yield Damage(f"it ends at byte {self._stream.tell():,} without tar's end mark, so it was cut off there")
                 return
+            except UserError:  # the store, not the tar
+                raise
             except Exception as error:  # a header that is none, or that tarfile stumbles over
                 at = yield from self._after_damage(at, f"no header at byte {at:,} ({error})")
 
