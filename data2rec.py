@@ -19,6 +19,7 @@ from alip.build.open_source import open_source
 from alip.build.prepare import MISSING_CAPTION, MISSING_TEXT, Policy
 from alip.build.sources import Fields
 from alip.errors import UserError, run_command
+from alip.remote.urls import is_url, local_path, redact
 
 LIMITS = (
     ("quality", 1, 100),
@@ -46,6 +47,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument_group("where to").add_argument
     add("--output", metavar="DIR/NAME", help="the dataset: DIR/NAME.json, DIR/NAME-00000.rec …")
     add("--samples-per-shard", type=int, default=20_000, help="a crash loses the work of at most one shard")
+    add("--scratch", metavar="DIR", help="for an --output at a URL: where shards are built before they are uploaded")
     add("--shuffle", type=int, metavar="SEED", help="mix samples across all shards (needs the disk space twice)")
     add("--shard", "--part", default="1/1", metavar="K/N", help="build shard K of N of the input, one on each machine")
     add("--overwrite", action="store_true", help="remove what is there under this name first")
@@ -94,6 +96,8 @@ def main() -> int:
         from alip.build.preview import show
 
         return show(args.output, args.show)
+    if is_url(args.output) and (args.merge or args.source):
+        raise UserError(f"{redact(args.output)}: --merge and --from write to a local folder: upload the result")
     if args.merge:
         from alip.build.merge import merge
 
@@ -154,10 +158,11 @@ def build(args: argparse.Namespace) -> int:
         policy=Policy(image, args.missing_caption, args.missing_text),
         workers=args.workers,
         samples_per_shard=args.samples_per_shard,
-        texts=TextFiles(args.captions, args.keep, args.scores, args.rewrites),
+        texts=TextFiles(args.captions and local_path(args.captions), args.keep, args.scores, args.rewrites),
         shuffle_seed=args.shuffle,
         input_shard=InputShard.parse(args.shard),
         overwrite=args.overwrite,
+        scratch=args.scratch,
         quiet=args.quiet,
     )
     print(summary.text())

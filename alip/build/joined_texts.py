@@ -11,6 +11,8 @@ from alip.build.caption_table import CaptionTable
 from alip.build.sources import Sample
 from alip.errors import UserError
 from alip.files import read_json, sha256_of_file
+from alip.remote.reading import stat_all
+from alip.remote.urls import is_url, name_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def provenance(files: TextFiles, dropped: int) -> dict[str, Any]:
             "keys_without_caption": dropped,
         }
     if files.rewrites:
-        found["rewrites"] = {"file": Path(files.rewrites).name, "made_by": _settings(files.rewrites)}
+        found["rewrites"] = {"file": name_of(files.rewrites), "made_by": _settings(files.rewrites)}
     return found
 
 
@@ -109,6 +111,8 @@ def _settings(file: str) -> dict[str, Any] | None:
 def _describe(file: str | None, what: str) -> list | None:
     if file is None:
         return None
+    if is_url(file):
+        return [name_of(file), stat_all([file])[0].size]
     if not Path(file).is_file():
         raise UserError(f"no {what} file {file}")
     return [Path(file).name, Path(file).stat().st_size]

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from alip.build.journal import Journal, WorkFolder
-from alip.data.shards import Manifest, load_manifest
+from alip.data.shards import Manifest, Shard, load_manifest
 from alip.errors import UserError
 from alip.files import sync
 
@@ -26,7 +26,7 @@ class DatasetOutput:
         self.finished: Manifest | None = None
         self.work: WorkFolder | None = None
         self.journal: Journal | None = None
-        if self.manifest_path.exists() and not overwrite and not partial.exists():
+        if not overwrite and not partial.exists() and self._is_published():
             self.finished = self._finished(options)
             return
         self.work = WorkFolder(partial)
@@ -39,24 +39,23 @@ class DatasetOutput:
     def _open(self, options: dict, overwrite: bool) -> None:
         if overwrite:
             self._remove()
-        if self.manifest_path.exists():  # that build was killed after its end, with its work folder still there
+        if self._is_published():  # that build was killed after its end, with its work folder still there
             self.finished = self._finished(options)
             self.work.remove()
             return
-        if not self.work.has_journal() and (stale := self._shard_files()):
-            raise UserError(
-                f"{min(stale)} exists, without a manifest: give --overwrite to remove it, or another --output"
-            )
+        self._prepare()
+        if not self.work.has_journal() and (stale := self._stale()):
+            raise UserError(f"{stale} exists, without a manifest: give --overwrite to remove it, or another --output")
         self.journal = Journal(self.work, options)
 
     def _finished(self, options: dict) -> Manifest:
-        manifest = load_manifest(self.manifest_path)
+        manifest = self._load()
         before = manifest.metadata.get("options", {})
         changed = [key for key in options if before.get(key) != options[key]]
         if changed:
             raise UserError(
-                f"{self.folder / self.name} was built with another {', '.join(changed)}: give --overwrite to build it "
-                "again, or another --output"
+                f"{manifest.folder / self.name} was built with another {', '.join(changed)}: give --overwrite to build "
+                "it again, or another --output"
             )
         return manifest
 
@@ -69,9 +68,32 @@ class DatasetOutput:
         for path in [*self._shard_files(), self.folder / f"{self.name}-rejects.jsonl"]:
             path.unlink(missing_ok=True)
 
+    def _is_published(self) -> bool:
+        return self.manifest_path.exists()
+
+    def _load(self) -> Manifest:
+        return load_manifest(self.manifest_path)
+
+    def _prepare(self) -> None:
+        """Called before the journal is opened, with the work folder locked."""
+
     def _shard_files(self) -> list[Path]:
-        pattern = re.compile(re.escape(self.name) + r"-\d{5}\.(rec|idx|parquet)")
-        return [path for path in self.folder.iterdir() if pattern.fullmatch(path.name)]
+        return [path for path in self.folder.iterdir() if self.is_shard_file(path.name)]
+
+    def _stale(self) -> str | None:
+        """A shard's file that no journal and no manifest accounts for."""
+        found = self._shard_files()
+        return str(min(found)) if found else None
+
+    def is_shard_file(self, name: str) -> bool:
+        """True for the name of a file of one of this dataset's shards."""
+        return re.fullmatch(re.escape(self.name) + r"-\d{5,}\.(rec|idx|parquet|offsets)", name) is not None
+
+    def store(self, shard: Shard) -> None:
+        """Called when a shard is whole in `folder`, before the journal names it."""
+
+    def committed(self, portable: bool) -> None:
+        """Called when the journal names it. portable: journal and rejects are all that another machine needs."""
 
     def publish(self, manifest: Manifest) -> Manifest:
         """The build is done: the manifest appears, the work folder is removed."""

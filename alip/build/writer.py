@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from alip.build.journal import RejectsFile, explain_disk_errors
 from alip.build.output import DatasetOutput
 from alip.build.prepare import Policy, PreparedSample, Rejected, prepare_all
 from alip.build.progress import ProgressBar
+from alip.build.remote_output import disk_of, open_output
 from alip.build.shard_writer import ShardWriter
 from alip.build.shuffle import ExternalShuffle
 from alip.build.sources import Sample, Source
 from alip.data.shards import Manifest, Shard
 from alip.errors import UserError
 from alip.files import sync
+from alip.remote.urls import name_of
 
 SAMPLES_PER_SHARD = 20_000
 
@@ -70,17 +72,18 @@ def build(
     shuffle_seed: int | None = None,
     input_shard: InputShard | None = None,
     overwrite: bool = False,
+    scratch: str | None = None,
     quiet: bool = False,
 ) -> BuildSummary:
     """Builds `DIR/NAME-00000.rec …` and `DIR/NAME.json` from a source, or resumes a build that was interrupted.
 
-    output: DIR/NAME. texts: files whose texts are joined by key. shuffle_seed: mix samples across shards (needs the
-    disk space twice for a while); None: keep the source's order. input_shard: build only this shard of the input.
-    overwrite: remove what is there under this name first.
+    output: DIR/NAME, also at a URL. texts: files whose texts are joined by key. shuffle_seed: mix samples across shards
+    (needs the disk space twice for a while); None: keep the source's order. input_shard: build only this shard of the
+    input. overwrite: remove what is there under this name first. scratch: see open_output.
     UserError: a full disk, other options than those of the build to resume, no usable sample at all.
     """
     input_shard, texts = input_shard or InputShard(), texts or TextFiles()
-    folder, name = Path(output).parent, input_shard.name(Path(output).name)
+    name = input_shard.name(name_of(str(output)))
     options = {
         "input": source.describe(),
         "source": source.source_type,
@@ -93,11 +96,13 @@ def build(
         "shuffle_seed": shuffle_seed,
         "input_shard": [input_shard.index + 1, input_shard.count],
     }
-    with explain_disk_errors(folder), closing(DatasetOutput(folder, name, options, overwrite)) as target:
+    with ExitStack() as stack:
+        stack.enter_context(explain_disk_errors(disk_of(output, scratch)))
+        target = stack.enter_context(closing(open_output(output, name, options, overwrite, scratch)))
         if target.finished:
             return BuildSummary(target.finished, already_there=True)
-        with closing(_Build(source, target, options, policy, input_shard, texts)) as job:
-            return BuildSummary(job.run(workers, quiet))
+        job = stack.enter_context(closing(_Build(source, target, options, policy, input_shard, texts)))
+        return BuildSummary(job.run(workers, quiet))
 
 
 class _Build:
@@ -195,8 +200,10 @@ class _Build:
         self.rejects.sync()
         shard = self.shard.commit()
         self.shard = None
+        self.output.store(shard)
         self.shards.append(shard)
         self.journal.add({"shard": asdict(shard), **self._state(), **position})
+        self.output.committed(portable=self.seed is None)  # a shuffle's spill files are on this disk only
         if "gathered" in position:
             self.shuffle.drop_before(position["gathered"][0])
 

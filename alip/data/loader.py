@@ -44,7 +44,7 @@ def open_data(
     """The manifest of `DIR/NAME`, or with dataset_type "synthetic" random samples, `train_num_samples` of them."""
     if dataset_type == "synthetic":
         return SyntheticData(train_num_samples)
-    return load_manifest(train_data)
+    return load_manifest(train_data, at_url=True)
 
 
 def create_loader(

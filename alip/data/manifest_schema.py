@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alip.errors import UserError
+from alip.remote.urls import UrlPath
 from alip.schema import check
 
 FORMAT = "alip-rec"
@@ -69,7 +70,7 @@ SCHEMA = {
 }
 
 
-def check_manifest(content: dict[str, Any], path: Path) -> None:
+def check_manifest(content: dict[str, Any], path: Path | UrlPath) -> None:
     """UserError, one line, unless a manifest's content is sound in itself.
 
     Beyond the types: the layout of the label, no file named twice, counts that add up, and the checksum of the whole.

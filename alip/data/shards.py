@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,12 @@ import numpy as np
 from alip.data.manifest_schema import FORMAT, check_manifest, label_layout, manifest_checksum
 from alip.data.recordio import IndexedReader, RecordError, payload_crc32, read_index, record_ids
 from alip.errors import UserError
-from alip.files import read_json, write_json
+from alip.files import parse_json, read_json, write_json
+from alip.remote.reading import open_url, read_url
+from alip.remote.urls import UrlPath, is_url, redact
 from alip.tokens import CONTEXT_LENGTH, TOKENIZER, VOCAB_SIZE
 
+_LARGEST_MANIFEST = 1 << 30  # bytes, of one at a URL: half a million shards
 SIDECAR_COLUMNS = ("key", "text", "caption", "metadata", "source")
 CAPTIONS_COLUMN = "captions"  # a list of all captions, in the sidecars of datasets with several captions per image
 
@@ -63,7 +67,7 @@ class Manifest:
     """
 
     name: str
-    folder: Path
+    folder: Path | UrlPath
     samples: int
     shards: tuple[Shard, ...]
     context_length: int = CONTEXT_LENGTH
@@ -86,7 +90,7 @@ class Manifest:
         content += [[shard.samples, shard.bytes, shard.sha256] for shard in self.shards]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str) -> Path | UrlPath:
         """A shard's file."""
         return self.folder / name
 
@@ -143,10 +147,16 @@ class Manifest:
         return path
 
 
-def load_manifest(data: str | os.PathLike) -> Manifest:
+def load_manifest(data: str | os.PathLike, at_url: bool = False) -> Manifest:
     """The manifest behind `DIR/NAME`, `DIR/NAME.json`, or released files without one: `DIR/x.rec` (with `x.idx`),
     `DIR/x` where `DIR/x.rec` is, or a folder of rec files. UserError names what is missing.
+
+    at_url: whether the caller can work with a dataset at a URL, of which only manifest and sidecars are read in place.
     """
+    if is_url(data):
+        if not at_url:
+            raise UserError(f"{redact(str(data))}: this reads shards from a local folder: copy them there first")
+        return _from_url(str(data))
     path = Path(data)
     for candidate in [path] if path.suffix == ".json" else [path.with_name(path.name + ".json"), path]:
         if candidate.is_file() and candidate.suffix == ".json":
@@ -174,13 +184,30 @@ def _is_manifest(path: Path) -> bool:
         return f'"{FORMAT}"' in file.read(200)
 
 
+def _from_url(data: str) -> Manifest:
+    path = UrlPath(data if data.endswith(".json") else f"{data}.json")
+    try:
+        text = read_url(path.url, _LARGEST_MANIFEST).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"no shards at {redact(data)}: there is no {path} (at a URL a manifest is needed)") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no manifest: {error}") from None
+    content = parse_json(text, str(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a JSON {type(content).__name__}, not an object")
+    return _manifest(content, path)
+
+
 def _parse(path: Path) -> Manifest:
-    content = read_json(path)
+    return _manifest(read_json(path), path)
+
+
+def _manifest(content: dict, path: Path | UrlPath) -> Manifest:
     check_manifest(content, path)
     known = {"format", "version", "label", "shards", "name", "samples", "context_length", "tokenizer"}
     known |= {"vocab_size", "rejects", "image", "checksum"}
     return Manifest(
-        name=path.stem,
+        name=path.name.removesuffix(".json"),
         folder=path.parent,
         samples=content["samples"],
         shards=tuple(Shard(**shard) for shard in content["shards"]),
@@ -245,10 +272,12 @@ def read_texts(manifest: Manifest, start: int = 0) -> Iterator[dict]:
         if shard.sidecar is None:
             raise UserError(f"{manifest.path(shard.rec)} has no sidecar: released rec files carry no strings")
         path = manifest.path(shard.sidecar)
-        if path.exists() and not path.is_file():
+        remote = isinstance(path, UrlPath)
+        if not remote and path.exists() and not path.is_file():
             raise UserError(f"{path} is not an ordinary file: copy or build it again")
         try:
-            with pyarrow.parquet.ParquetFile(path) as table:
+            opened = open_url(path.url) if remote else nullcontext(path)
+            with opened as file, pyarrow.parquet.ParquetFile(file) as table:
                 if table.metadata.num_rows != shard.samples:
                     raise UserError(f"{path} has {table.metadata.num_rows} rows, its shard {shard.samples} samples")
                 for batch in table.iter_batches(batch_size=4096):

@@ -75,7 +75,10 @@ def glob(pattern: str) -> list[str]:
         files, path = filesystem(pattern)
         return sorted(files.unstrip_protocol(found) for found in files.glob(path))
 
-    return attempt(pattern, "listing", once)
+    try:
+        return attempt(pattern, "listing", once)
+    except FileNotFoundError:  # not even the bucket
+        return []
 
 
 class RemoteFile(io.RawIOBase):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from alip.errors import UserError
-from alip.remote.access import ShortRead, attempt, filesystem
+from alip.remote.access import RemoteError, ShortRead, attempt, filesystem
 from alip.remote.reading import stat
 from alip.remote.urls import redact, scheme_of
 
@@ -29,7 +30,7 @@ def upload(path: Path, url: str) -> None:
         files.put_file(str(path), target)
         _check(url, size)
 
-    attempt(url, "writing", once)
+    _write(url, once)
 
 
 def write_url(url: str, content: bytes) -> None:
@@ -40,7 +41,14 @@ def write_url(url: str, content: bytes) -> None:
         files.pipe_file(target, content)
         _check(url, len(content))
 
-    attempt(url, "writing", once)
+    _write(url, once)
+
+
+def _write(url: str, once: Callable[[], None]) -> None:
+    try:
+        attempt(url, "writing", once)
+    except FileNotFoundError:
+        raise RemoteError(f"{redact(url)}: there is no such bucket; make it, or check the URL") from None
 
 
 def _check(url: str, size: int) -> None:
