@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alip.errors import UserError
+from alip.eval.image_readers import ImageFiles, Images
 from alip.files import parse_json, read_text
 from alip.schema import check
 
@@ -30,6 +31,7 @@ class RetrievalDataset:
     images: paths that exist. captions: texts without a prefix. caption_owner: (captions,) numbers into `images`.
     benchmark: the name in the table of datasets it was opened by, None for somebody's own file.
     expected_images: how many the benchmark has; None where that is not known.
+    reader: what reads the images where they are no files of their own; `images` are their names then.
     """
 
     name: str
@@ -38,6 +40,11 @@ class RetrievalDataset:
     caption_owner: list[int]
     benchmark: str | None = None
     expected_images: int | None = None
+    reader: Images | None = None
+
+    def opened(self) -> Images:
+        """The images, in the order of `images`."""
+        return self.reader if self.reader is not None else ImageFiles(self.images)
 
 
 FILE_NAME = {"type": "string", "minLength": 1}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from torch import nn
 from torchvision.datasets import ImageFolder
 
 from alip.errors import UserError
+from alip.eval import wds, wds_download
 from alip.eval.caption_files import FILE_NAME, RetrievalDataset, read_caption_file
+from alip.eval.classification import ClassificationDataset
 from alip.eval.classnames import check_order
 from alip.eval.dataset_records import CLASSIFICATION, DEMO_CLASSIFICATION, RETRIEVAL
 from alip.eval.image_readers import ImageFiles, Images, TorchvisionImages
@@ -25,35 +25,6 @@ from alip.schema import check
 __all__ = ["ClassificationDataset", "RetrievalDataset", "open_classification", "open_imagenet", "open_retrieval"]
 
 _HELP = "see docs/evaluation.md, or `bash scripts/quickstart.sh` for the demo's datasets"
-
-
-@dataclass(frozen=True)
-class ClassificationDataset:
-    """Labelled images, and what is needed to classify them from words.
-
-    classnames: class number → name. templates: texts with one {}. metric: the primary one: "top1", "mean_per_class", a
-    name of alip.eval.metrics, or "mean_ap".
-    groups: (n, fields) int64, what metrics of groups need. targets: (n, classes) of 0 and 1, where an image has several
-    right classes (metric "mean_ap"). Both by position in `images`.
-    train: opens the labelled images of the linear probe; None where there are none.
-    benchmark: the name in the table of datasets it was opened by, None for somebody's own files.
-    image_counts: how many images the benchmark has, the usual number first; empty where that is not known.
-    transform: model → (PIL image → tensor), where the protocol does not take the model's own.
-    given: the files that replaced the dataset's own lists: {"prompts": path, "classnames": path}.
-    """
-
-    name: str
-    images: Images
-    classnames: list[str]
-    templates: list[str]
-    metric: str = "top1"
-    train: Callable[[], Images] | None = None
-    benchmark: str | None = None
-    image_counts: tuple[int, ...] = ()
-    transform: Callable[[nn.Module], Callable] | None = None
-    given: dict[str, str] | None = None
-    groups: np.ndarray | None = None
-    targets: np.ndarray | None = None
 
 
 _ROW = {
@@ -71,6 +42,8 @@ def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None
     """
     name = str(name_or_path)
     root = Path(data_root) if data_root is not None else Path("data")
+    if name.startswith(wds.PREFIX):
+        return wds.open_wds_retrieval(wds_folder(name, root))
     record = RETRIEVAL.get(name)
     if record is not None:
         found = next((root / file for file in record.files if (root / file).is_file()), None)
@@ -114,6 +87,8 @@ def _open_classification(
     prompts: str | Path | None,
 ) -> ClassificationDataset:
     root = Path(data_root) if data_root is not None else Path("data")
+    if name.startswith(wds.PREFIX):
+        return _with_lists(wds.open_wds_classification(wds_folder(name, root)), classnames, prompts)
     if name in CLASSIFICATION:
         return _from_table(name, root, protocol, classnames, prompts)
     if name in DEMO_CLASSIFICATION:
@@ -138,6 +113,29 @@ def _open_classification(
         return _from_folder(path, classnames, prompts)
     known = ", ".join([*CLASSIFICATION, *DEMO_CLASSIFICATION])
     raise UserError(f"no such zero-shot dataset, folder or classes.jsonl: {name} (datasets: {known})")
+
+
+def wds_folder(name: str, root: Path) -> Path:
+    """The folder of wds:FOLDER; a relative one may be under the data root. wds:https://… is downloaded to it first."""
+    if wds_download.is_address(name.removeprefix(wds.PREFIX)):
+        return wds_download.download(name.removeprefix(wds.PREFIX), root)
+    given = Path(name.removeprefix(wds.PREFIX))
+    found = next((folder for folder in (given, root / given) if folder.is_dir()), None)
+    if found is None:
+        raise UserError(f"{name}: no folder {given} or {root / given}")
+    return found
+
+
+def _with_lists(
+    dataset: ClassificationDataset, classnames: str | Path | None, prompts: str | Path | None
+) -> ClassificationDataset:
+    """The dataset with the lists of these files in place of its own."""
+    if classnames:
+        dataset = replace(dataset, classnames=_replaced(dataset.classnames, classnames, dataset.name))
+    if prompts:
+        templates = check_templates(read_lists(prompts, dataset.name, "templates"), dataset.name)
+        dataset = replace(dataset, templates=templates)
+    return dataset
 
 
 def open_imagenet(folder: str | Path) -> ClassificationDataset:

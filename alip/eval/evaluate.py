@@ -12,7 +12,6 @@ from alip.errors import UserError
 from alip.eval import bootstrap, outcomes, report, results
 from alip.eval.datasets import ClassificationDataset, RetrievalDataset
 from alip.eval.features import Encoding
-from alip.eval.image_readers import ImageFiles
 from alip.eval.plots import classification as classification_plots
 from alip.eval.plots import retrieval as retrieval_plots
 from alip.eval.probe import SHOTS, Probed, measure_few_shot, measure_probe
@@ -65,7 +64,7 @@ def retrieval(
     for dataset in datasets:
         found = measure_retrieval(model, dataset, encoding, protocol)
         if encoding.world.is_main:
-            content = [ImageFiles(dataset.images).content_hash(), *dataset.captions, str(dataset.caption_owner)]
+            content = [dataset.opened().content_hash(), *dataset.captions, str(dataset.caption_owner)]
             recorder.record(
                 "retrieval",
                 dataset,

@@ -133,12 +133,12 @@ def _samples(labels: Sequence[int], shots: Sequence[int], seeds: int) -> dict[in
 
 
 def _training_images(dataset: ClassificationDataset):
+    if dataset.targets is not None:
+        raise UserError(f"{dataset.name} has several right classes an image; a probe needs one")
     if dataset.train is None:
         raise UserError(
             f"{dataset.name} has no training images for a probe; name some with --probe-train (docs/evaluation.md)"
         )
-    if dataset.targets is not None:
-        raise UserError(f"{dataset.name} has several right classes an image; a probe needs one")
     return dataset.train()
 
 

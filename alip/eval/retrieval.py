@@ -16,7 +16,7 @@ from alip.distributed import World, broadcast_object
 from alip.errors import UserError
 from alip.eval.datasets import RetrievalDataset
 from alip.eval.features import Encoding, encode_images, encode_texts
-from alip.eval.image_readers import ImageFiles
+from alip.eval.image_arrays import SelectedImages
 from alip.eval.outcomes import Outcomes, retrieval_outcomes
 from alip.eval.prompts import retrieval_prefix
 from alip.eval.ranking import Ranks, ranks_from_features, ranks_from_scores
@@ -91,7 +91,7 @@ def measure_retrieval(
     training = model.training
     model.eval()
     prefix = retrieval_prefix(protocol)
-    found = encode_images(model, ImageFiles(dataset.images), encoding, f"{dataset.name} images")
+    found = encode_images(model, dataset.opened(), encoding, f"{dataset.name} images")
     if found.unreadable:
         dataset = _without(dataset, found.positions.tolist())
     if not dataset.captions:
@@ -140,6 +140,7 @@ def _without(dataset: RetrievalDataset, kept: list[int]) -> RetrievalDataset:
     return replace(
         dataset,
         images=[dataset.images[i] for i in kept],
+        reader=None if dataset.reader is None else SelectedImages(dataset.reader, kept),
         captions=[dataset.captions[i] for i in left],
         caption_owner=[number[dataset.caption_owner[i]] for i in left],
     )

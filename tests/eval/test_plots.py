@@ -73,14 +73,16 @@ def test_gallery_shows_the_right_image_and_its_rank(tmp_path, monkeypatch):
     shown, notes = [], []
     real = retrieval._show
     monkeypatch.setattr(
-        retrieval, "_show", lambda cell, path, right: shown.append((path, right)) or real(cell, path, right)
+        retrieval,
+        "_show",
+        lambda cell, images, index, right: shown.append((index, right)) or real(cell, images, index, right),
     )
     monkeypatch.setattr(retrieval, "_score", lambda cell, score, note: notes.append((round(score, 3), note)))
     example.dataset.images[0].unlink()
     retrieval.text_to_image(reversed_features, tmp_path / "gallery", queries=12, top=5)
     for row in range(12):
         cells = shown[6 * row : 6 * row + 6]
-        assert cells[-1] == (example.dataset.images[row], True)
+        assert cells[-1] == (row, True)
         assert all(right is False for _, right in cells[:-1])
     assert [note for _, note in notes[5::6]] == ["rank 12"] * 12
     assert notes[5][0] == -1.0

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from alip import plot_style as style
-from alip.eval.image_readers import read_rgb
+from alip.eval.image_readers import Images
 from alip.eval.retrieval import Retrieved
 
 _SIDE = 200  # pixels of a thumbnail's longer side
@@ -29,7 +29,7 @@ def text_to_image(found: Retrieved, path: Path, queries: int = 6, top: int = 5) 
     """A row per caption: its `top` images with their scores, and the right image with its rank at the end."""
     dataset = found.dataset
     count, top = min(queries, len(dataset.captions)), min(top, len(dataset.images))
-    chosen = _spaced(len(dataset.captions), count)
+    chosen, images = _spaced(len(dataset.captions), count), dataset.opened()
     scores = (found.caption_features[chosen].float() @ found.image_features.float().T).cpu()
     with style.figure(path, style.PAGE, 0.45 + 1.12 * count) as figure:
         axes = figure.subplots(count, top + 2, squeeze=False, width_ratios=[1.75] + [1] * (top + 1))
@@ -41,12 +41,12 @@ def text_to_image(found: Retrieved, path: Path, queries: int = 6, top: int = 5) 
             cell.text(0, 0.5, style.wrap(dataset.captions[caption], 26, 7), va="center", transform=cell.transAxes)
             for position, image in enumerate(row_scores.topk(top).indices.tolist()):
                 cell = axes[row][position + 1]
-                _show(cell, dataset.images[image], image == owner)
+                _show(cell, images, image, image == owner)
                 _score(cell, float(row_scores[image]), "right" if image == owner else "")
                 if row == 0:
                     cell.set_title(f"rank {position + 1}")
             cell = axes[row][top + 1]
-            _show(cell, dataset.images[owner], True)
+            _show(cell, images, owner, True)
             _score(cell, float(row_scores[owner]), f"rank {rank:,}")
             if row == 0:
                 cell.set_title("right image")
@@ -59,13 +59,13 @@ def image_to_text(found: Retrieved, path: Path, queries: int = 6, top: int = 5) 
     dataset = found.dataset
     with_captions = sorted(set(dataset.caption_owner))
     count, top = min(queries, len(with_captions)), min(top, len(dataset.captions))
-    chosen = [with_captions[i] for i in _spaced(len(with_captions), count)]
+    chosen, images = [with_captions[i] for i in _spaced(len(with_captions), count)], dataset.opened()
     scores = (found.image_features[chosen].float() @ found.caption_features.float().T).cpu()
     owner = np.asarray(dataset.caption_owner)
     with style.figure(path, style.PAGE, 0.35 + 1.12 * count) as figure:
         axes = figure.subplots(count, 2, squeeze=False, width_ratios=[1, 5.2])
         for row, (image, row_scores) in enumerate(zip(chosen, scores.numpy())):
-            _show(axes[row][0], dataset.images[image], None)
+            _show(axes[row][0], images, image, None)
             cell = axes[row][1]
             cell.axis("off")
             ranked = np.argsort(-row_scores, kind="stable")[:top].tolist()
@@ -96,10 +96,10 @@ def _spaced(length: int, count: int) -> list[int]:
     return np.linspace(0, length - 1, count).round().astype(int).tolist()
 
 
-def _show(cell: Axes, path: Path, is_right: bool | None) -> None:
+def _show(cell: Axes, images: Images, index: int, is_right: bool | None) -> None:
     """An image in a frame: thick for the right one, thin for others, none for a query."""
     try:
-        image = read_rgb(path)
+        image = images[index][0]
         scale = _SIDE / max(image.size)
         image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     except Exception:  # it could be read a moment ago; a plot is no reason to fail

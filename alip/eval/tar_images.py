@@ -1,0 +1,220 @@
+"""Images inside plain tars, read where they lie: an index of byte ranges is made in one pass, nothing is unpacked.
+
+The tars are WebDataset's: neighbouring members that share a name up to its first dot are one sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from alip.build.sources import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
+from alip.build.tar_members import BLOCK, READ_ERRORS, Damage, TarMembers
+from alip.errors import UserError
+from alip.eval.image_readers import NO_LABEL, read_rgb, short_hash, stat_key
+
+IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
+_HASH_THREADS = 4
+_OPEN_FILES = 64  # per process
+
+
+class TarImages:
+    """Images by their byte ranges: paths[tar[i]], size[i] bytes from start[i]. labels: (n,), -1 for none."""
+
+    def __init__(self, paths: Sequence[Path], tar: np.ndarray, start: np.ndarray, size: np.ndarray, labels: np.ndarray):
+        self.paths = list(paths)
+        self.tar, self.start, self.size, self.labels = tar, start, size, labels
+        self._files: dict[int, int] = {}
+        self._process = 0
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_files": {}}
+
+    def __len__(self) -> int:
+        return len(self.tar)
+
+    def data(self, index: int) -> bytes:
+        """The encoded image."""
+        number, size = int(self.tar[index]), int(self.size[index])
+        data = os.pread(self._file(number), size, int(self.start[index]))
+        if len(data) != size:
+            raise OSError(f"{len(data):,} bytes of {size:,}")
+        return data
+
+    def _file(self, number: int) -> int:
+        if self._process != os.getpid():  # a file of the parent process stays its own
+            self._files, self._process = {}, os.getpid()
+        if number not in self._files:
+            while len(self._files) >= _OPEN_FILES:
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[number] = os.open(self.paths[number], os.O_RDONLY | os.O_CLOEXEC)
+        return self._files[number]
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return read_rgb(io.BytesIO(self.data(index))), int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """The tar and the member's name, which its header still has."""
+        number, start = int(self.tar[index]), int(self.start[index])
+        try:
+            with open(self.paths[number], "rb") as file:
+                header = os.pread(file.fileno(), 100, start - BLOCK)
+            member = header.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+        except OSError:
+            member = f"byte {start:,}"
+        return f"{self.paths[number]}/{member}"
+
+    def cache_key(self) -> str:
+        return stat_key(self.paths, [self.labels.tolist()])
+
+    def content_hash(self) -> str:
+        def digest(indices: range) -> str:
+            found = hashlib.blake2b(digest_size=16)
+            for index in indices:
+                try:
+                    found.update(hashlib.blake2b(self.data(index), digest_size=16).digest())
+                except OSError:
+                    found.update(b"unreadable")
+            return found.hexdigest()
+
+        blocks = [range(first, min(first + 256, len(self))) for first in range(0, len(self), 256)]
+        for number in {*self.tar.tolist()}:
+            self._file(number) if len(self.paths) <= _OPEN_FILES else None
+        threads = _HASH_THREADS if len(self.paths) <= _OPEN_FILES else 1  # the table of open files is not locked
+        with ThreadPoolExecutor(threads) as pool:
+            return short_hash([*pool.map(digest, blocks), str(self.labels.tolist())])
+
+
+@dataclass
+class TarContent:
+    """What the tars hold. texts: of every sample's .txt, if asked for; arrays: (n, …), of every sample's .npy."""
+
+    images: TarImages
+    texts: list[str] = field(default_factory=list)
+    arrays: np.ndarray | None = None
+
+
+def read_tars(paths: Sequence[Path], label: str | None, array: bool = False) -> TarContent:
+    """Indexes the tars' samples in their order.
+
+    label: "cls", "txt", or None: what every sample must have beside its image. array: read .npy members too, which
+    every sample must have. UserError for damage, and for samples that have less or more.
+    """
+    tar, start, size, labels = [], [], [], []
+    texts: list[str] = []
+    arrays: list[np.ndarray] = []
+    for number, path in enumerate(paths):
+        for sample in _samples(path, label, array):
+            tar.append(number)
+            start.append(sample.start)
+            size.append(sample.size)
+            labels.append(NO_LABEL if sample.label is None else sample.label)
+            if sample.text is not None:
+                texts.append(sample.text)
+            if sample.array is not None:
+                arrays.append(sample.array)
+    if not tar:
+        raise UserError(f"{paths[0] if paths else 'no tar'}: no sample in it")
+    if arrays and len({one.shape for one in arrays}) > 1:
+        raise UserError(f"{paths[0]}: its .npy members have different shapes")
+    columns = [np.array(one, dtype=kind) for one, kind in ((tar, "i4"), (start, "i8"), (size, "i8"), (labels, "i8"))]
+    return TarContent(TarImages(paths, *columns), texts, np.stack(arrays) if arrays else None)
+
+
+@dataclass
+class _Sample:
+    key: str
+    where: str
+    start: int = -1
+    size: int = 0
+    label: int | None = None
+    text: str | None = None
+    array: np.ndarray | None = None
+
+
+def _samples(path: Path, label: str | None, array: bool) -> Iterator[_Sample]:
+    """The samples of one tar, each checked for what it must have."""
+    try:
+        members = TarMembers(str(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        if not members.plain:
+            raise UserError(f"{path} is compressed; unpack it to a plain tar, whose images can be read where they are")
+        current: _Sample | None = None
+        for found in members:
+            if isinstance(found, Damage):
+                raise UserError(f"{path} is damaged: {found.message}; download it again")
+            if found.isdir():
+                continue
+            key, extension = _key(found.name)
+            if current is None or key != current.key:
+                if current is not None:
+                    yield _checked(current, label, array)
+                current = _Sample(key, f"{path}/{found.name}")
+            _add(current, found, extension, members, path, label, array)
+        if current is not None:
+            yield _checked(current, label, array)
+    finally:
+        members.close()
+
+
+def _key(name: str) -> tuple[str, str]:
+    folder, _, file = name.rpartition("/")
+    stem, _, suffixes = file.partition(".")
+    return f"{folder}/{stem}", suffixes.rpartition(".")[2].lower()
+
+
+def _add(
+    sample: _Sample,
+    info: tarfile.TarInfo,
+    extension: str,
+    members: TarMembers,
+    path: Path,
+    label: str | None,
+    array: bool,
+) -> None:
+    """Takes over one member of the sample, if it is one of those that are wanted."""
+    where = f"{path}/{info.name}"
+    if not info.isreg() or info.issparse():
+        raise UserError(f"{where} is no ordinary file of the tar")
+    if extension in IMAGE_EXTENSIONS:
+        if sample.start >= 0:
+            raise UserError(f"{where}: a second image of one sample")
+        if info.size > MAX_IMAGE_BYTES:
+            raise UserError(f"{where}: {info.size:,} bytes, the limit is {MAX_IMAGE_BYTES:,}")
+        sample.start, sample.size = info.offset_data, info.size
+        return
+    if not (extension == label or (array and extension == "npy")):
+        return
+    try:
+        data = members.read(info, MAX_TEXT_BYTES)
+        if extension == "cls":
+            sample.label = int(data)
+        elif extension == "txt":
+            sample.text = data.decode("utf-8")
+        else:
+            sample.array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError, tarfile.TarError, *READ_ERRORS) as error:
+        raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:120] or 'it is cut off'}") from error
+
+
+def _checked(sample: _Sample, label: str | None, array: bool) -> _Sample:
+    has = {"cls": sample.label, "txt": sample.text}
+    missing = "an image (.jpg, .png or .webp)" if sample.start < 0 else ""
+    if not missing and label is not None and has[label] is None:
+        missing = f"a .{label}"
+    if not missing and array and sample.array is None:
+        missing = "a .npy"
+    if missing:
+        raise UserError(f"{sample.where}: this sample lacks {missing}, which every one needs")
+    return sample

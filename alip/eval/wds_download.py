@@ -1,0 +1,82 @@
+"""WebDataset benchmarks from an address, when somebody types one: wds:https://….
+
+The files go to DATA_ROOT/wds/NAME in their own layout, each written whole or not at all: the next evaluation finds them
+there, and an interrupted download continues with the first file that is missing.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from alip.errors import UserError
+from alip.files import atomic_path
+
+_SECONDS = 60
+_HUB = "https://huggingface.co/datasets/"
+_LISTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
+_MOST_SHARDS = 100_000
+
+
+def is_address(name: str) -> bool:
+    """True for http:// and https://."""
+    return name.startswith(("http://", "https://"))
+
+
+def download(address: str, root: Path) -> Path:
+    """The benchmark's folder under root/wds, with every file of its test part; UserError if that fails."""
+    base = _raw_address(address.rstrip("/"))
+    folder = root / "wds" / _folder_name(base)
+    if not (folder / "test" / "nshards.txt").is_file():  # it comes after the lists, so then they are there
+        for name in _LISTS:
+            _fetch(f"{base}/{name}", folder / name, optional=True)
+        _fetch(f"{base}/test/nshards.txt", folder / "test" / "nshards.txt")
+    text = (folder / "test" / "nshards.txt").read_text(encoding="utf-8", errors="replace").strip()
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= _MOST_SHARDS:
+        raise UserError(f"{base}/test/nshards.txt: {text[:40]!r}; a number of tars is expected")
+    for number in range(int(text)):
+        _fetch(f"{base}/test/{number}.tar", folder / "test" / f"{number}.tar")
+    return folder
+
+
+def _raw_address(address: str) -> str:
+    """Where the Hub has the files themselves: …/tree/BRANCH is a page about them."""
+    if not address.startswith(_HUB):
+        return address
+    owner, name, *rest = address.removeprefix(_HUB).split("/")
+    branch = rest[1] if len(rest) > 1 and rest[0] in ("tree", "resolve", "raw") else "main"
+    return f"{_HUB}{owner}/{name}/resolve/{branch}"
+
+
+def _folder_name(base: str) -> str:
+    parts = urllib.parse.urlsplit(base)
+    path = re.sub(r"/resolve/[^/]+$", "", parts.path)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.strip("/")).strip("-.") or "benchmark"
+
+
+def _fetch(address: str, path: Path, optional: bool = False) -> None:
+    """Downloads one file, unless it is there. optional: a file that the server does not have is no error."""
+    if path.is_file():
+        return
+    try:
+        with urllib.request.urlopen(address, timeout=_SECONDS) as response:
+            length = response.headers.get("Content-Length")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as unfinished:
+                with open(unfinished, "wb") as file:
+                    shutil.copyfileobj(response, file, 1 << 20)
+                size = unfinished.stat().st_size
+                if length is not None and size != int(length):
+                    raise UserError(f"{address}: {size:,} bytes of {int(length):,} arrived; run again to continue")
+    except urllib.error.HTTPError as error:
+        if optional and error.code == 404:
+            return
+        raise UserError(f"{address}: the server answers {error.code} {error.reason}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{address} cannot be downloaded: {error}; run again to continue") from error
+    if path.suffix == ".tar":
+        print(f"downloaded: {path} ({path.stat().st_size:,} bytes)")
