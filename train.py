@@ -18,6 +18,7 @@ from alip.distributed import World
 from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model, hub
+from alip.model.compilation import resolve_compile
 from alip.model.precision import resolve
 from alip.model.text_format import read_text_format
 from alip.train.arguments import fingerprint_settings, options, parse_arguments
@@ -54,6 +55,7 @@ def main() -> int:
 def train(args: argparse.Namespace, world: World) -> int:
     """One run, from its arguments to its exit status."""
     args.precision = resolve(args.precision, world.device)
+    args.torchcompile = resolve_compile(args.torchcompile, world.device)
     set_up(world.device, args.precision, args.seed, args.deterministic, args.cpu_threads)
 
     data = open_data(**options(args, "data"))
@@ -79,7 +81,8 @@ def train(args: argparse.Namespace, world: World) -> int:
     state = create_state(model, loss, optimizer, data, world, **options(args, "state"))
     fingerprint = create_fingerprint(data, model, world, **fingerprint_settings(args))
     if args.check or args.debug:
-        show(describe(args.model, model, data, optimizer, schedule, plan, evaluations, world, args.precision), world)
+        parts = (args.model, model, data, optimizer, schedule, plan, evaluations, world)
+        show(describe(*parts, args.precision, args.torchcompile), world)
     if args.check:
         show(check_output(Path(args.output), model), world)
         show(check_start(Path(args.output), loader, model, fingerprint, world, **options(args, "run")), world)

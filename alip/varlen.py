@@ -33,6 +33,7 @@ class VarlenPlan:
     token_index: (T,) each row's position in the padded (N, context_length) matrix, flattened.
     position: (T,) each row's position within its own sequence.
     batch_order: (N,) the plan's sequence for each one of the batch: `pooled[batch_order]` is in the batch's order.
+    bound: no sequence is longer; unlike the longest one's length it is the same for all batches.
     buffer: all of these in one int64 tensor, if `plan_varlen` made them: what `to` sends.
     """
 
@@ -44,6 +45,7 @@ class VarlenPlan:
     token_index: torch.Tensor | None = None
     position: torch.Tensor | None = None
     batch_order: torch.Tensor | None = None
+    bound: int = 0
     buffer: torch.Tensor | None = None
 
     @property
@@ -69,13 +71,13 @@ class VarlenPlan:
 
     def pin_memory(self) -> VarlenPlan:
         """The same in page-locked memory, from which `to` need not wait for the device."""
-        return _from_buffer(self.groups, self.buffer.pin_memory())
+        return _from_buffer(self.groups, self.bound, self.buffer.pin_memory())
 
     def to(self, device: torch.device) -> VarlenPlan:
         """The same on a device, sent in one piece; nothing waits for it if this one is in page-locked memory."""
         if self.buffer.device == device:
             return self
-        return _from_buffer(self.groups, self.buffer.to(device, non_blocking=True))
+        return _from_buffer(self.groups, self.bound, self.buffer.to(device, non_blocking=True))
 
 
 def plan_equal(count: int, length: int, device: torch.device, pool_first: bool = False) -> VarlenPlan:
@@ -85,7 +87,7 @@ def plan_equal(count: int, length: int, device: torch.device, pool_first: bool =
     cumulative = None
     if device.type != "cpu":
         cumulative = torch.arange(0, rows + 1, length, dtype=torch.int32, device=device)
-    return VarlenPlan(((count, length),), pooled_index=pooled_index, cumulative=cumulative)
+    return VarlenPlan(((count, length),), pooled_index=pooled_index, cumulative=cumulative, bound=length)
 
 
 def plan_varlen(lengths: torch.Tensor, context_length: int, group_step: int = GROUP_STEP) -> VarlenPlan:
@@ -113,10 +115,10 @@ def plan_varlen(lengths: torch.Tensor, context_length: int, group_step: int = GR
 
     cumulative = torch.cat([ends.new_zeros(1), ends])
     buffer = torch.cat([padded_index, ends - 1, token_index, position, batch_order, lengths, cumulative])
-    return _from_buffer(groups, buffer).to(device)
+    return _from_buffer(groups, context_length, buffer).to(device)
 
 
-def _from_buffer(groups: tuple[tuple[int, int], ...], buffer: torch.Tensor) -> VarlenPlan:
+def _from_buffer(groups: tuple[tuple[int, int], ...], bound: int, buffer: torch.Tensor) -> VarlenPlan:
     """The plan whose tensors lie in `buffer` one after another: three of T numbers, three of N, one of N + 1."""
     count = sum(n for n, _ in groups)
     rows = (len(buffer) - 4 * count - 1) // 3
@@ -125,4 +127,4 @@ def _from_buffer(groups: tuple[tuple[int, int], ...], buffer: torch.Tensor) -> V
     if sum(n * length for n, length in groups) == rows:
         parts["padded_index"] = None
     parts["cumulative"] = parts["cumulative"].int() if buffer.device.type != "cpu" else None
-    return VarlenPlan(groups, buffer=buffer, **parts)
+    return VarlenPlan(groups, bound=bound, buffer=buffer, **parts)

@@ -26,30 +26,27 @@ PLAIN_ATTENTION_LENGTH = 256
 _CAUSAL, _WHOLE = (-1, 0), (-1, -1)  # windows: how many tokens before and after its own each one attends to; -1: all
 
 
-def choose_kernel(x: torch.Tensor, head_width: int, longest: int) -> str:
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_width: int, longest: int) -> str:
     """The one place where attention's kernel is chosen: "plain", "varlen" or "sdpa".
 
     plain: products written out, for short sequences on a CPU. varlen: one Flash Attention launch over unpadded tokens,
     on CUDA devices from compute capability 8.0 in fp16 and bf16. sdpa: torch's fused attention, group by group.
     """
-    if x.device.type == "cpu":
+    if device.type == "cpu":
         return "plain" if longest <= PLAIN_ATTENTION_LENGTH else "sdpa"
-    fits = x.dtype in (torch.float16, torch.bfloat16) and head_width % 8 == 0 and head_width <= 256
-    if x.device.type != "cuda" or varlen_attn is None or not fits:
+    fits = dtype in (torch.float16, torch.bfloat16) and head_width % 8 == 0 and head_width <= 256
+    if device.type != "cuda" or varlen_attn is None or not fits:
         return "sdpa"
-    return "varlen" if torch.cuda.get_device_capability(x.device) >= (8, 0) else "sdpa"
+    return "varlen" if torch.cuda.get_device_capability(device) >= (8, 0) else "sdpa"
 
 
 def self_attention(qkv: torch.Tensor, heads: int, plan: VarlenPlan, causal: bool) -> torch.Tensor:
     """Queries, keys and values (T, 3·width) of unpadded tokens → attention output of each row (T, width)."""
-    kernel = choose_kernel(qkv, qkv.shape[1] // (3 * heads), plan.longest)
+    kernel = choose_kernel(qkv.device, qkv.dtype, qkv.shape[1] // (3 * heads), plan.longest)
     if kernel == "plain":
         return _PlainAttention.apply(qkv, heads, plan, causal)
     if kernel == "varlen":
-        q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)
-        window = _CAUSAL if causal else _WHOLE
-        ends, longest = plan.cumulative, plan.longest
-        return varlen_attn(q, k, v, ends, ends, longest, longest, window_size=window).reshape(len(qkv), -1)
+        return varlen_self(qkv, heads, plan.cumulative, plan.bound, causal)
     mixed = []
     padded = pad(qkv, plan)
     for part, (count, length) in zip(padded.split([count * length for count, length in plan.groups]), plan.groups):
@@ -65,18 +62,15 @@ def self_attention(qkv: torch.Tensor, heads: int, plan: VarlenPlan, causal: bool
 def pooled_attention(queries: torch.Tensor, kv: torch.Tensor, heads: int, plan: VarlenPlan) -> torch.Tensor:
     """One query (N, width) per sequence over the keys and values (T, 2·width) of its unpadded tokens → (N, width)."""
     head_width = queries.shape[1] // heads
-    if choose_kernel(kv, head_width, plan.longest) == "varlen":
-        k, v = kv.view(len(kv), 2, heads, -1).unbind(1)
-        ones = torch.arange(len(queries) + 1, dtype=torch.int32, device=queries.device)
-        q = queries.view(len(queries), heads, -1)
-        return varlen_attn(q, k, v, ones, plan.cumulative, 1, plan.longest, window_size=_WHOLE).reshape_as(queries)
+    if choose_kernel(kv.device, kv.dtype, head_width, plan.longest) == "varlen":
+        return varlen_pooled(queries, kv, heads, plan.cumulative, plan.bound)
     mixed = []
     parts = pad(kv, plan).split([count * length for count, length in plan.groups])
     by_group = zip(queries.split([n for n, _ in plan.groups]), parts, plan.masks, plan.groups)
     for q, part, mask, (count, length) in by_group:
         k, v = _by_head(part, 2, count, length, heads).unbind(0)
         q = q.view(count, heads, 1, -1)
-        if choose_kernel(q, head_width, length) == "plain":
+        if choose_kernel(q.device, q.dtype, head_width, length) == "plain":
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
@@ -86,6 +80,25 @@ def pooled_attention(queries: torch.Tensor, kv: torch.Tensor, heads: int, plan: 
                 attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         mixed.append(attended.reshape(count, -1))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def varlen_self(qkv: torch.Tensor, heads: int, cumulative: torch.Tensor, bound: int, causal: bool) -> torch.Tensor:
+    """`self_attention` in one launch. cumulative, bound: of the plan; nothing here depends on a batch's lengths, so
+    that a compiled graph of it serves all."""
+    q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)
+    window = _CAUSAL if causal else _WHOLE
+    mixed = varlen_attn(q, k, v, cumulative, cumulative, bound, bound, window_size=window)
+    return mixed.reshape(len(qkv), -1)
+
+
+def varlen_pooled(
+    queries: torch.Tensor, kv: torch.Tensor, heads: int, cumulative: torch.Tensor, bound: int
+) -> torch.Tensor:
+    """`pooled_attention` in one launch."""
+    k, v = kv.view(len(kv), 2, heads, -1).unbind(1)
+    ones = torch.arange(len(queries) + 1, dtype=torch.int32, device=queries.device)
+    q = queries.view(len(queries), heads, -1)
+    return varlen_attn(q, k, v, ones, cumulative, 1, bound, window_size=_WHOLE).reshape_as(queries)
 
 
 def _without_cudnn(x: torch.Tensor) -> AbstractContextManager:

@@ -30,7 +30,7 @@ from alip.model.freeze import frozen_batch_norms, lock_image_tower, lock_text_to
 from alip.model.overrides import override_images
 from alip.model.pretrained import adopt, find_pretrained
 from alip.model.text_format import TextFormat, Tokenizer, create_tokenizer, text_format
-from alip.model.transformer import run_blocks, runs_unpadded
+from alip.model.transformer import compiled_function, run_blocks, runs_unpadded
 from alip.model.weights import Weights, apply
 
 
@@ -64,7 +64,7 @@ def create_model(
         `…_unlocked_layers`, counted as open_clip does; see `alip.model.freeze`.
     lock_image_freeze_bn_stats: the running statistics of frozen BatchNorm layers do not move either.
     quick_gelu: OpenAI's approximate GELU, for weights that were trained with it.
-    compile: torch.compile the towers' MLPs, or a whole ResNet (costs a minute at the start).
+    compile: torch.compile the towers' blocks for training, or a whole ResNet (costs a minute at the start).
     pad_texts: run all texts at full length, as open_clip does: for comparisons.
     image_overrides: size, mean, std, … of the images: see `alip.model.overrides.override_images`.
     """
@@ -155,21 +155,23 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _embed_patches(tower: VisionTransformer, image: torch.Tensor) -> torch.Tensor:
+def _normalise(image: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """uint8 images (B, 3, H, W) → fp32; others are normalised already. mean, std: (3, 1, 1), of values 0 to 255."""
+    return (image.float() - mean) / std if image.dtype == torch.uint8 else image
+
+
+def _patch_rows(tower: VisionTransformer, image: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """The tower's first steps: images (B, 3, H, W) → class token and patches (B, 1 + patches, width).
 
     A convolution whose stride is its kernel size is one matrix product over patches, and much faster as such.
     """
-    weight = tower.conv1.weight
+    image = _normalise(image, mean, std)
     high, wide = tower.patch_size
-    if image.shape[-2] % high or image.shape[-1] % wide or tower.conv1.bias is not None:
-        return tower._embeds(image)
     batch, channels, height, width = image.shape
     patches = image.view(batch, channels, height // high, high, width // wide, wide).permute(0, 2, 4, 1, 3, 5)
-    x = F.linear(patches.reshape(batch, -1, channels * high * wide), weight.flatten(1))
+    x = F.linear(patches.reshape(batch, -1, channels * high * wide), tower.conv1.weight.flatten(1))
     x = torch.cat([tower.class_embedding.to(x.dtype).expand(batch, 1, -1), x], dim=1)
-    x = x + tower.positional_embedding.to(x.dtype)
-    return tower.ln_pre(_drop_patches(tower.patch_dropout, x))
+    return x + tower.positional_embedding.to(x.dtype)
 
 
 def _drop_patches(dropout: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -225,8 +227,6 @@ class BiPath:
 
     def encode_image(self, image: torch.Tensor, normalize: bool = False) -> torch.Tensor:
         """Features (B, embed_dim) of images (B, 3, H, W), normalised or uint8; normalised features are fp32."""
-        if image.dtype == torch.uint8:
-            image = (image.float() - self.pixel_mean) / self.pixel_std
         features = self._image_tower(image)
         return F.normalize(features.float(), dim=-1) if normalize else features
 
@@ -256,13 +256,20 @@ class BiPath:
     def _image_tower(self, image: torch.Tensor) -> torch.Tensor:
         tower = self.visual
         if not self._image_runs_unpadded():
-            return tower(image)
-        x = _embed_patches(tower, image)
+            return tower(_normalise(image, self.pixel_mean, self.pixel_std))
+        compiled = self._compiled and self.training
+        high, wide = tower.patch_size
+        if image.shape[-2] % high or image.shape[-1] % wide or tower.conv1.bias is not None:
+            x = tower._embeds(_normalise(image, self.pixel_mean, self.pixel_std))
+        else:
+            rows = compiled_function(_patch_rows, False) if compiled else _patch_rows
+            x = rows(tower, image, self.pixel_mean, self.pixel_std)
+            x = tower.ln_pre(_drop_patches(tower.patch_dropout, x))
         batch, patches, width = x.shape
         # The class token, the first of each image, is all that the usual pooling reads.
         only_class_token = tower.pool_type == "tok" and tower.attn_pool is None
         plan = varlen.plan_equal(batch, patches, x.device, pool_first=only_class_token)
-        x = run_blocks(tower.transformer, x.reshape(-1, width), plan, causal=False, compiled=self._compiled)
+        x = run_blocks(tower.transformer, x.reshape(-1, width), plan, causal=False, compiled=compiled)
         x = tower._pool(x.view(batch, -1, width))[0]
         return x if tower.proj is None else x @ tower.proj
 
@@ -290,7 +297,7 @@ class BiPath:
         dtype = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(text.reshape(-1)[plan.token_index]).to(dtype)
         x = x + F.embedding(plan.position, tower.positional_embedding).to(dtype)
-        x = run_blocks(tower.transformer, x, plan, causal=True, compiled=self._compiled)
+        x = run_blocks(tower.transformer, x, plan, causal=True, compiled=self._compiled and self.training)
         x = take_rows(tower.ln_final(x), plan.batch_order)
         projection = tower.text_projection
         if projection is None:
@@ -305,7 +312,7 @@ class BiPath:
         return self
 
     def compile_towers(self) -> None:
-        """torch.compile from the next forward pass on; in place, so that tensor names stay."""
+        """torch.compile from the next training pass on; in place, so that tensor names stay."""
         self._compiled = True
         if not self._image_runs_unpadded():
             self.visual.compile()

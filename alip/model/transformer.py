@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
+import torch._dynamo
 from open_clip.transformer import ResidualAttentionBlock, Transformer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from alip.model.attention import pooled_attention, self_attention, take_rows
+from alip.model.attention import (
+    choose_kernel,
+    pooled_attention,
+    self_attention,
+    take_rows,
+    varlen_pooled,
+    varlen_self,
+)
 from alip.varlen import VarlenPlan
+
+_GRAPHS = 64  # of one function, at most
 
 
 def runs_unpadded(transformer: nn.Module) -> bool:
@@ -36,7 +47,7 @@ def run_blocks(
     pools one row of each sequence.
 
     Only pooled rows are read after the last block, so it computes queries, projection and MLP for these alone.
-    With `causal` the pooled row must be each sequence's last. compiled: torch.compile what works on rows alone.
+    With `causal` the pooled row must be each sequence's last. compiled: see `run_block`.
     """
     blocks = list(transformer.resblocks)
     for block in blocks:
@@ -51,36 +62,82 @@ def run_blocks(
 
 
 def run_block(block: nn.Module, x: torch.Tensor, plan: VarlenPlan, causal: bool, pooled: bool, compiled: bool):
-    """One pre-norm residual block, made of open_clip's own modules: (T, width) → (T, width), pooled → (N, width)."""
-    normed = block.ln_1(x)
-    if pooled:
-        x = take_rows(x, plan.pooled_index) + block.ls_1(_pooled_attention(block.attn, normed, plan))
+    """One pre-norm residual block, made of open_clip's own modules: (T, width) → (T, width), pooled → (N, width).
+
+    compiled: with the varlen kernel the whole block is one graph; elsewhere, where attention runs group by group, the
+    two halves around it are. Norms, casts, biases, GELU and residual sums then are part of few kernels, and the norms'
+    results are written once, in the type of the product that reads them.
+    """
+    index = plan.pooled_index if pooled else None
+    heads = block.attn.num_heads
+    compute = compiled_function if compiled else _as_is
+    kernel = choose_kernel(x.device, _compute_type(x), x.shape[1] // heads, plan.longest)
+    if kernel == "varlen":
+        return compute(_whole_block, causal)(block, x, index, plan.cumulative, plan.bound, causal)
+    rows, queries, kv = compute(_before_attention, causal)(block, x, index)
+    if kv is None:
+        mixed = self_attention(queries, heads, plan, causal)
     else:
-        x = x + block.ls_1(_attention(block.attn, normed, plan, causal))
-    return (_compiled_feed_forward() if compiled else _feed_forward)(block, x)
+        mixed = pooled_attention(queries, kv, heads, plan)
+    return compute(_after_attention, causal)(block, rows, mixed)
 
 
-def _feed_forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _whole_block(
+    block: nn.Module, x: torch.Tensor, index: torch.Tensor | None, cumulative: torch.Tensor, bound: int, causal: bool
+) -> torch.Tensor:
+    rows, queries, kv = _before_attention(block, x, index)
+    heads = block.attn.num_heads
+    if kv is None:
+        mixed = varlen_self(queries, heads, cumulative, bound, causal)
+    else:
+        mixed = varlen_pooled(queries, kv, heads, cumulative, bound)
+    return _after_attention(block, rows, mixed)
+
+
+def _before_attention(
+    block: nn.Module, x: torch.Tensor, index: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """x (T, width) → the rows that the block's output continues, and attention's input.
+
+    Without `index` all rows, their queries, keys and values (T, 3·width), and None. With it the rows at `index`, their
+    queries (N, width), and the keys and values of all rows (T, 2·width).
+    """
+    attn, normed = block.attn, block.ln_1(x)
+    if index is None:
+        return x, F.linear(normed, attn.in_proj_weight, attn.in_proj_bias), None
+    width = attn.embed_dim
+    queries = F.linear(take_rows(normed, index), attn.in_proj_weight[:width], attn.in_proj_bias[:width])
+    kv = F.linear(normed, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
+    return take_rows(x, index), queries, kv
+
+
+def _after_attention(block: nn.Module, rows: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    """Rows and what attention gave them, (n, width) each → the block's output: projection, residual sum, MLP."""
+    x = rows + block.ls_1(F.linear(mixed, block.attn.out_proj.weight, block.attn.out_proj.bias))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-@lru_cache(maxsize=1)
-def _compiled_feed_forward():
-    # The number of rows differs from batch to batch; the groups, which differ more, stay outside the graph.
-    return torch.compile(_feed_forward, dynamic=True)
+def _compute_type(x: torch.Tensor) -> torch.dtype:
+    """The type that a linear layer makes of x."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
-def _attention(attn: nn.MultiheadAttention, x: torch.Tensor, plan: VarlenPlan, causal: bool) -> torch.Tensor:
-    """Self-attention within each sequence: (T, width) → (T, width)."""
-    qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
-    mixed = self_attention(qkv, attn.num_heads, plan, causal)
-    return F.linear(mixed, attn.out_proj.weight, attn.out_proj.bias)
+def _as_is(function: Callable, dynamic: bool) -> Callable:
+    return function
 
 
-def _pooled_attention(attn: nn.MultiheadAttention, x: torch.Tensor, plan: VarlenPlan) -> torch.Tensor:
-    """Attention of the pooled row of each sequence over its whole sequence: (T, width) → (N, width)."""
-    width = attn.embed_dim
-    queries = F.linear(take_rows(x, plan.pooled_index), attn.in_proj_weight[:width], attn.in_proj_bias[:width])
-    kv = F.linear(x, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
-    mixed = pooled_attention(queries, kv, attn.num_heads, plan)
-    return F.linear(mixed, attn.out_proj.weight, attn.out_proj.bias)
+@cache
+def compiled_function(function: Callable, dynamic: bool) -> Callable:
+    """torch.compile of a function that many blocks share. dynamic: its numbers of rows differ from batch to batch, as
+    texts' do, and one graph serves all; else, as for images, it is compiled for the numbers that it sees."""
+    # A variant for each tower, for pooled rows, for passes with and without gradients, for autocast: more than the
+    # default of 8, beyond which torch would silently run without compiling.
+    config = torch._dynamo.config
+    for name in ("recompile_limit", "cache_size_limit"):  # the second is torch 2.6's
+        if hasattr(config, name):
+            setattr(config, name, max(getattr(config, name), _GRAPHS))
+            break
+    # Inside DistributedDataParallel torch would cut each graph at the buckets of gradients, and fail on functions with
+    # gradients of their own. A graph is one block, so gradients are exchanged while others are computed as it is.
+    config.optimize_ddp = False
+    return torch.compile(function, dynamic=dynamic)

@@ -33,6 +33,7 @@ def describe(
     evaluations: Sequence[Evaluation],
     world: World,
     precision: str,
+    compiled: bool,
 ) -> list[str]:
     """Lines about a run: model, data, batch, optimizer, schedule, machine, evaluations."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
@@ -46,7 +47,8 @@ def describe(
         f"length       {plan.total} steps, {plan.steps_per_epoch} an epoch",
         f"optimizer    {type(optimizer).__name__}: {_settings(optimizer)}",
         f"schedule     {schedule.kind}, learning rate at most {schedule.peak:g}, {schedule.warmup} steps of warm-up",
-        f"machine      {world.device}, {precision}, {torch.get_num_threads()} CPU threads",
+        f"machine      {world.device}, {precision}, {'compiled towers, ' if compiled else ''}"
+        f"{torch.get_num_threads()} CPU threads",
         f"evaluations  {names}",
     ]
 

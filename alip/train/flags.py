@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from alip.data.captions import SAMPLING
 from alip.errors import UserError
 from alip.loss import OBJECTIVES
+from alip.model.compilation import CHOICES
 from alip.model.overrides import RESIZE_MODES
 from alip.model.precision import canonical
 from alip.train.open_clip_flags import add_refused
@@ -141,7 +142,9 @@ def _model_flags(add) -> None:
     add("--model", SOURCE, default="ViT-B-32", help="open_clip name or JSON file")
     add("--pretrained", SOURCE, "model", metavar="PATH|TAG", help="start from these weights")
     add("--grad-checkpointing", NUMERICS, "model", **_SWITCH, help="less memory, a third more work")
-    add("--torchcompile --compile", NUMERICS, "model.compile", **_SWITCH, help="torch.compile the towers")
+    compile: dict[str, Any] = {"nargs": "?", "const": "on", "default": "auto", "choices": CHOICES}
+    towers = "torch.compile the towers; auto: on GPUs"
+    add("--torchcompile --compile", NUMERICS, "model.compile", **compile, help=towers)
     add("--force-quick-gelu --quick-gelu", RECIPE, "model.quick_gelu", **_SWITCH, help="OpenAI's approximate GELU")
     dropout = "--force-patch-dropout --patch-dropout"
     add(dropout, RECIPE, "model.patch_dropout", **_FLOAT, help="fraction of image patches left out in training")

@@ -34,6 +34,8 @@ def with_new_names(settings: dict[str, Any]) -> dict[str, Any]:
 
 def default_before(part: str, name: str) -> Any:
     """What a run did that was saved before this flag existed: the flag's default, which leaves things as they were."""
+    if name == "torchcompile":
+        return False  # its default was off
     flag = create_parser()[1].get(name) if part in ("recipe", "numerics") else None
     return flag.default if flag else None
 

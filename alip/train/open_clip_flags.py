@@ -12,7 +12,7 @@ _INPUT = "a flag of data2rec.py, which builds the rec shards that train.py reads
 _LOSS = "the loss is always computed this way: each rank holds the rows of its own images, with the full gradient"
 _LAUNCH = "torchrun describes the ranks (see docs/training.md), the backend follows the device; leave it out"
 _REMOTE = "a run folder may be on any mounted file system; copy it with the tool of that storage"
-_COMPILE = "--torchcompile compiles the towers"
+_COMPILE = "--torchcompile compiles the towers (the default on a GPU)"
 
 # Flag: (number of values as argparse has it, the answer).
 REFUSED: dict[str, tuple[int | str, str]] = {

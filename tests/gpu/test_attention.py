@@ -39,7 +39,7 @@ def test_self_and_pooled_attention_with_their_gradients(dtype, causal):
     qkv = torch.randn(sum(lengths), 3 * WIDTH, device="cuda", dtype=dtype, generator=generator).requires_grad_()
     modern = torch.cuda.get_device_capability() >= (8, 0)
     expected_kernel = "varlen" if modern and dtype != torch.float32 and attention.varlen_attn is not None else "sdpa"
-    assert attention.choose_kernel(qkv, HEAD_WIDTH, plan.longest) == expected_kernel
+    assert attention.choose_kernel(qkv.device, dtype, HEAD_WIDTH, plan.longest) == expected_kernel
 
     tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     expected = one_by_one(qkv, lengths, causal)

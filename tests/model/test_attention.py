@@ -94,7 +94,7 @@ def flash(q, k, v, ends_q, ends_k, longest_q, longest_k, *, window_size):
     """What torch's varlen kernel computes, one sequence at a time, with its checks of shapes and types."""
     assert ends_q.dtype == ends_k.dtype == torch.int32 and window_size in ((-1, 0), (-1, -1))
     assert ends_q[0] == ends_k[0] == 0 and ends_q[-1] == len(q) and ends_k[-1] == len(k)
-    assert ends_q.diff().max() == longest_q and ends_k.diff().max() == longest_k
+    assert ends_q.diff().max() <= longest_q and ends_k.diff().max() <= longest_k
     out = []
     for n in range(len(ends_q) - 1):
         one_q = q[ends_q[n] : ends_q[n + 1]].transpose(0, 1)
@@ -134,22 +134,18 @@ def test_one_launch_over_unpadded_tokens(causal, monkeypatch):
 
 
 def test_the_kernel_is_chosen_by_device_type_and_length(monkeypatch):
-    class Like:
-        def __init__(self, device, dtype):
-            self.device, self.dtype = torch.device(device), dtype
-
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device.index else (7, 5))
     short, long = attention.PLAIN_ATTENTION_LENGTH, attention.PLAIN_ATTENTION_LENGTH + 1
-    for x, width, length, expected in (
-        (Like("cpu", torch.float32), 64, short, "plain"),
-        (Like("cpu", torch.bfloat16), 64, long, "sdpa"),
-        (Like("cuda:1", torch.bfloat16), 64, short, "varlen"),
-        (Like("cuda:1", torch.float16), 64, long, "varlen"),
-        (Like("cuda:1", torch.float32), 64, short, "sdpa"),
-        (Like("cuda:1", torch.bfloat16), 12, short, "sdpa"),
-        (Like("cuda:0", torch.bfloat16), 64, short, "sdpa"),
-        (Like("mps", torch.float16), 64, short, "sdpa"),
+    for (device, dtype), width, length, expected in (
+        (("cpu", torch.float32), 64, short, "plain"),
+        (("cpu", torch.bfloat16), 64, long, "sdpa"),
+        (("cuda:1", torch.bfloat16), 64, short, "varlen"),
+        (("cuda:1", torch.float16), 64, long, "varlen"),
+        (("cuda:1", torch.float32), 64, short, "sdpa"),
+        (("cuda:1", torch.bfloat16), 12, short, "sdpa"),
+        (("cuda:0", torch.bfloat16), 64, short, "sdpa"),
+        (("mps", torch.float16), 64, short, "sdpa"),
     ):
-        assert attention.choose_kernel(x, width, length) == expected, (x.device, x.dtype, width, length)
+        assert attention.choose_kernel(torch.device(device), dtype, width, length) == expected, (device, dtype)
     monkeypatch.setattr(attention, "varlen_attn", None)
-    assert attention.choose_kernel(Like("cuda:1", torch.bfloat16), 64, short) == "sdpa"
+    assert attention.choose_kernel(torch.device("cuda:1"), torch.bfloat16, 64, short) == "sdpa"

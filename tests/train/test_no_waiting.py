@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alip.data.batch import prepare_texts
 from alip.loss import AdaptiveContrastiveLoss
-from alip.model import attention
+from alip.model import attention, transformer
 from alip.train import accumulate
 from alip.train.ema import EMA
 from alip.train.gate_metrics import MismatchMetrics
@@ -56,8 +56,10 @@ def watched(step, micro_batches):
 def as_on_a_gpu(monkeypatch):
     """Attention by the varlen kernel, and the fused optimizer, on `meta`; which has no autocast: see the other test."""
     kernels = []
-    monkeypatch.setattr(attention, "choose_kernel", lambda *a: kernels.append("varlen") or "varlen")
+    for module in (attention, transformer):
+        monkeypatch.setattr(module, "choose_kernel", lambda *a: kernels.append("varlen") or "varlen")
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())
+    monkeypatch.setattr(transformer, "_compute_type", lambda x: x.dtype)
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *a, **k: None)
     return kernels
 
