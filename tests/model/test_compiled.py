@@ -46,7 +46,7 @@ def test_a_compiled_run_follows_the_eager_one_and_compiles_once(monkeypatch):
         with warm:
             found = compiled(micro, 1e-3).outcome.loss
         torch.testing.assert_close(found, eager(micro, 1e-3).outcome.loss, rtol=1e-2, atol=0)
-    for a, b in zip(eager.parameters, compiled.parameters):
+    for a, b in zip(eager.model.parameters(), compiled.model.parameters()):
         assert (a - b).abs().max() < 0.02  # ten AdamW steps of at most 0.001 each, in either direction
 
 

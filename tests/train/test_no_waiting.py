@@ -79,7 +79,7 @@ def test_a_step_as_on_a_gpu_reads_nothing(model_file, as_on_a_gpu, micro, option
     batches = [sent(planned(step.model, make_batch(6, seed)), META) for seed in range(micro)]
     result = watched(step, batches)
     assert result.skipped.device.type == "meta" and as_on_a_gpu
-    assert all(p.grad is not None for p in step.parameters)
+    assert all(p.grad is not None for p in step.model.parameters())
 
 
 def test_a_plan_made_on_the_device_would_be_noticed(model_file, as_on_a_gpu):
