@@ -19,7 +19,19 @@ Visit = Callable[[int, slice, slice, list[Tensor]], None]
 
 def default_chunk(device: torch.device) -> int:
     """Side of a chunk: on a CPU its buffers stay in the cache; on a GPU larger, to launch fewer kernels."""
-    return 1024 if device.type == "cpu" else 4096
+    if device.type == "cpu":
+        return 1024
+    if device.type != "cuda":
+        return 4096
+    return chunk_for_memory(torch.cuda.get_device_properties(device).total_memory)
+
+
+def chunk_for_memory(total: int) -> int:
+    """Side of a chunk on a GPU with `total` bytes: 2048, 4096 or 8192, whose three fp32 buffers are at most 1/64."""
+    side = 8192
+    while side > 2048 and 3 * 4 * side**2 > total // 64:
+        side //= 2
+    return side
 
 
 def tiling(height: int, width: int, chunk: int) -> Iterator[tuple[slice, slice]]:

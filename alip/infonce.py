@@ -15,7 +15,8 @@ amount that is cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
@@ -29,6 +30,34 @@ from alip.chunks import default_chunk, tiling, visit_chunks
 # New names since torch 2.14, which warns about the old ones. (None at all in a torch built without distributed.)
 _all_gather = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Matrix products of fp32 tensors in fp32, whatever TF32 or bf16 the process allows elsewhere.
+
+    A logit of 100 computed in TF32 is off by 2e-3 or more. The setting is the process's own, so it holds in the
+    threads of `visit_chunks` too, and is restored at the end.
+    """
+    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    if not all(hasattr(backend, "fp32_precision") for backend in backends):  # torch before 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    # One by one: torch's common setting cannot be read in a process that set them so.
+    settings = [backend.fp32_precision for backend in backends]
+    changed = [(backend, setting) for backend, setting in zip(backends, settings) if setting != "ieee"]
+    try:
+        for backend, _ in changed:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, setting in changed:
+            backend.fp32_precision = setting
 
 
 class Collectives:
@@ -219,7 +248,7 @@ def _path_loss(
 
 
 class _BiPathContrast(torch.autograd.Function):
-    """See `bi_path_contrast`. Autocast is switched off here in both directions: the products stay in fp32."""
+    """See `bi_path_contrast`. Autocast is off here in both directions, and so is TF32: the products stay in fp32."""
 
     @staticmethod
     def forward(
@@ -228,7 +257,7 @@ class _BiPathContrast(torch.autograd.Function):
         own = slice(sum(sizes[: collectives.rank]), sum(sizes[: collectives.rank + 1]))
         cache_bytes = cache_bytes // 2 if any(ctx.needs_input_grad) else 0  # for each path
         losses, saved = [], []
-        with torch.autocast(image.device.type, enabled=False):
+        with torch.autocast(image.device.type, enabled=False), exact_products():
             arriving = [collectives.start_gather(text, sizes), collectives.start_gather(caption, sizes)]
             rows = logit_scale * image
             for finish, weight in zip(arriving, (text_path, caption_path)):
@@ -249,7 +278,7 @@ class _BiPathContrast(torch.autograd.Function):
         collectives, sizes = ctx.collectives, ctx.sizes
         image_gradient, scale_gradient = None, torch.zeros_like(logit_scale)
         column_gradients: list[Callable[[], Tensor] | None] = []
-        with torch.autocast(image.device.type, enabled=False):
+        with torch.autocast(image.device.type, enabled=False), exact_products():
             rows = logit_scale * image
             for loss_gradient, path in zip(loss_gradients, (saved[: ctx.counts[0]], saved[ctx.counts[0] :])):
                 if loss_gradient is None:  # not part of what is differentiated, on any rank

@@ -98,7 +98,8 @@ class AdaptiveContrastiveLoss(nn.Module):
     objective: "alip", or CLIP on one of the two texts, for comparison under equal conditions: "clip-text" (raw texts),
         "clip-caption". All weights are then 1 and the other path's loss 0; similarities and history are reported alike.
     chunk_size: side of the chunks of logits, of which three are in memory at a time: 12·chunk_size² bytes. Larger
-        chunks mean fewer, longer kernels; smaller ones stay in the cache. None: 1024 on a CPU, 4096 on a GPU.
+        chunks mean fewer, longer kernels; smaller ones stay in the cache. None: 1024 on a CPU, 2048 to 8192 on a GPU
+        by its memory.
     logits_cache_bytes: at most this many bytes of logits are kept from the forward for the backward pass, which
         recomputes the others: a fixed amount of memory that saves a quarter of the products while everything fits (up
         to N = 2896 alone, up to 8192 with 1024 rows on this rank), and fewer beyond. 0 keeps none.
@@ -119,8 +120,8 @@ class AdaptiveContrastiveLoss(nn.Module):
     contribution of this rank's images. The number of samples may differ by rank, and may be 0.
 
     Precision. Everything is computed in fp32 (fp64 if the image features are) regardless of autocast, sums over chunks
-    in fp64. Matrix products follow torch's own setting for fp32 products: if TF32 is allowed there, a logit at scale
-    100 is off by about 2e-3.
+    in fp64. Matrix products are fp32 even where the process allows TF32 or bf16 for them, in which a logit of 100 is
+    off by 2e-3 or more; they are a hundredth of a step's work (docs/performance.md).
 
     Raises ValueError for settings out of range, TypeError for unknown ones.
     """

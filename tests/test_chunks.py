@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from alip.chunks import tiling, visit_chunks
+from alip.chunks import chunk_for_memory, tiling, visit_chunks
 from alip.loss import AdaptiveContrastiveLoss
 from tests.helpers.loss_reference import make_features
 
@@ -58,3 +58,8 @@ def test_the_loss_does_not_depend_on_the_number_of_threads(threads):
         output.loss.backward()
         results.append([output.loss.detach(), scale.grad, *(leaf.grad for leaf in leaves)])
     assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("gigabytes, side", [(2, 2048), (8, 2048), (16, 4096), (40, 4096), (80, 8192), (141, 8192)])
+def test_chunks_for_a_gpus_memory(gigabytes, side):
+    assert chunk_for_memory(gigabytes << 30) == side
