@@ -164,14 +164,19 @@ def save(folder: Path, new: Sequence[Entry]) -> Path:
 
 def check_folder(folder: Path) -> None:
     """Raises UserError unless results can be added there: checked before anything is measured."""
+    check_writable(folder)
+    if (folder / FILE_NAME).exists():
+        load(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder; UserError unless files can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}; name another folder with --output") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder}: cannot be written; name another folder with --output")
-    if (folder / FILE_NAME).exists():
-        load(folder)
 
 
 def folder_of(path: Path) -> Path:

@@ -59,7 +59,7 @@ def test_both_evaluations_and_the_report(run, tmp_path, capsys):
     shutil.copytree(out, other)
     assert report.main([str(out), str(other), "--output", str(tmp_path / "both")]) == 0
     page = capsys.readouterr().out
-    assert "**out** (standard)" in page and "**other** (alip)" in page
+    assert "| out (standard)" in page and "| other (alip)" in page
 
 
 def test_results_go_into_the_run(run, tmp_path):

@@ -12,8 +12,9 @@ from PIL import Image
 from alip.data.score_table import SCORES, ScoreTable, data_metadata
 from alip.data.shards import load_manifest, read_texts
 from alip.eval.gates import page_data
-from alip.eval.gates.page import ASSETS, script_json, write_page
+from alip.eval.gates.page import write_page
 from alip.eval.gates.scoring import write_scores
+from alip.eval.html_page import ASSETS, script_json
 from tests.helpers.browser import Page, find_browser, open_page
 from tests.helpers.score_tables import made_up_scores, write_made_up_table
 from tests.helpers.shards import build_shards, encoded, make_image, write_tar

@@ -18,7 +18,7 @@ from alip.data.order import uniform
 from alip.data.recordio import RecordError, unpack
 from alip.data.score_table import LABELS, SCORES, ScoreTable
 from alip.data.shards import Manifest
-from alip.eval.gates.page import script_json
+from alip.eval.html_page import script_json
 
 RANDOM_SAMPLES = 2000
 EXTREMES = 150  # of each end of each ranking
