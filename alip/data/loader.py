@@ -6,9 +6,11 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +19,36 @@ from alip.data.augment import Augmentation, AugmentationParams, sample_params
 from alip.data.batch import Batch, HostTexts, PlanTexts, prepare_texts
 from alip.data.captions import SAMPLING, choose_captions
 from alip.data.decoders import IN_FLIGHT, BrokenImage, DaliDecoder, PixelFormat, PlainDecoder
-from alip.data.order import EpochOrder
+from alip.data.order import ORDERS, WINDOW_SHARDS, ShardOrder, Windows, create_order
 from alip.data.read_ahead import ReadAhead
 from alip.data.sample_reader import Records
+from alip.data.shard_cache import CACHE_SIZE, ShardCache
 from alip.data.shards import Manifest, load_manifest
 from alip.data.synthetic import SyntheticData, SyntheticLoader
 from alip.distributed import World
 from alip.errors import UserError
+from alip.remote.urls import UrlPath
 from alip.tokens import CONTEXT_LENGTH, TOKENIZER, VOCAB_SIZE, TextFormat
 
 READERS = {"dali": DaliDecoder, "torch": PlainDecoder}
 _READ_AHEAD = 2  # batches read from the disk before a decoder takes them
+
+
+class _Slices(Sequence):
+    """The parts of the order that a rank reads from a position on, batch by batch: computed, there may be millions."""
+
+    def __init__(self, loader: Loader, start: int):
+        self._loader, self._start, self._count = loader, start, loader.batches_from(start)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, key: int | slice) -> Any:
+        if isinstance(key, slice):
+            return [self[g] for g in range(*key.indices(self._count))]
+        if not 0 <= key < self._count:
+            raise IndexError(key)
+        return self._loader.slice_at(self._start + key * self._loader.global_batch_size)
 
 
 @dataclass(frozen=True)
@@ -67,6 +88,10 @@ def create_loader(
     vocab_size: int = VOCAB_SIZE,
     plan_texts: PlanTexts | None = None,
     caption_sampling: str = "random",
+    data_order: str = "blocks",
+    window_shards: int = WINDOW_SHARDS,
+    cache_dir: str | None = None,
+    cache_size: int = CACHE_SIZE,
 ) -> Loader | SyntheticLoader:
     """A loader over `DIR/NAME`, or over synthetic data (which needs sizes, world and seed only).
 
@@ -76,11 +101,13 @@ def create_loader(
     too small for one batch on every rank, or if the first and last records of its shards are not sound.
     plan_texts: the model's own, run in the loader's thread.
     caption_sampling: where images have several captions, which one an epoch takes (captions.choose_captions).
+    data_order: one of order.ORDERS; window_shards: of order `shards`. cache_dir, cache_size (bytes): for a dataset at a
+    URL, whose shards pass through there.
     """
     if isinstance(data, SyntheticData):
         sizes = {"image_size": image_size, "context_length": context_length, "vocab_size": vocab_size}
         return SyntheticLoader(data, batch_size, **sizes, world=world, seed=seed, plan_texts=plan_texts)
-    manifest = data if isinstance(data, Manifest) else load_manifest(data)
+    manifest = data if isinstance(data, Manifest) else load_manifest(data, at_url=True)
     if reader not in READERS:
         raise UserError(f"unknown reader {reader!r}: {' or '.join(READERS)}")
     if caption_sampling not in SAMPLING:
@@ -91,8 +118,20 @@ def create_loader(
     # A GPU is sent bytes, a quarter of the traffic; the model normalises them there.
     raw = world.device.type == "cuda"
     form = PixelFormat(image_size, tuple(mean), tuple(std), interpolation or "bilinear", raw)
-    records = Records(manifest, vocab_size)
-    records.check()
+    if data_order not in ORDERS:
+        raise UserError(f"unknown data order {data_order!r}: choose {', '.join(ORDERS)}")
+    if data_order != "shards" and isinstance(manifest.folder, UrlPath):
+        raise UserError(f"{manifest.folder / manifest.name}: shards at a URL need --data-order shards")
+
+    def cache_in(folder: Path) -> ShardCache:
+        def order(epoch: int) -> ShardOrder:
+            return ShardOrder(manifest.starts, seed, epoch, shuffle, window_shards)
+
+        # Ranks that share a cache may be as far apart as they read ahead.
+        ahead = (IN_FLIGHT + _READ_AHEAD + 1) * batch_size * world.world_size if world.is_distributed else 0
+        return ShardCache(manifest, folder, cache_size, order, ahead)
+
+    records, cache = _open_records(manifest, vocab_size, cache_dir, cache_in)
     decoder = READERS[reader](form, augmentation, batch_size, threads, world.device)
     return Loader(
         records,
@@ -106,7 +145,27 @@ def create_loader(
         drop_last,
         plan_texts=plan_texts,
         caption_sampling=caption_sampling,
+        data_order=data_order,
+        window_shards=window_shards,
+        cache=cache,
     )
+
+
+def _open_records(
+    manifest: Manifest, vocab_size: int, cache_dir: str | None, cache: Callable[[Path], ShardCache]
+) -> tuple[Records, ShardCache | None]:
+    """The records, checked; those of a dataset at a URL through a cache. cache(folder): makes it."""
+    if not isinstance(manifest.folder, UrlPath):
+        records = Records(manifest, vocab_size)
+        records.check()
+        return records, None
+    where = manifest.folder / manifest.name
+    if cache_dir is None:
+        raise UserError(f"{where}: to train on shards at a URL give --cache-dir DIR, a folder on a local disk")
+    opened = cache(Path(cache_dir) / "shards" / f"{manifest.name}-{manifest.fingerprint}")
+    records = Records(opened.local, vocab_size)
+    records.check_tokens()
+    return records, opened
 
 
 def check_tokens(data: Manifest | SyntheticData, form: TextFormat) -> None:
@@ -137,7 +196,11 @@ class Loader:
         drop_last: bool,
         plan_texts: PlanTexts | None = None,
         caption_sampling: str = "random",
+        data_order: str = "blocks",
+        window_shards: int = WINDOW_SHARDS,
+        cache: ShardCache | None = None,
     ):
+        self.data_order, self.window_shards, self.cache = data_order, window_shards, cache
         self.records, self.manifest, self.decoder = records, records.manifest, decoder
         self.batch_size, self.form, self.world, self.seed = batch_size, form, world, seed
         self.augmentation, self.shuffle, self.drop_last = augmentation, shuffle, drop_last
@@ -209,18 +272,27 @@ class Loader:
     def _read(self, epoch: int, start: int, requests: queue.Queue, stop: threading.Event) -> None:
         """Runs in a thread: disk → requests, a little ahead of the decoder."""
         try:
-            order = EpochOrder(self.manifest.samples, self.seed, epoch, self.shuffle)
-            batches = [self._slice(start + g * self.global_batch_size) for g in range(self.batches_from(start))]
-            with closing(ReadAhead(self.records, order, batches)) as ahead:
+            order = self.order(epoch)
+            batches = _Slices(self, start)
+            ahead = (
+                ReadAhead(self.records, order, batches)
+                if self.cache is None
+                else self.cache.follow(epoch, start, self.records.drop)
+            )
+            with closing(ahead):
                 for g, (first, last) in enumerate(batches):
                     if stop.is_set():
                         return
-                    ahead.before(g)
+                    ahead.before(g, first, last)
                     requests.put(self._request(order.slice(first, last), epoch))
         except BaseException as error:
             requests.put(error)
 
-    def _slice(self, position: int) -> tuple[int, int]:
+    def order(self, epoch: int) -> Windows:
+        """The order of an epoch's samples."""
+        return create_order(self.data_order, self.manifest.starts, self.seed, epoch, self.shuffle, self.window_shards)
+
+    def slice_at(self, position: int) -> tuple[int, int]:
         """Where this rank's part of the global batch at `position` of the epoch begins and ends."""
         count = min(self.global_batch_size, self.manifest.samples - position)
         first = position + count * self.world.rank // self.world.world_size

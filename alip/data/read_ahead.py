@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from alip.data.order import BLOCK, WINDOW, EpochOrder
+from alip.data.order import BLOCK, WINDOW, Windows
 from alip.data.sample_reader import Records
 
 _GAP = 64 * 1024  # bytes between two records below which the gap is read too: one request instead of two
@@ -24,7 +25,7 @@ class ReadAhead:
     the order, (first, last), in which this rank will ask for its samples. Records of other ranks are left out.
     """
 
-    def __init__(self, records: Records, order: EpochOrder, batches: list[tuple[int, int]]):
+    def __init__(self, records: Records, order: Windows, batches: Sequence[tuple[int, int]]):
         self._records, self._order, self._batches = records, order, batches
         rank_batch = max(1, batches[0][1] - batches[0][0]) if batches else 1
         spacing = max(1, batches[1][0] - batches[0][0]) if len(batches) > 1 else rank_batch
@@ -34,15 +35,16 @@ class ReadAhead:
         self._pending: Future | None = None
         self._stopped = threading.Event()
 
-    def before(self, number: int) -> None:
-        """Called before batch `number` is read: requests what comes up to a window later, without waiting for it."""
+    def before(self, number: int, first: int = 0, last: int = 0) -> None:
+        """Called before batch `number` is read (first, last: its slice of the order): requests what comes up to a
+        window later, without waiting for it."""
         if not AVAILABLE or number + self._chunk < self._advised or self._advised >= len(self._batches):
             return
         if self._pending is not None:
             if not self._pending.done():
                 return
             self._pending.result()  # its error, if it had one
-        chunk = self._batches[self._advised : self._advised + self._chunk]
+        chunk = list(self._batches[self._advised : self._advised + self._chunk])
         self._advised += len(chunk)
         index = np.concatenate([self._order.slice(first, last) for first, last in chunk])
         self._pending = self._pool.submit(advise, self._records, index, self._stopped)

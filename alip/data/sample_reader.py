@@ -43,15 +43,20 @@ class Records:
         self._advice = f" (`python data2rec.py --verify {manifest.folder / manifest.name}` checks everything)"
         _allow_open_files(len(manifest.shards) + 256)
 
-    def check(self) -> None:
-        """Looks at the manifest's largest token and at some records of some shards: what is wrong with one is mostly
-        wrong with all, and should be known before a run starts."""
+    def check_tokens(self) -> None:
+        """Looks at the manifest's largest token of each shard."""
         for shard in self.manifest.shards:
             if shard.max_token is not None and shard.max_token >= self.vocab_size:
                 raise UserError(
                     f"{self.manifest.path(shard.rec)} holds the token id {shard.max_token}, the model's vocabulary "
                     f"ends at {self.vocab_size - 1}: the shards are of another tokenizer"
                 )
+
+    def check(self) -> None:
+        """Looks for the shards' files, and at some records of some of them: what is wrong with one is mostly wrong with
+        all, and should be known before a run starts."""
+        self.check_tokens()
+        for shard in self.manifest.shards:
             if not self.manifest.path(shard.rec).exists():
                 raise UserError(f"no such rec file: {self.manifest.path(shard.rec)}")
         step = max(1, len(self.manifest.shards) // _CHECKED_SHARDS)
@@ -63,7 +68,10 @@ class Records:
     def where(self, index: int) -> str:
         """Where a sample is, for people: file, record, byte offset."""
         shard, number = self.manifest.locate(index)
-        return f"{self._reader(shard).path}, record {number} (byte {self._reader(shard).span(number)[0]})"
+        try:
+            return f"{self._reader(shard).path}, record {number} (byte {self._reader(shard).span(number)[0]})"
+        except UserError:  # it has left the cache meanwhile
+            return f"{self.manifest.path(self.manifest.shards[shard].rec)}, record {number}"
 
     def read(self, index: np.ndarray, choose: Choose = _first) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
         """(n, 2·context_length) int64 tokens, n encoded images (uint8 arrays), (n, 2) sizes as width, height.
@@ -207,6 +215,11 @@ class Records:
                 return image.size
         except Exception as error:
             raise UserError(f"{self.where(index)}: no image: {error}") from None
+
+    def drop(self, shards: list[int]) -> None:
+        """Closes the files of some shards, as soon as nobody reads them any more."""
+        for shard in shards:
+            self._readers.pop(shard, None)
 
     def _reader(self, shard: int) -> IndexedReader:
         reader = self._readers.get(shard)

@@ -9,6 +9,7 @@ from typing import Any
 
 from alip.errors import UserError
 from alip.model.overrides import INTERPOLATIONS
+from alip.remote.urls import is_url
 from alip.train import open_clip_flags, schedule
 from alip.train.flags import Flag, Tag, create_parser
 from alip.train.optimizer import ADAMW
@@ -37,6 +38,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     problems = [*open_clip_flags.answers(args), *_data_problems(args), *_run_problems(args)]
     if problems:
         raise UserError("; ".join(problems))
+    _resolve_data(args)
     _resolve_recipe(args)
     _resolve_images(args)
     _resolve_logging(args)
@@ -107,6 +109,17 @@ def _data_problems(args: argparse.Namespace) -> list[str]:
     if args.train_num_samples is not None:
         problems.append("--train-num-samples: the manifest of the shards knows their number; leave it out")
     return problems
+
+
+def _resolve_data(args: argparse.Namespace) -> None:
+    """The order of the data, which depends on where it is."""
+    at_url = args.train_data is not None and is_url(args.train_data)
+    if args.data_order is None:
+        args.data_order = "shards" if at_url else "blocks"
+    if at_url and args.data_order != "shards":
+        raise UserError(f"--data-order {args.data_order} reads single records from all shards: at a URL use shards")
+    if at_url and args.cache_dir is None:
+        raise UserError("--train-data at a URL needs --cache-dir DIR, a folder on a local disk, and its --cache-size")
 
 
 def _resolve_recipe(args: argparse.Namespace) -> None:

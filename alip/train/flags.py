@@ -16,6 +16,8 @@ from enum import Enum
 from typing import Any, NoReturn
 
 from alip.data.captions import SAMPLING
+from alip.data.order import ORDERS, WINDOW_SHARDS
+from alip.data.shard_cache import CACHE_SIZE, parse_size
 from alip.errors import UserError
 from alip.loss import OBJECTIVES
 from alip.model.compilation import CHOICES
@@ -134,6 +136,12 @@ def _data_flags(add) -> None:
     add("--reader", NUMERICS, "loader", choices=("dali", "torch"), default="dali", help="what decodes the images")
     captions = "which of several captions of an image an epoch takes"
     add("--caption-sampling", RECIPE, "loader", choices=SAMPLING, default="random", help=captions)
+    order = "blocks, feistel (the same without memory) or shards; default blocks, at a URL shards"
+    add("--data-order", RECIPE, "loader", choices=ORDERS, help=order)
+    window = "shards that --data-order shards mixes at a time"
+    add("--window-shards", RECIPE, "loader", type=positive, default=WINDOW_SHARDS, metavar="K", help=window)
+    size = "of the shards kept in --cache-dir, for --train-data at a URL"
+    add("--cache-size", MACHINE, "loader", type=parse_size, default=CACHE_SIZE, metavar="100GB", help=size)
     workers = "loader.threads evaluations"
     add("--workers --threads", MACHINE, workers, type=positive, default=2, help="preprocessing workers per rank")
 
@@ -148,7 +156,7 @@ def _model_flags(add) -> None:
     add("--force-quick-gelu --quick-gelu", RECIPE, "model.quick_gelu", **_SWITCH, help="OpenAI's approximate GELU")
     dropout = "--force-patch-dropout --patch-dropout"
     add(dropout, RECIPE, "model.patch_dropout", **_FLOAT, help="fraction of image patches left out in training")
-    add("--cache-dir", MACHINE, metavar="DIR", help="for downloads of models and tokenizers")
+    add("--cache-dir", MACHINE, "loader", metavar="DIR", help="for downloads: models, tokenizers, shards at a URL")
     add("--pretrained-image", SOURCE, "model", **_SWITCH, help="start a timm image tower from its ImageNet weights")
     size = "square input in pixels, instead of the model's own"
     add("--force-image-size", RECIPE, "model.image_size", type=positive, nargs="+", metavar="SIDE", help=size)

@@ -36,6 +36,8 @@ def default_before(part: str, name: str) -> Any:
     """What a run did that was saved before this flag existed: the flag's default, which leaves things as they were."""
     if name == "torchcompile":
         return False  # its default was off
+    if (part, name) == ("recipe", "data_order"):
+        return "blocks"  # the flag's own default depends on where the data is
     flag = create_parser()[1].get(name) if part in ("recipe", "numerics") else None
     return flag.default if flag else None
 

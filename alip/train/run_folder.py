@@ -16,6 +16,7 @@ import torch
 
 from alip.distributed import World
 from alip.files import write_json
+from alip.remote.urls import redact_all
 from alip.train.accumulate import uses_batch_statistics
 from alip.train.checkpoints import CheckpointFolder
 from alip.train.logging import RunLog
@@ -59,6 +60,7 @@ def open_run(
     keep: number of newest checkpoints to keep; keep_epochs: keep every such epoch's, 0 for none.
     wandb: the project to report to, if any.
     """
+    settings = redact_all(settings)
     warnings = _warnings(state, plan)
     checkpoints = CheckpointFolder(folder / "checkpoints", keep, warnings.append, keep_epochs)
     saved = find_start(resume, checkpoints, world, state.model.state_dict(), fingerprint)
