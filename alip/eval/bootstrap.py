@@ -43,8 +43,8 @@ def describe(outcomes: Outcomes, seed: int = 0) -> dict[str, Any]:
 def intervals(outcomes: Outcomes, metric: str, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[float]]:
     """{metric: [low, high]} in the metrics' own units, for every number that the outcomes decide.
 
-    metric: what `primary` stands for: "top1", "mean_per_class", "mean_top1_top5" or "mean R@1"; outcomes do not decide
-    other metrics of groups and of curves, which get no interval. Empty for outcomes without items.
+    metric: what `primary` stands for: "top1", "mean_per_class", "mean R@1" or a name of alip.eval.metrics ("mean_ap"
+    has no interval). Empty for outcomes without items.
     """
     values = resampled_values([outcomes], metric, seed, resamples)[0]
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
@@ -75,6 +75,8 @@ def point_values(outcomes: Outcomes, metric: str) -> dict[str, float]:
     elif "label" in outcomes:
         rows, sizes, names = _classification_categories([outcomes])
         found = _classification_statistic(rows, names, metric)[0](sizes[None].astype(float))
+        if metric in _SPECIAL and _SPECIAL[metric][0] in outcomes:
+            found["primary"] = 100 * _SPECIAL[metric][1](outcomes)(np.ones((1, len(outcomes["label"]))))
     else:
         found = {name: array[None].mean(1) * 100 for name, array in _hit_arrays(outcomes).items()}
     return {name: float(one[0]) for name, one in found.items()}
@@ -191,7 +193,73 @@ def _classification(several: list[Outcomes], metric: str, seed: int, resamples: 
     statistics = _classification_statistic(rows, names, metric)
     strata = rows[:, 0] if _is_stratified(several[0]["label"]) else np.zeros(len(rows))
     chunks = _weights(sizes, strata, resamples, seed)
-    return _joined([statistic(weights) for statistic in statistics] for weights in chunks)
+    found = _joined([statistic(weights) for statistic in statistics] for weights in chunks)
+    if metric in _SPECIAL:
+        for values, special in zip(found, _special(several, metric, seed, resamples)):
+            values |= special
+    return found
+
+
+# Metrics that are no mean over images; every image is a category of its own ------------------------------------
+
+
+def _special(several: list[Outcomes], metric: str, seed: int, resamples: int) -> list[Values]:
+    """`primary`, where the outcomes have what the metric needs."""
+    needed, make = _SPECIAL[metric]
+    if not all(needed in one for one in several):
+        return [{} for _ in several]
+    images = len(several[0]["label"])
+    statistics = [make(one) for one in several]
+    chunks = _weights(np.ones(images, int), np.zeros(images), resamples, seed)
+    return _joined([{"primary": 100 * statistic(weights)} for statistic in statistics] for weights in chunks)
+
+
+def _worst_group(outcomes: Outcomes, last: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Rank below `last`, in the group with the lowest accuracy."""
+    member = np.eye(int(outcomes["group"].max()) + 1)[outcomes["group"]]
+    hit = member * (outcomes["rank"] < last)[:, None]
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        count = weights @ member
+        return np.where(count > 0, (weights @ hit) / np.maximum(count, 1), np.inf).min(1)
+
+    return values
+
+
+def _macro_f1(outcomes: Outcomes) -> Callable[[np.ndarray], np.ndarray]:
+    classes = np.eye(int(max(outcomes["label"].max(), outcomes["prediction"].max())) + 1)
+    present, predicted = classes[outcomes["label"]], classes[outcomes["prediction"]]
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        count = weights @ present
+        f1 = 2 * (weights @ (present * predicted)) / np.maximum(count + weights @ predicted, 1)
+        return (f1 * (count > 0)).sum(1) / (count > 0).sum(1)
+
+    return values
+
+
+def _roc_auc(outcomes: Outcomes) -> Callable[[np.ndarray], np.ndarray]:
+    order = np.argsort(outcomes["score"], kind="stable")
+    score, positive = outcomes["score"][order], outcomes["label"][order] == 1
+    starts = np.flatnonzero(np.diff(score, prepend=score[0] - 1))
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        ordered = weights[:, order]
+        above = np.add.reduceat(ordered * positive, starts, axis=1)
+        below = np.add.reduceat(ordered * ~positive, starts, axis=1)
+        pairs = np.maximum(above.sum(1) * below.sum(1), 1)
+        return (above * (below.cumsum(1) - below / 2)).sum(1) / pairs
+
+    return values
+
+
+# Metric → the array it needs, and outcomes → (weights (b, images) → its value (b,), as a fraction).
+_SPECIAL: dict[str, tuple[str, Callable[[Outcomes], Callable[[np.ndarray], np.ndarray]]]] = {
+    "worst_group": ("group", lambda outcomes: _worst_group(outcomes, 1)),
+    "worst_group_top5": ("group", lambda outcomes: _worst_group(outcomes, 5)),
+    "macro_f1": ("prediction", _macro_f1),
+    "roc_auc": ("score", _roc_auc),
+}
 
 
 # Retrieval -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Arrays by name, in the order of the dataset's items:
 
 classification: `label` (n,); `rank` (n,) or (seeds, n), how many classes come before the right one; `rank_truncated`.
 retrieval: `image_rank` (images,), -1 without a caption; `caption_rank`, `caption_owner` (captions,); `single_…` too.
+its `prediction`, `score` (second class over first) or `group` (n,), where the primary metric needs one of them.
 anything else: `hit_NAME` (n,), 1 where the item counts for the metric NAME, else 0.
 """
 

@@ -103,7 +103,15 @@ def score(
 def _outcomes(dataset: ClassificationDataset, logits: Tensor, labels: Tensor, positions: Tensor) -> Outcomes:
     """The rank of every image's class; with several right classes an image, whether the best class is one of them."""
     if dataset.targets is None:
-        return classification_outcomes(labels, class_ranks(logits, labels))
+        outcomes = classification_outcomes(labels, class_ranks(logits, labels))
+        # What the intervals of metrics need that are no mean over images.
+        if dataset.metric == "macro_f1":
+            outcomes["prediction"] = predictions_of(logits).cpu().numpy()
+        if dataset.metric == "roc_auc":
+            outcomes["score"] = (logits[:, 1] - logits[:, 0]).double().cpu().numpy()
+        if dataset.metric.startswith("worst_group") and dataset.groups is not None:
+            outcomes["group"] = dataset.groups[positions.cpu().numpy(), 0]
+        return outcomes
     targets = torch.from_numpy(dataset.targets)[positions.cpu()].to(logits.device)
     return {"hit_top1": targets.gather(1, predictions_of(logits)[:, None]).squeeze(1).cpu().numpy()}
 

@@ -9,8 +9,11 @@ import torch
 import eval_retrieval
 import eval_zeroshot
 from alip.eval import bootstrap, outcomes, results
+from alip.eval.classification import ClassificationDataset
+from alip.eval.metrics import METRICS
 from alip.eval.ranking import ranks_from_scores
 from alip.eval.retrieval import recalls
+from alip.eval.zeroshot import _outcomes as zeroshot_outcomes
 from alip.eval.zeroshot import accuracies
 from tests.helpers.pairs import write_classes, write_pairs
 
@@ -111,6 +114,26 @@ def test_other_metrics_by_item():
     assert bootstrap.point_values(hits, "group") == {"group": pytest.approx(60)}
     low, high = bootstrap.intervals(hits, "group")["group"]
     assert 45 < low < 55 and 65 < high < 75
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "worst_group", "worst_group_top5", "mean_top1_top5", "roc_auc"])
+def test_other_metrics_of_classification(metric):
+    """The point is the metric's own, and whole resampled test sets have the same spread."""
+    classes = 2 if metric == "roc_auc" else 7
+    logits, labels = classified(classes, 25, noise=1.5)
+    logits = logits.round(decimals=1)  # ties
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.randint(3, (len(labels), 1), generator=generator)
+    dataset = ClassificationDataset("x", [], ["c"] * classes, ["{}"], metric, groups=groups.numpy())
+    items = zeroshot_outcomes(dataset, logits, labels, torch.arange(len(labels)))
+    assert bootstrap.point_values(items, metric)["primary"] == pytest.approx(METRICS[metric](logits, labels, groups))
+    values = bootstrap.resampled_values([items], metric, resamples=2000)[0]["primary"]
+    expected = []
+    for _ in range(400):
+        chosen = torch.randint(len(labels), (len(labels),), generator=generator)
+        expected.append(METRICS[metric](logits[chosen], labels[chosen], groups[chosen]))
+    assert values.mean() == pytest.approx(np.mean(expected), rel=0.02)
+    assert values.std() == pytest.approx(np.std(expected), rel=0.15)
 
 
 def test_it_is_seeded_and_degenerate_cases_do_not_fail():

@@ -195,9 +195,10 @@ def _mean_difference(
     for column in columns:
         one, other = row.cells[column][0], first.cells[column][0]
         items = lookup.of(*one), lookup.of(*other)
-        if None in items or not outcomes.same_items(*items):
+        metric = one[1].get("primary_metric") or "top1"
+        if None in items or not outcomes.same_items(*items) or metric == "mean_ap":
             return []
-        parts.append((*items, one[1].get("primary_metric") or "top1"))
+        parts.append((*items, metric))
     return [significance.mean_over_datasets(names, parts, means[0][0] - means[1][0])]
 
 

@@ -43,7 +43,10 @@ def between_items(
         return replace(difference, test="none: no outcomes of the items are kept; evaluate again")
     if not same_items(one, other):
         return replace(difference, test="none: not the same items")
-    first, second = (found["primary"] for found in bootstrap.resampled_values([one, other], metric))
+    resampled = bootstrap.resampled_values([one, other], metric)
+    if not all("primary" in found for found in resampled):
+        return replace(difference, test=f"none for {metric}")
+    first, second = (found["primary"] for found in resampled)
     interval = tuple(float(end) for end in np.quantile(first - second, [0.025, 0.975]))
     if metric == "top1" and one["rank"].ndim == other["rank"].ndim == 1:
         p = mcnemar(one["rank"] == 0, other["rank"] == 0)
