@@ -1,10 +1,10 @@
-"""Zero-shot image-text retrieval.
+"""Zero-shot image-text retrieval, and choosing between texts (SugarCrepe, Winoground, ARO).
 
 python eval_retrieval.py --checkpoint RUN --dataset coco --data-root DIR
 torchrun --nproc_per_node 8 eval_retrieval.py --checkpoint RUN --dataset coco,flickr30k --data-root DIR
 
-A dataset is a name of the table in docs/evaluation.md, or a caption file: Karpathy's JSON, BLIP's list, COCO's
-annotations, or JSON lines {"image": path, "caption": [texts]}.
+A dataset is a name of the table in docs/evaluation.md, wds:FOLDER, or a caption file: Karpathy's JSON, BLIP's list,
+COCO's annotations, or JSON lines {"image": path, "caption": [texts]}.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import argparse
 from alip import distributed
 from alip.checkpoint import load_model
 from alip.errors import run_command
-from alip.eval.datasets import open_retrieval
-from alip.eval.evaluate import results_folder, retrieval, split_names
+from alip.eval.datasets import open_texts
+from alip.eval.evaluate import results_folder, split_names, texts
 from alip.eval.shared_flags import add_common, encoding_from
 
 
@@ -29,11 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     world = distributed.start(args.device)
     try:
         encoding = encoding_from(args, world)
-        datasets = [open_retrieval(name, args.data_root) for name in split_names(args.dataset)]
+        datasets = [open_texts(name, args.data_root) for name in split_names(args.dataset)]
         model = load_model(args.checkpoint, model_name=args.model, device=world.device, weights=args.weights)
         folder = results_folder(args.checkpoint, args.output)
         plots = not args.no_plots
-        return retrieval(
+        return texts(
             model, datasets, encoding, protocol=args.protocol, source=args.checkpoint, folder=folder, plots=plots
         )
     finally:

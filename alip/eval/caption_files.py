@@ -32,6 +32,7 @@ class RetrievalDataset:
     benchmark: the name in the table of datasets it was opened by, None for somebody's own file.
     expected_images: how many the benchmark has; None where that is not known.
     reader: what reads the images where they are no files of their own; `images` are their names then.
+    language: of the captions, where it is another one than English may be; None: not known.
     """
 
     name: str
@@ -41,6 +42,7 @@ class RetrievalDataset:
     benchmark: str | None = None
     expected_images: int | None = None
     reader: Images | None = None
+    language: str | None = None
 
     def opened(self) -> Images:
         """The images, in the order of `images`."""

@@ -19,6 +19,8 @@ from alip.eval.image_readers import ImageFiles, Images, TorchvisionImages
 from alip.eval.layouts import IMAGE_SUFFIXES
 from alip.eval.prompts import PLAIN_TEMPLATES, canonical_protocol, check_templates, read_lists
 from alip.eval.record_types import ClassificationRecord, Opener
+from alip.eval.records_selection import SELECTION, open_selection
+from alip.eval.selection import SelectionDataset
 from alip.files import parse_json, read_text
 from alip.schema import check
 
@@ -46,19 +48,35 @@ def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None
         return wds.open_wds_retrieval(wds_folder(name, root))
     record = RETRIEVAL.get(name)
     if record is not None:
-        found = next((root / file for file in record.files if (root / file).is_file()), None)
+        found = next((root / file for file in record.files if (root / file).exists()), None)
         if found is None:
-            raise UserError(f"{name} needs {' or '.join(str(root / file) for file in record.files)}; {_HELP}")
-        dataset = read_caption_file(found, [root / folder for folder in record.folders], name)
+            expected = f"; expected: {record.layout}" if record.layout else ""
+            raise UserError(f"{name} needs {' or '.join(str(root / file) for file in record.files)}{expected}; {_HELP}")
+        if record.read is not None:
+            with _archive(name, found, record.layout):
+                dataset = record.read(name, found)
+        else:
+            dataset = read_caption_file(found, [root / folder for folder in record.folders], name)
         return replace(dataset, benchmark=name, expected_images=record.images)
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "captions.jsonl"
     if not path.is_file():
-        raise UserError(f"no such retrieval dataset or caption file: {name} (datasets: {', '.join(RETRIEVAL)})")
+        known = ", ".join(one for one in RETRIEVAL if not one.startswith(("xtd10-", "xm3600-")))
+        raise UserError(
+            f"no such retrieval dataset or caption file: {name} (datasets: {known}, xtd10-LANGUAGE, "
+            f"xm3600-LANGUAGE, {', '.join(SELECTION)})"
+        )
     folder = path.resolve().parent.name
     own_name = folder if path.name == "captions.jsonl" and folder else f"{folder}/{path.stem}"
     return read_caption_file(path, [root] if data_root is not None else [], own_name)
+
+
+def open_texts(name_or_path: str, data_root: str | Path | None = None) -> RetrievalDataset | SelectionDataset:
+    """A retrieval dataset, or a compositional benchmark by its name."""
+    if name_or_path in SELECTION:
+        return open_selection(name_or_path, Path(data_root) if data_root is not None else Path("data"))
+    return open_retrieval(name_or_path, data_root)
 
 
 def open_classification(
@@ -168,7 +186,7 @@ def _from_table(
     images = _opened(name, root, record, record.test, protocol)
     names, templates = record.class_names(protocol), list(record.templates)
     if record.own is not None:
-        with _archive(name, root, record):
+        with _archive(name, record.location(root), record.layout):
             own = list(record.own(images))
         check_order(name, names, own)
     if classnames:
@@ -204,8 +222,8 @@ class _archive:
     What torchvision, SciPy and the like raise for files that are missing, cut or malformed is no fixed list of types.
     """
 
-    def __init__(self, name: str, root: Path, record: ClassificationRecord):
-        self.name, self.location, self.layout = name, record.location(root), record.layout
+    def __init__(self, name: str, location: Path, layout: str):
+        self.name, self.location, self.layout = name, location, layout
 
     def __enter__(self) -> None:
         if not self.location.exists():
@@ -223,7 +241,7 @@ class _archive:
 
 
 def _opened(name: str, root: Path, record: ClassificationRecord, opener: Opener, protocol: str) -> Images:
-    with _archive(name, root, record):
+    with _archive(name, record.location(root), record.layout):
         images = opener(root, protocol)
         count = len(images)
     if count == 0:

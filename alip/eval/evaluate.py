@@ -17,12 +17,20 @@ from alip.eval.plots import retrieval as retrieval_plots
 from alip.eval.probe import SHOTS, Probed, measure_few_shot, measure_probe
 from alip.eval.prompts import retrieval_prefix
 from alip.eval.retrieval import measure_retrieval
+from alip.eval.selection import SelectionDataset, measure_selection
+from alip.eval.selection_table import selection_table
 from alip.eval.zeroshot import measure_zeroshot
 from alip.model.weights import weights_hash
 from alip.plot_style import plot_or_warn
 from alip.text_table import markdown_table
 
-_TITLES = {"retrieval": "retrieval", "zeroshot": "zero-shot", "probe": "linear probe", "few-shot": "few-shot probe"}
+_TITLES = {
+    "retrieval": "retrieval",
+    "zeroshot": "zero-shot",
+    "probe": "linear probe",
+    "few-shot": "few-shot probe",
+    "selection": "selection",
+}
 CLASSIFICATION_TASKS = ("zeroshot", "probe", "few-shot")
 
 
@@ -46,9 +54,9 @@ def results_folder(checkpoint: str, output: str | None) -> Path:
     return Path("results") / path.name.replace(":", "-")
 
 
-def retrieval(
+def texts(
     model: nn.Module,
-    datasets: Sequence[RetrievalDataset],
+    datasets: Sequence[RetrievalDataset | SelectionDataset],
     encoding: Encoding,
     *,
     protocol: str,
@@ -56,29 +64,65 @@ def retrieval(
     folder: Path,
     plots: bool = True,
 ) -> int:
-    """Measures retrieval on each dataset; source is where the model came from, folder is for results and plots.
+    """Measures retrieval, or the choice between texts or images, on each dataset.
 
-    Returns the exit status: 1 when images had to be left out, else 0.
+    source is where the model came from, folder is for results and plots. Returns the exit status: 1 when images had to
+    be left out, else 0.
     """
-    recorder = _Recorder(model, source, encoding, protocol, folder, plots)
+    recorder = Recorder(model, source, encoding, protocol, folder, plots)
     for dataset in datasets:
-        found = measure_retrieval(model, dataset, encoding, protocol)
-        if encoding.world.is_main:
-            content = [dataset.opened().content_hash(), *dataset.captions, str(dataset.caption_owner)]
-            recorder.record(
-                "retrieval",
-                dataset,
-                found.numbers,
-                found.unreadable,
-                found.outcomes,
-                dataset_hash=results.text_hash(content),
-                expected_images=[dataset.expected_images] if dataset.expected_images else [],
-                prompts_hash=results.text_hash([retrieval_prefix(protocol)]),
-                primary_metric="mean R@1",
-            )
-            recorder.plot("gallery", lambda path, found=found: retrieval_plots.gallery(found, path))
-        recorder.count(found.unreadable)
+        record_texts(recorder, model, dataset)
     return recorder.finish()
+
+
+def record_texts(recorder: Recorder, model: nn.Module, dataset: RetrievalDataset | SelectionDataset) -> None:
+    """Measures one dataset and saves its numbers. All ranks must call it."""
+    encoding, protocol = recorder.encoding, recorder.protocol
+    prompts = {"prompts_hash": results.text_hash([retrieval_prefix(protocol)])}
+    if isinstance(dataset, SelectionDataset):
+        chosen = measure_selection(model, dataset, encoding, protocol)
+        if encoding.world.is_main:
+            recorder.record(
+                "selection",
+                dataset,
+                chosen.numbers,
+                chosen.unreadable,
+                chosen.outcomes,
+                dataset_hash=results.text_hash([dataset.images.content_hash(), *dataset.content]),
+                expected_questions=list(dataset.expected_questions),
+                questions=dataset.questions,
+                primary_metric=dataset.metric,
+                **prompts,
+            )
+            _note_texts(model, dataset.name, chosen.numbers, len(dataset.texts), None)
+        recorder.count(chosen.unreadable)
+        return
+    found = measure_retrieval(model, dataset, encoding, protocol)
+    if encoding.world.is_main:
+        content = [dataset.opened().content_hash(), *dataset.captions, str(dataset.caption_owner)]
+        recorder.record(
+            "retrieval",
+            dataset,
+            found.numbers,
+            found.unreadable,
+            found.outcomes,
+            dataset_hash=results.text_hash(content),
+            expected_images=[dataset.expected_images] if dataset.expected_images else [],
+            primary_metric="mean R@1",
+            **prompts,
+        )
+        recorder.plot("gallery", lambda path: retrieval_plots.gallery(found, path))
+        _note_texts(model, dataset.name, found.numbers, len(dataset.captions), dataset.language)
+    recorder.count(found.unreadable)
+
+
+def _note_texts(model: nn.Module, name: str, numbers: dict[str, float], texts: int, language: str | None) -> None:
+    """Prints what about the texts a reader of the numbers must know."""
+    if numbers["texts_cut"]:
+        limit, cut = model.text_format.context_length, int(numbers["texts_cut"])
+        print(f"note: {name}: {cut:,} of {texts:,} texts have more than {limit} tokens; the rest of them is cut off")
+    if language not in (None, "en") and model.text_format.is_clip:
+        print(f"note: {name}: texts in the language {language!r}, read with CLIP's English tokenizer")
 
 
 def zeroshot(
@@ -98,28 +142,10 @@ def zeroshot(
 
     shots, seeds: of the few-shot probes.
     """
-    recorder = _Recorder(model, source, encoding, protocol, folder, plots)
+    recorder = Recorder(model, source, encoding, protocol, folder, plots)
     for dataset in datasets:
         if "zeroshot" in tasks:
-            found = measure_zeroshot(model, dataset, encoding, protocol)
-            if encoding.world.is_main:
-                recorder.record(
-                    "zeroshot",
-                    dataset,
-                    found.numbers,
-                    found.unreadable,
-                    found.outcomes,
-                    dataset_hash=dataset.images.content_hash(),
-                    expected_images=list(dataset.image_counts),
-                    prompts_hash=results.text_hash(dataset.templates),
-                    classnames_hash=results.text_hash(dataset.classnames),
-                    primary_metric=dataset.metric,
-                    given=dataset.given or {},
-                )
-                if dataset.targets is None:
-                    recorder.plot("confusion", lambda path, found=found: classification_plots.confusion(found, path))
-                    recorder.plot("per-class", lambda path, found=found: classification_plots.per_class(found, path))
-            recorder.count(found.unreadable)
+            record_zeroshot(recorder, model, dataset)
         if "probe" in tasks:
             _record_probe(recorder, "probe", dataset, measure_probe(model, dataset, encoding))
         if "few-shot" in tasks:
@@ -128,7 +154,30 @@ def zeroshot(
     return recorder.finish()
 
 
-def _record_probe(recorder: _Recorder, task: str, dataset: ClassificationDataset, probed: Probed, **about: int) -> None:
+def record_zeroshot(recorder: Recorder, model: nn.Module, dataset: ClassificationDataset) -> None:
+    """Measures zero-shot classification on one dataset and saves its numbers. All ranks must call it."""
+    found = measure_zeroshot(model, dataset, recorder.encoding, recorder.protocol)
+    if recorder.encoding.world.is_main:
+        recorder.record(
+            "zeroshot",
+            dataset,
+            found.numbers,
+            found.unreadable,
+            found.outcomes,
+            dataset_hash=dataset.images.content_hash(),
+            expected_images=list(dataset.image_counts),
+            prompts_hash=results.text_hash(dataset.templates),
+            classnames_hash=results.text_hash(dataset.classnames),
+            primary_metric=dataset.metric,
+            given=dataset.given or {},
+        )
+        if dataset.targets is None:
+            recorder.plot("confusion", lambda path: classification_plots.confusion(found, path))
+            recorder.plot("per-class", lambda path: classification_plots.per_class(found, path))
+    recorder.count(found.unreadable)
+
+
+def _record_probe(recorder: Recorder, task: str, dataset: ClassificationDataset, probed: Probed, **about: int) -> None:
     if recorder.encoding.world.is_main:
         recorder.record(
             task,
@@ -144,7 +193,7 @@ def _record_probe(recorder: _Recorder, task: str, dataset: ClassificationDataset
     recorder.count(probed.unreadable)
 
 
-class _Recorder:
+class Recorder:
     """Saves each measurement before anything is plotted. Only `count` and `finish` are for all ranks."""
 
     def __init__(self, model: nn.Module, source: str, encoding: Encoding, protocol: str, folder: Path, plots: bool):
@@ -240,6 +289,8 @@ def with_interval(entry: results.Entry, name: str, digits: int = 2) -> str:
 def _table(task: str, title: str, entries: Sequence[results.Entry]) -> str:
     if task == "retrieval":
         return retrieval_table(entries)
+    if task == "selection":
+        return selection_table(entries)
     return few_shot_table(title, entries) if task == "few-shot" else classification_table(title, entries)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from alip.errors import UserError
+from alip.eval.caption_files import RetrievalDataset
 from alip.eval.image_readers import Images
 from alip.eval.named_lists import classes
 from alip.eval.prompts import templates_of
@@ -23,11 +24,15 @@ class RetrievalRecord:
     """files: caption files looked for under the data root, first match wins. folders: where to look for their images.
 
     images: how many test images the benchmark has; None: not fixed.
+    read: (name, folder) → dataset, where it is no caption file of a common form; `files` are then folders, and layout
+    is what is expected in them.
     """
 
     files: tuple[str, ...]
     folders: tuple[str, ...] = ()
     images: int | None = None
+    read: Callable[[str, Path], RetrievalDataset] | None = None
+    layout: str = ""
 
 
 @dataclass(frozen=True)

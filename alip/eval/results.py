@@ -43,7 +43,7 @@ IDENTITY = (
 )
 OPTIONAL_IDENTITY = ("shots", "seeds")
 
-TASKS = ("retrieval", "zeroshot", "probe", "few-shot")
+TASKS = ("retrieval", "zeroshot", "probe", "few-shot", "selection")
 
 _NAME = {"type": "string", "minLength": 1}
 _INTERVAL = {"type": "array", "minItems": 2, "maxItems": 2, "items": {"type": "number"}}
@@ -78,6 +78,8 @@ _SCHEMA = {
                     "seeds": {"type": "integer", "minimum": 1},
                     "step": {"type": ["integer", "null"]},
                     "expected_images": {"type": "array", "items": {"type": "integer"}},
+                    "expected_questions": {"type": "array", "items": {"type": "integer"}},
+                    "questions": {"type": "integer", "minimum": 0},
                     "given": {"type": "object", "additionalProperties": {"type": "string"}},
                 },
             },
@@ -92,6 +94,7 @@ _NUMBERS = {
     "zeroshot": ["primary", "top1", "classes"],
     "probe": ["primary", "top1", "mean_per_class", "classes"],
     "few-shot": ["primary", "top1", "mean_per_class", "classes"],
+    "selection": ["primary", "questions"],
 }
 
 
@@ -134,6 +137,9 @@ def mark_of(one: Entry) -> str:
     marks = []
     if expected and numbers["images"] + numbers["unreadable"] not in expected:
         marks.append(f"{numbers['images'] + numbers['unreadable']:,} images where {one['dataset']} has {expected[0]:,}")
+    questions = one.get("expected_questions") or []
+    if questions and one.get("questions") not in questions:
+        marks.append(f"{one.get('questions', 0):,} questions where {one['dataset']} has {questions[0]:,}")
     if numbers["unreadable"]:
         marks.append(f"{numbers['unreadable']:,} unreadable images left out")
     return ", ".join(marks)

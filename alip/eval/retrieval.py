@@ -20,6 +20,7 @@ from alip.eval.image_arrays import SelectedImages
 from alip.eval.outcomes import Outcomes, retrieval_outcomes
 from alip.eval.prompts import retrieval_prefix
 from alip.eval.ranking import Ranks, ranks_from_features, ranks_from_scores
+from alip.eval.text_lengths import count_cut
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def measure_retrieval(
         numbers.update(single)
         outcomes.update(single_outcomes)
         numbers.update(images=len(dataset.images), captions=len(dataset.captions), unreadable=len(found.unreadable))
+        numbers["texts_cut"] = count_cut(model, texts)
         # The number by which checkpoints are compared, as for classification.
         numbers["primary"] = (numbers["image_to_text_R@1"] + numbers["text_to_image_R@1"]) / 2
     numbers = broadcast_object(numbers, encoding.world)

@@ -148,7 +148,7 @@ def _samples(path: Path, label: str | None, array: bool) -> Iterator[_Sample]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
-        if not members.plain:
+        if not members.in_place:
             raise UserError(f"{path} is compressed; unpack it to a plain tar, whose images can be read where they are")
         current: _Sample | None = None
         for found in members:
