@@ -22,6 +22,7 @@ from alip.eval import few_shot
 from alip.eval.datasets import ClassificationDataset
 from alip.eval.feature_store import SomeImages, StoredFeatures, encode_stored
 from alip.eval.features import Encoding, encode_images
+from alip.eval.image_readers import Images
 from alip.eval.logistic import FeaturesInMemory, Fit, LabelledFeatures, fit_sklearn, fit_torch, held_out, sweep
 from alip.eval.outcomes import Outcomes, class_ranks, classification_outcomes
 from alip.eval.zeroshot import score
@@ -43,7 +44,7 @@ def measure_probe(
     model: nn.Module, dataset: ClassificationDataset, encoding: Encoding, seed: int = 0, stored_from: int = STORED_FROM
 ) -> Probed:
     """Accuracies with `primary` and the chosen C. All ranks must call it. stored_from: training images in files."""
-    images = _training_images(dataset)
+    images = training_images(dataset)
     with _evaluating(model), _folder(encoding, len(images) >= stored_from) as folder:
         transform = None if dataset.transform is None else dataset.transform(model)
         title = f"{dataset.name} training images"
@@ -85,7 +86,7 @@ def measure_few_shot(
 
     Only the sampled images are read, where the labels of all are known beforehand.
     """
-    images = _training_images(dataset)
+    images = training_images(dataset)
     with _evaluating(model):
         transform = None if dataset.transform is None else dataset.transform(model)
         labels = few_shot.labels_without_reading(images)
@@ -132,7 +133,8 @@ def _samples(labels: Sequence[int], shots: Sequence[int], seeds: int) -> dict[in
     return {count: [few_shot.sample(labels, count, seed) for seed in range(seeds)] for count in shots}
 
 
-def _training_images(dataset: ClassificationDataset):
+def training_images(dataset: ClassificationDataset) -> Images:
+    """What a probe is trained on; UserError where there is nothing."""
     if dataset.targets is not None:
         raise UserError(f"{dataset.name} has several right classes an image; a probe needs one")
     if dataset.train is None:

@@ -14,11 +14,22 @@ class StepClock:
     """
 
     def __init__(self):
+        self._earlier = (0, 0.0)  # steps and seconds before the last restart
+        self.steps, self._start = 0, time.perf_counter()
         self.restart()
 
     def restart(self) -> None:
         """Starts from zero now."""
+        steps, seconds = self._earlier
+        # The first steps compile and fill caches: without a step there is no time to keep.
+        self._earlier = (steps + self.steps, seconds + self.seconds) if self.steps else (steps, seconds)
         self.steps, self.waited, self._start = 0, 0.0, time.perf_counter()
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Over all steps of this process so far."""
+        steps, seconds = self._earlier
+        return (seconds + self.seconds) / max(steps + self.steps, 1)
 
     @property
     def seconds(self) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +16,9 @@ from alip.model import create_model
 from alip.train.ema import EMA
 from alip.train.randomness import same_randomness_after
 from alip.train.sharding import full, is_sharded
+
+WARN_ABOVE = 0.1  # of a run's time
+FEW_SHOTS = (1, 4, 16)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Evaluation:
 def create_evaluations(
     retrieval: Sequence[str],
     zeroshot: Sequence[str],
+    probe: Sequence[str] = (),
+    few_shot: Sequence[str] = (),
     *,
     data_root: str | None,
     world: World,
@@ -42,38 +49,101 @@ def create_evaluations(
     precision: str,
     imagenet_val: str | None = None,
 ) -> list[Evaluation]:
-    """The datasets of --eval-retrieval and --eval-zeroshot, opened now, so that a wrong name fails at the start.
+    """The datasets of the --eval-… flags, opened now, so that a wrong name fails at the start.
 
-    imagenet_val: the folder of --imagenet-val.
+    probe, few_shot: datasets with training images. imagenet_val: the folder of --imagenet-val. The numbers are those
+    of the commands: the same functions measure both.
     """
+    # Most runs of train.py evaluate nothing, and these take a second to import.
     from alip.eval import datasets
+    from alip.eval.features import Encoding
+    from alip.eval.probe import measure_probe, training_images
+    from alip.eval.retrieval import measure_retrieval
+    from alip.eval.zeroshot import measure_zeroshot
 
-    common = {"world": world, "batch_size": batch_size, "workers": workers, "precision": precision}
-    evaluations = []
-    for name in retrieval:
-        from alip.eval.retrieval import evaluate_retrieval
-
-        opened = datasets.open_retrieval(name, data_root=data_root)
-        evaluations.append(
-            Evaluation("retrieval", opened.name, _bound(evaluate_retrieval, opened, common), _mean_recall)
-        )
+    encoding = Encoding(world, batch_size, workers, precision, progress=False)
+    evaluations = [
+        _evaluation("retrieval", datasets.open_retrieval(name, data_root=data_root), measure_retrieval, encoding)
+        for name in retrieval
+    ]
     classifications = [datasets.open_classification(name, data_root=data_root) for name in zeroshot]
     if imagenet_val is not None:
         classifications.append(datasets.open_imagenet(imagenet_val))
-    for opened in classifications:
-        from alip.eval.zeroshot import evaluate_zeroshot
-
-        evaluations.append(Evaluation("zeroshot", opened.name, _bound(evaluate_zeroshot, opened, common), _headline))
+    evaluations += [_evaluation("zeroshot", opened, measure_zeroshot, encoding) for opened in classifications]
+    for task, names, measure in (("probe", probe, measure_probe), ("few-shot", few_shot, _measure_few_shot)):
+        for name in names:
+            opened = datasets.open_classification(name, data_root=data_root)
+            training_images(opened)
+            evaluations.append(_evaluation(task, opened, measure, encoding))
     return evaluations
 
 
+def _evaluation(task: str, dataset: Any, measure: Callable, encoding: Any) -> Evaluation:
+    return Evaluation(task, dataset.name, lambda model: measure(model, dataset, encoding).numbers, _primary)
+
+
+def _measure_few_shot(model: nn.Module, dataset: Any, encoding: Any) -> Any:
+    """Numbers of all shots, `primary` that of most."""
+    from alip.eval.probe import Probed, measure_few_shot
+
+    found = measure_few_shot(model, dataset, encoding, FEW_SHOTS)
+    numbers = {"primary": found[FEW_SHOTS[-1]].numbers["primary"]}
+    for shots, probed in found.items():
+        numbers |= {f"{shots}_shot_{name}": value for name, value in probed.numbers.items()}
+    return Probed(numbers, [])
+
+
 def evaluate_all(
-    evaluations: Sequence[Evaluation], model: nn.Module, ema: EMA | None, device: torch.device
+    evaluations: Sequence[Evaluation],
+    model: nn.Module,
+    ema: EMA | None,
+    device: torch.device,
+    seconds: dict[str, float] | None = None,
 ) -> dict[str, dict]:
-    """{evaluation name: numbers} of the model, or of its averaged weights; training is left undisturbed."""
+    """{evaluation name: numbers} of the model, or of its averaged weights; training is left undisturbed.
+
+    seconds: gets what each evaluation took.
+    """
+    found = {}
     with undisturbed(model, device), _averaged(model, ema, device) as evaluated, torch.no_grad():
         evaluated.eval()
-        return {evaluation.name: evaluation.run(evaluated) for evaluation in evaluations}
+        for evaluation in evaluations:
+            start = time.perf_counter()
+            found[evaluation.name] = evaluation.run(evaluated)
+            if seconds is not None:
+                seconds[evaluation.name] = time.perf_counter() - start
+    return found
+
+
+@dataclass(frozen=True)
+class EvaluationTime:
+    """What the evaluations cost. seconds: of each, once. between: of training from one evaluation to the next.
+
+    interval: how often, in words. fraction: of the run's time.
+    """
+
+    seconds: dict[str, float]
+    between: float
+    interval: str
+
+    @property
+    def fraction(self) -> float:
+        total = sum(self.seconds.values())
+        return total / max(total + self.between, 1e-9)
+
+    def line(self) -> str:
+        """One line for the log, a warning above WARN_ABOVE."""
+        total = sum(self.seconds.values())
+        longest = sorted(self.seconds.items(), key=lambda one: -one[1])[:5]
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in longest)
+        more = f" and {len(self.seconds) - 5} more" if len(self.seconds) > 5 else ""
+        text = (
+            f"evaluation took {total:.1f} s ({parts}{more}); {self.interval}, which is {self.between:.0f} s of "
+            f"training: {100 * self.fraction:.1f} % of the run's time"
+        )
+        if self.fraction <= WARN_ABOVE:
+            return text
+        return f"warning: {text}; evaluate less often (--eval-every) or on fewer datasets"
 
 
 @contextlib.contextmanager
@@ -107,13 +177,5 @@ def _averaged(model: nn.Module, ema: EMA | None, device: torch.device) -> Iterat
         model.load_state_dict(own)
 
 
-def _bound(function: Callable, dataset, common: dict) -> Callable[[nn.Module], dict]:
-    return lambda model: function(model, dataset, **common)
-
-
-def _mean_recall(numbers: dict) -> float:
-    return (numbers["image_to_text_R@1"] + numbers["text_to_image_R@1"]) / 2.0
-
-
-def _headline(numbers: dict) -> float:
+def _primary(numbers: dict) -> float:
     return float(numbers["primary"])

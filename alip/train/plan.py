@@ -58,6 +58,13 @@ class Plan:
         """Whether to save after the step just made, besides the end of every epoch."""
         return self.save_every.due(state.step, state.epoch, state.position == 0)
 
+    def eval_steps(self) -> int:
+        """Optimizer steps from one evaluation to the next; without an interval there is one, at the end."""
+        if self.eval_every.count == 0:
+            return self.total
+        in_steps = self.eval_every.count * (1 if self.eval_every.unit == "steps" else self.steps_per_epoch)
+        return min(in_steps, self.total)
+
     def eval_due(self, state: TrainState) -> bool:
         """Whether to evaluate after the step just made."""
         return self.eval_every.due(state.step, state.epoch, state.position == 0)

@@ -11,7 +11,7 @@ import torch
 from alip import tokens
 from alip.distributed import World
 from alip.train.clock import StepClock
-from alip.train.evaluation import Evaluation, evaluate_all
+from alip.train.evaluation import Evaluation, EvaluationTime, evaluate_all
 from alip.train.flops import ModelFlops, device_peak
 from alip.train.nonfinite import NonFiniteWatch
 from alip.train.parallel import naming_lost_ranks, share_buffers
@@ -48,6 +48,7 @@ class Trainer:
         self.nonfinite = NonFiniteWatch(plan.nonfinite_limit, only_loss=train_step.scaler is not None)
         self.peak = device_peak(world.device, train_step.precision)
         self._saved_at = -1
+        self._evaluation_timed = False
 
     def train(self) -> int:
         """0: finished, or stopped by a signal and saved. 1: given up because the loss was not finite, or not saved."""
@@ -161,7 +162,8 @@ class Trainer:
         state = self.state
         with self.clock.paused():
             share_buffers(state.model, self.world)
-            results = evaluate_all(self.evaluations, state.model, state.ema, self.world.device)
+            seconds: dict[str, float] = {}
+            results = evaluate_all(self.evaluations, state.model, state.ema, self.world.device, seconds)
             primary = {e.name: e.primary(results[e.name]) for e in self.evaluations}
             for evaluation in self.evaluations:
                 numbers = results[evaluation.name]
@@ -170,7 +172,21 @@ class Trainer:
             improved = mean > state.best.get("mean", float("-inf"))
             if improved:
                 state.best = {**primary, "mean": mean, "step": state.step}
+        self._log_evaluation_time(seconds)
         return improved
+
+    def _log_evaluation_time(self, seconds: dict[str, float]) -> None:
+        """Once: what the evaluations cost beside training."""
+        if self._evaluation_timed:
+            return
+        self._evaluation_timed = True
+        every = self.plan.eval_every
+        unit = every.unit.removesuffix("s") if every.count == 1 else every.unit
+        interval = f"every {every.count} {unit}" if every.count else "at the end"
+        cost = EvaluationTime(seconds, self.plan.eval_steps() * self.clock.seconds_per_step, interval)
+        self.run.log.event(
+            self._position(), "evaluation-time", seconds=seconds, fraction=round(cost.fraction, 4), message=cost.line()
+        )
 
     def _save(self, epoch_ended: bool = False, best: bool = False) -> bool:
         """Writes a checkpoint, unless this step's is written already; False if the disk refused it."""

@@ -9,11 +9,18 @@ from PIL import Image
 
 from alip.errors import UserError
 from alip.model import precision
+from alip.train.evaluation import EvaluationTime
 from tests.helpers.train_runs import ROOT, train_here
 
-_spec = importlib.util.spec_from_file_location("eval_retrieval_entry", ROOT / "eval_retrieval.py")
-eval_retrieval = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(eval_retrieval)
+
+def entry_of(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_entry", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+eval_retrieval, eval_zeroshot = entry_of("eval_retrieval"), entry_of("eval_zeroshot")
 
 
 @pytest.fixture
@@ -65,3 +72,50 @@ def test_imagenet_validation_folder(flags, tmp_path):
     assert (line["task"], line["images"]) == ("zeroshot", 1000) and 0 <= line["top1"] <= 100
     with pytest.raises(UserError, match="no such folder"):
         train_here(*flags, "--imagenet-val", tmp_path / "nowhere", "--output", tmp_path / "other")
+
+
+def lines_of(run, kind):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def test_classification_and_probes_equal_the_command(flags, tmp_path):
+    """Zero-shot, linear probe and few-shot probes, number for number; and what they cost, in one line."""
+    sample = random.Random(4)
+    for part in ("train", "test"):
+        for label in range(3):
+            folder = tmp_path / "colours" / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(18):
+                colour = tuple(sample.randrange(60) + 90 * (i == label) for i in range(3))
+                Image.new("RGB", (20, 20), colour).save(folder / f"{number}.png")
+    run, folder = tmp_path / "run", str(tmp_path / "colours")
+    options = [*flags, "--precision", "fp32", "--epochs", "1", "--lr", "1e-2", "--output", run]
+    evaluations = ["--eval-zeroshot", folder, "--eval-probe", folder, "--eval-few-shot", folder]
+    assert train_here(*options, *evaluations) == 0
+    found = {line["task"]: line for line in lines_of(run, "eval")}
+
+    command = f"--checkpoint {run} --datasets {folder} --device cpu --workers 1 --precision fp32 --no-plots"
+    flags_of_probes = "--task all --shots 1 4 16"
+    assert eval_zeroshot.main([*command.split(), *flags_of_probes.split(), "--output", str(tmp_path / "out")]) == 0
+    for entry in json.loads((tmp_path / "out" / "results.json").read_text())["entries"]:
+        prefix = f"{entry['shots']}_shot_" if entry["task"] == "few-shot" else ""
+        own = found[entry["task"]]
+        assert {name: own[prefix + name] for name in entry["numbers"]} == entry["numbers"]
+
+    (cost,) = (line for line in lines_of(run, "event") if line["event"] == "evaluation-time")
+    assert set(cost["seconds"]) == {"zeroshot/colours", "probe/colours", "few-shot/colours"}
+    assert 0 < cost["fraction"] < 1 and "every 1 epoch" in cost["message"] and "% of the run's time" in cost["message"]
+    with pytest.raises(UserError, match="no training images"):
+        train_here(*flags, "--eval-probe", f"{folder}/test", "--output", tmp_path / "other")
+
+
+def test_costly_evaluations_are_a_warning():
+    cheap = EvaluationTime({"zeroshot/a": 2.0, "retrieval/b": 3.0}, 95.0, "every 2 epochs")
+    assert cheap.fraction == pytest.approx(0.05)
+    assert cheap.line() == (
+        "evaluation took 5.0 s (retrieval/b 3.0, zeroshot/a 2.0); every 2 epochs, which is 95 s of training: "
+        "5.0 % of the run's time"
+    )
+    many = EvaluationTime({f"zeroshot/{i}": 10.0 for i in range(9)}, 100.0, "at the end")
+    assert many.line().startswith("warning: evaluation took 90.0 s") and "and 4 more" in many.line()
