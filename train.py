@@ -22,6 +22,7 @@ from alip.model.compilation import resolve_compile
 from alip.model.precision import resolve
 from alip.model.text_format import read_text_format
 from alip.train.arguments import fingerprint_settings, options, parse_arguments
+from alip.train.batch_size import MARGIN, CudaMemory, DryStep, Found, largest_that_fits, resolve_batch
 from alip.train.check import check_output, check_start, describe, show
 from alip.train.evaluation import create_evaluations
 from alip.train.flops import ModelFlops
@@ -56,6 +57,7 @@ def train(args: argparse.Namespace, world: World) -> int:
     """One run, from its arguments to its exit status."""
     args.precision = resolve(args.precision, world.device)
     args.torchcompile = resolve_compile(args.torchcompile, world.device)
+    args.batch_size, args.accum_freq = _choose_batch(args, world)
     set_up(world.device, args.precision, args.seed, args.deterministic, args.cpu_threads)
 
     data = open_data(**options(args, "data"))
@@ -103,6 +105,21 @@ def train(args: argparse.Namespace, world: World) -> int:
         )
         flops = ModelFlops(model)
         return Trainer(state, train_step, loader, schedule, plan, world, run, evaluations, flops).train()
+
+
+def _choose_batch(args: argparse.Namespace, world: World) -> tuple[int, int]:
+    """Samples of a micro-batch and micro-batches of a step, on each rank: as given, or by trying what fits."""
+    size = (args.batch_size, args.accum_freq, args.global_batch_size)
+
+    def find(samples: int) -> Found:
+        set_up(world.device, args.precision, args.seed, args.deterministic, args.cpu_threads)
+        memory = CudaMemory(world.device)
+        step = {"samples": samples, "precision": args.precision, "ema": args.ema > 0, "device": world.device}
+        step["margin"] = int(MARGIN * memory.total)
+        dry = DryStep(args.model, options(args, "model"), options(args, "optimizer"), **step)
+        return largest_that_fits(samples, dry, memory)
+
+    return resolve_batch(*size, world, find, lambda text: show([text], world))
 
 
 if __name__ == "__main__":

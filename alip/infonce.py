@@ -73,6 +73,13 @@ class Collectives:
         self.rank = dist.get_rank(group) if distributed else 0
         self.size = dist.get_world_size(group) if distributed else 1
 
+    @classmethod
+    def alone(cls) -> Collectives:
+        """Those of one process, whatever torch.distributed says."""
+        found = cls.__new__(cls)
+        found.group, found.rank, found.size = None, 0, 1
+        return found
+
     def gather_reports(self, report: Tensor) -> Tensor:
         """One (k,) report per rank → (ranks, k)."""
         if self.size == 1:

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 DATA=${DATA:-}                          # DIR/NAME of rec shards (data2rec.py makes them); every machine reads it
 OUTPUT=${OUTPUT:-runs/yfcc15m_B32_ALIP} # run folder; on several machines: on storage that all of them share
 GLOBAL_BATCH=${GLOBAL_BATCH:-4096}      # samples of one optimizer step, over all GPUs
-MICRO_BATCH=${MICRO_BATCH:-512}         # samples that fit one GPU at a time; the rest is accumulated, exactly
+MICRO_BATCH=${MICRO_BATCH:-auto}        # samples at a time on one GPU, auto: what fits; the rest is accumulated, exactly
 EPOCHS=${EPOCHS:-32}
 PRESET=${PRESET:-alip-paper}            # or alip-released
 MODEL=${MODEL:-ViT-B-32}
@@ -65,15 +65,6 @@ if [ -n "$HOSTS" ] && [ -z "$NODES" ]; then
 fi
 
 NODES=${NODES:-1}
-ranks=$((NODES * PROCESSES))
-per_rank=$((GLOBAL_BATCH / ranks))
-if [ $((per_rank * ranks)) -ne "$GLOBAL_BATCH" ]; then
-    echo "error: GLOBAL_BATCH=$GLOBAL_BATCH is not a multiple of $ranks ranks; choose another or set PROCESSES" >&2
-    exit 2
-fi
-accumulate=$(((per_rank + MICRO_BATCH - 1) / MICRO_BATCH))
-while [ $((per_rank % accumulate)) -ne 0 ]; do accumulate=$((accumulate + 1)); done
-
 if [ "$NODES" -eq 1 ]; then
     rendezvous=(--standalone)
 else
@@ -85,5 +76,5 @@ fi
 exec "$PYTHON" -m alip.train.launch ${CHECK_ONLY:+--check-only} "${rendezvous[@]}" --nproc-per-node "$PROCESSES" \
     --max-restarts "$MAX_RESTARTS" --shutdown-timeout "$SHUTDOWN_S" \
     train.py --train-data "$DATA" --model "$MODEL" --output "$OUTPUT" --resume auto \
-    --preset "$PRESET" --epochs "$EPOCHS" --batch-size $((per_rank / accumulate)) --accum-freq "$accumulate" \
+    --preset "$PRESET" --epochs "$EPOCHS" --batch-size "$MICRO_BATCH" --global-batch-size "$GLOBAL_BATCH" \
     --workers "$WORKERS" "$@"

@@ -35,7 +35,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(**{name: v for name, v in PRESETS[chosen.preset].items() if name not in adamws_own})
     args = parser.parse_args(argv)
     # Together, so that somebody with a command line for open_clip sees at once all that has to change.
-    problems = [*open_clip_flags.answers(args), *_data_problems(args), *_run_problems(args)]
+    problems = [*open_clip_flags.answers(args), *_data_problems(args), *_run_problems(args), *_batch_problems(args)]
     if problems:
         raise UserError("; ".join(problems))
     _resolve_data(args)
@@ -87,6 +87,15 @@ def _run_problems(args: argparse.Namespace) -> list[str]:
         args.output = str(Path(args.logs or "logs") / args.name)
     elif args.logs is not None or args.name is not None:
         return ["--output RUN is the same as --logs DIR --name NAME: give one of them"]
+    return []
+
+
+def _batch_problems(args: argparse.Namespace) -> list[str]:
+    """What is wrong with the size of a step and of its parts."""
+    if args.accum_freq > 1 and (args.batch_size == "auto" or args.global_batch_size is not None):
+        return ["--accum-freq follows from --global-batch-size and --batch-size: leave one of them out"]
+    if args.batch_size == "auto" and args.fsdp:
+        return ["--batch-size auto does not know what a divided model needs: with --fsdp give a number"]
     return []
 
 

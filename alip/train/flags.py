@@ -24,7 +24,7 @@ from alip.model.compilation import CHOICES
 from alip.model.overrides import RESIZE_MODES
 from alip.model.precision import canonical
 from alip.train.open_clip_flags import add_refused
-from alip.train.presets import PAPER, PRESETS
+from alip.train.presets import GLOBAL_BATCH, PAPER, PRESETS
 from alip.train.schedule import canonical_name
 from alip.train.sharding import SCOPES
 
@@ -114,14 +114,10 @@ def _run_flags(add) -> None:
     add("--resume-force", MACHINE, "run.force", **_SWITCH, help="even if data, model or recipe differ")
     add("--epochs", RECIPE, "plan", type=positive, help="passes over the data")
     add("--steps", RECIPE, "plan", type=positive, help="optimizer steps in all; overrides --epochs")
-    add(
-        "--batch-size",
-        LAYOUT,
-        "plan layout loader",
-        type=positive,
-        default=256,
-        help="samples per rank and micro-batch",
-    )
+    size = {"type": positive_or_auto, "default": 256, "metavar": "N|auto"}
+    add("--batch-size", LAYOUT, "plan layout loader", **size, help="samples per rank and micro-batch; auto: what fits")
+    whole = f"of a step, over ranks and micro-batches: gives --accum-freq; with --batch-size auto {GLOBAL_BATCH}"
+    add("--global-batch-size", LAYOUT, type=positive, metavar="N", help=whole)
     add(
         "--accum-freq", LAYOUT, "plan layout", type=positive, default=1, help="micro-batches per step, negatives shared"
     )
@@ -310,6 +306,11 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
+
+
+def positive_or_auto(text: str) -> int | str:
+    """A count of at least 1, or "auto"."""
+    return text if text == "auto" else positive(text)
 
 
 def natural(text: str) -> int:

@@ -12,6 +12,7 @@ from alip.eval.gates.labels import read_mismatch_labels
 from alip.model import create_model, hub
 from alip.model.text_format import read_text_format
 from alip.train.arguments import fingerprint_settings, options
+from alip.train.batch_size import planned_batch
 from alip.train.check import check_output
 from alip.train.checkpoints import CheckpointFolder
 from alip.train.evaluation import create_evaluations
@@ -27,7 +28,7 @@ def check_command(args: argparse.Namespace, world_size: int = 1) -> None:
     """
     if args.cache_dir:
         hub.use_cache(args.cache_dir)
-    check_device(args.device)
+    device = check_device(args.device)
     folder = Path(args.output)
     checkpoints = CheckpointFolder(folder / "checkpoints", warn=lambda _: None)  # the ranks will report it
     kind, found = find_candidates(args.resume, checkpoints)
@@ -35,9 +36,12 @@ def check_command(args: argparse.Namespace, world_size: int = 1) -> None:
         raise UserError(found)
     data = open_data(**options(args, "data"))
     world = World(world_size=world_size)
+    batch = (args.batch_size, args.accum_freq, args.global_batch_size)
+    args = argparse.Namespace(**vars(args))
+    args.batch_size, args.accum_freq = planned_batch(*batch, World(world_size=world_size, device=device))
     create_plan(data.samples, world, **options(args, "plan"))
     check_tokens(data, read_text_format(args.model))
-    model = create_model(args.model, **options(args, "model"))
+    model = create_model(args.model, **{**options(args, "model"), "compile": False})
     check_output(folder, model)
     create_optimizer(model, **options(args, "optimizer"))
     create_evaluations(world=World(), **options(args, "evaluations"))

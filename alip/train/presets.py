@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+GLOBAL_BATCH = 4096  # the paper's: samples of one optimizer step, over all ranks
 # The recipe of the paper's YFCC15M runs, ViT-B/32, global batch 4096 (set by --batch-size x ranks x --accum-freq).
 PAPER: dict[str, Any] = {
     "epochs": 32,

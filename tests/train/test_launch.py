@@ -59,13 +59,15 @@ SLURM_JOB = {
         ({"GLOBAL_BATCH": "7"}, "multiple"),
         ({"GLOBAL_BATCH": "1000", "MICRO_BATCH": "500"}, "52"),
         ({"MODEL": "no-such-model"}, "no-such-model"),
+        ({"MICRO_BATCH": "3"}, "not a multiple of 3 samples"),
+        ({"MICRO_BATCH": "auto"}, "needs a CUDA device"),
         ({"OUTPUT": "/proc/run"}, "/proc"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_a_mistake_is_one_line(cluster, data, model_file, settings, words):
     output = str(cluster / "run")
-    known = {"DATA": str(data), "MODEL": str(model_file), "OUTPUT": output, "GLOBAL_BATCH": "8"}
+    known = {"DATA": str(data), "MODEL": str(model_file), "OUTPUT": output, "GLOBAL_BATCH": "8", "MICRO_BATCH": "4"}
     done = run("bash", PAPER, "--device", "cpu", **{**known, **settings})
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and words in done.stderr and done.stdout == ""
@@ -93,7 +95,7 @@ def test_what_a_slurm_job_starts(cluster):
     assert calls[3] == "cores 64"
     assert "--shutdown-timeout 110" in launched and "--rdzv-endpoint node7:20007" in launched
     assert "--nnodes 2 --node-rank 1" in launched and "--nproc-per-node 2" in launched
-    assert launched.endswith("--lr 1e-4") and "--batch-size 512 --accum-freq 2" in launched
+    assert launched.endswith("--lr 1e-4") and "--batch-size auto --global-batch-size 4096" in launched
 
 
 def test_several_machines_each_start_their_part(cluster):
