@@ -16,8 +16,9 @@ import os
 
 from alip.build.images import MAX_PIXELS, MIN_SIDE, QUALITY, SHORT_SIDE, ImagePolicy
 from alip.build.open_source import open_source
-from alip.build.prepare import MISSING_CAPTION, MISSING_TEXT, Policy
+from alip.build.prepare import MISSING_CAPTION, MISSING_TEXT, SENTENCES, CaptionPolicy, Policy
 from alip.build.sources import Fields
+from alip.data.manifest_schema import MOST_CAPTIONS
 from alip.errors import UserError, run_command
 from alip.remote.urls import is_url, local_path, redact
 
@@ -29,6 +30,7 @@ LIMITS = (
     ("short_side", 0, 65_500),
     ("min_side", 1, 65_500),
     ("max_pixels", 1, 10**12),
+    ("captions_per_image", 1, MOST_CAPTIONS),
 )
 
 
@@ -54,7 +56,11 @@ def arguments() -> argparse.Namespace:
 
     add = parser.add_argument_group("how to read the input").add_argument
     add("--source-type", choices=("webdataset", "table", "coco", "karpathy", "folder"), help="if not recognised")
-    add("--captions", metavar="FILE", help="captions by key: JSON lines, TSV, CSV, Parquet, or OFA's JSON list")
+    several = {"nargs": "+", "action": "extend", "default": [], "metavar": "FILE"}
+    add("--captions", **several, help="captions by key: JSON lines, TSV, CSV, Parquet, or OFA's JSON list")
+    add("--captions-per-image", type=int, default=1, metavar="K", help="store up to K captions of an image")
+    sentences = "store the sentences of captions: instead of them, or behind them (needs --captions-per-image)"
+    add("--caption-sentences", choices=SENTENCES, help=sentences)
     add("--rewrites", metavar="FILE", help="raw texts as `python -m alip.caption --rewrite` rewrote them, by key")
     for what in ("key", "image", "text", "caption"):
         add(f"--{what}-field", metavar="NAME", help=f"JSON field or table column of the {what}, if not the usual one")
@@ -65,7 +71,7 @@ def arguments() -> argparse.Namespace:
 
     title = "what to select: samples with --from (docs/gates.md), captions with --captions (docs/captions.md)"
     add = parser.add_argument_group(title).add_argument
-    add("--scores", metavar="FILE", help="table of `python -m alip.eval.gates` or `python -m alip.caption.score`")
+    add("--scores", **several, help="table of `python -m alip.eval.gates` or `python -m alip.caption.score`")
     add("--keep", metavar="EXPR", help="keep those for which it is true, such as 'image_text_similarity > 0.2'")
     add("--replace-text-where", metavar="EXPR", help="with --from: replace the raw text by the caption where true")
 
@@ -110,7 +116,7 @@ def main() -> int:
         return select(args)
     if args.replace_text_where is not None:
         raise UserError("--replace-text-where belongs to --from DIR/NAME, the dataset to select from")
-    if args.scores is not None and args.keep is None:
+    if args.scores and args.keep is None:
         raise UserError("--scores without --keep EXPR selects nothing: say what to keep")
     if not args.input:
         raise UserError("give --input SRC, or one of --merge, --verify, --show, --from")
@@ -123,14 +129,16 @@ def select(args: argparse.Namespace) -> int:
 
     if args.input:
         raise UserError("--from and --input: give one of them")
-    for flag in ("captions", "rewrites"):
-        if getattr(args, flag) is not None:
-            raise UserError(f"--{flag} belongs to --input: shards have their texts already")
-    if not args.scores:
-        raise UserError("--from needs --scores FILE: python -m alip.eval.gates --data DIR/NAME writes it")
+    for flag in ("captions", "rewrites", "caption_sentences"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} belongs to --input: shards have their texts already")
+    if args.captions_per_image > 1:
+        raise UserError("--captions-per-image belongs to --input: a selection keeps the captions of its dataset")
+    if len(args.scores) != 1:
+        raise UserError("--from needs one --scores FILE: python -m alip.eval.gates --data DIR/NAME writes it")
     summary = select_samples(
         args.source,
-        args.scores,
+        args.scores[0],
         args.output,
         keep=args.keep,
         replace_text_where=args.replace_text_where,
@@ -148,17 +156,20 @@ def build(args: argparse.Namespace) -> int:
     from alip.build.input_shard import InputShard
     from alip.build.joined_texts import TextFiles
 
+    if args.caption_sentences and args.captions_per_image == 1:
+        raise UserError("--caption-sentences stores several captions: give --captions-per-image K, such as 8")
     fields = Fields(args.key_field, args.image_field, args.text_field, args.caption_field)
     splits = tuple(one for one in args.splits.split(",") if one)
     source = open_source(args.input, args.source_type, fields=fields, image_root=args.image_root, splits=splits)
+    captions = CaptionPolicy(args.captions_per_image, args.caption_sentences)
     image = ImagePolicy(args.short_side, args.quality, args.max_pixels, args.min_side, args.any_name)
     summary = writer.build(
         source,
         args.output,
-        policy=Policy(image, args.missing_caption, args.missing_text),
+        policy=Policy(image, args.missing_caption, args.missing_text, captions),
         workers=args.workers,
         samples_per_shard=args.samples_per_shard,
-        texts=TextFiles(args.captions and local_path(args.captions), args.keep, args.scores, args.rewrites),
+        texts=TextFiles(tuple(map(local_path, args.captions)), args.keep, tuple(args.scores), args.rewrites),
         shuffle_seed=args.shuffle,
         input_shard=InputShard.parse(args.shard),
         overwrite=args.overwrite,

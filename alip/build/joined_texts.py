@@ -19,59 +19,71 @@ from alip.remote.urls import is_url, name_of
 class TextFiles:
     """The files to join to an input by key; None: not joined.
 
-    captions: a captions file. keep: only its captions for which this expression over their scores is true. scores: the
-    table of `python -m alip.caption.score`; None: the one beside the captions. rewrites: a file of `python -m
-    alip.caption --rewrite`, whose texts replace the raw texts.
+    captions: captions files, the first comes first. keep: only their captions for which this expression over their
+    scores is true. scores: for each file its table of `python -m alip.caption.score`; none: those beside them.
+    rewrites: a file of `python -m alip.caption --rewrite`, whose texts replace the raw texts.
     """
 
-    captions: str | None = None
+    captions: tuple[str, ...] = ()
     keep: str | None = None
-    scores: str | None = None
+    scores: tuple[str, ...] = ()
     rewrites: str | None = None
 
     def __post_init__(self) -> None:
-        if self.keep is not None and self.captions is None:
+        if self.keep is not None and not self.captions:
             raise UserError("--keep belongs to --from DIR/NAME (samples of a dataset) or to --captions FILE (captions)")
+        if self.scores and self.captions and len(self.scores) != len(self.captions):
+            raise UserError(
+                f"--scores names {len(self.scores)} tables for {len(self.captions)} captions files: one for each"
+            )
+        twice = next((file for file in self.captions if self.captions.count(file) > 1), None)
+        if twice:
+            raise UserError(f"--captions names {twice} twice")
 
     @property
-    def scores_file(self) -> Path | None:
-        """The scores that `keep` is about."""
+    def scores_files(self) -> list[Path]:
+        """The scores that `keep` is about, one for each captions file."""
         if self.keep is None:
-            return None
-        return Path(self.scores) if self.scores else scores_path(self.captions)
+            return []
+        return [Path(one) for one in self.scores] or [scores_path(one) for one in self.captions]
 
     def options(self) -> dict[str, Any]:
         """What a build that resumes must have in common with its first run."""
-        scores = self.scores_file
-        if scores is not None and not scores.is_file():
-            raise UserError(f"--keep needs {scores}: write it with `python -m alip.caption.score`, or give --scores")
+        for scores in self.scores_files:
+            if not scores.is_file():
+                raise UserError(
+                    f"--keep needs {scores}: write it with `python -m alip.caption.score`, or give --scores"
+                )
         return {
-            "captions": _describe(self.captions, "captions"),
+            "captions": _one_or_all([_describe(file, "captions") for file in self.captions]),
             "keep": self.keep,
-            "scores_sha256": sha256_of_file(scores) if scores else None,
+            "scores_sha256": _one_or_all([sha256_of_file(scores) for scores in self.scores_files]),
             "rewrites": _describe(self.rewrites, "rewrites"),
         }
 
 
 class JoinedTexts:
-    """The files of `TextFiles`, open. folder: where their indices are kept; one that is there is taken as it is."""
+    """The files of `TextFiles`, open. folder: where their indices are kept; one that is there is taken as it is.
+    several: all captions of a key, not only one."""
 
-    def __init__(self, files: TextFiles, folder: Path):
+    def __init__(self, files: TextFiles, folder: Path, several: bool = False):
         self.captions: CaptionTable | None = None
         self.rewrites: CaptionTable | None = None
         if files.captions:
-            index = folder / "captions.sqlite"
-            keep = KeptCaptions(files.scores_file, files.keep) if files.keep and not index.exists() else None
-            self.captions = CaptionTable(files.captions, index, keep)
+            index = folder / "captions-table.sqlite"  # (captions.sqlite is how earlier versions called theirs)
+            tables = files.scores_files if not index.exists() else []
+            keeps = [KeptCaptions(scores, files.keep) for scores in tables]
+            self.captions = CaptionTable(files.captions, index, keeps, several=several)
         if files.rewrites:
-            self.rewrites = CaptionTable(files.rewrites, folder / "rewrites.sqlite", column="rewrite")
+            self.rewrites = CaptionTable([files.rewrites], folder / "rewrites-table.sqlite", column="rewrite")
 
     def apply(self, sample: Sample) -> None:
         """Gives a sample its texts, in place. They come before the source's own: the user named these files."""
         if self.captions:
-            sample.caption = self.captions.get(sample.key, sample.caption)
-        if self.rewrites and (rewrite := self.rewrites.get(sample.key)):
-            sample.metadata["original_text"], sample.text = sample.text, rewrite
+            found = self.captions.get(sample.key)
+            sample.captions = sample.captions if found is None else tuple(found)
+        if self.rewrites and (rewrites := self.rewrites.get(sample.key)):
+            sample.metadata["original_text"], sample.text = sample.text, rewrites[0]
 
     def check_found(self, samples: int, whole: bool) -> None:
         """UserError for a file none of whose keys is one of the input. samples: how many are usable so far; whole: the
@@ -94,12 +106,17 @@ def provenance(files: TextFiles, dropped: int) -> dict[str, Any]:
     if files.keep:
         found["caption_filter"] = {
             "keep": files.keep,
-            "scores": files.scores_file.name,
+            "scores": _one_or_all([scores.name for scores in files.scores_files]),
             "keys_without_caption": dropped,
         }
     if files.rewrites:
         found["rewrites"] = {"file": name_of(files.rewrites), "made_by": _settings(files.rewrites)}
     return found
+
+
+def _one_or_all(found: list[Any]) -> Any:
+    """None, the one, or all of them: with one file as before there could be several."""
+    return (found or [None])[0] if len(found) < 2 else found
 
 
 def _settings(file: str) -> dict[str, Any] | None:

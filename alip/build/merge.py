@@ -37,6 +37,7 @@ def merge(output: str | os.PathLike, *, overwrite: bool = False) -> int:
         vocab_size=first.vocab_size,
         rejects=dict(rejects),
         image=first.image,
+        captions_per_image=first.captions_per_image,
         metadata={
             **first.metadata,
             "untouched": sum(one.metadata["untouched"] for one in inputs),
@@ -54,7 +55,7 @@ def merge(output: str | os.PathLike, *, overwrite: bool = False) -> int:
 
 
 def _check_alike(first: Manifest, other: Manifest) -> None:
-    for what in ("context_length", "tokenizer", "vocab_size", "image"):
+    for what in ("context_length", "tokenizer", "vocab_size", "image", "captions_per_image"):
         if getattr(other, what) != getattr(first, what):
             raise UserError(f"{other.name} and {first.name} differ in {what}: build them with the same flags")
     ours, theirs = (_comparable(one) for one in (first, other))

@@ -11,12 +11,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from alip.build.images import ImageError, ImagePolicy, to_jpeg
+from alip.build.sentences import split_sentences
 from alip.build.sources import Sample
 from alip.build.workers import start_worker
 from alip.errors import UserError
@@ -30,6 +32,33 @@ MAX_TEXT = 1_000_000  # characters of one text; a longer one is no caption, and 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 MISSING_CAPTION = ("skip", "use-text", "error")
 MISSING_TEXT = ("skip", "use-caption", "error")
+SENTENCES = ("only", "with-whole")
+
+
+@dataclass(frozen=True)
+class CaptionPolicy:
+    """How many captions a record gets. per_image: at most so many. sentences: one of SENTENCES, to store the sentences
+    of each caption in its place or behind it; None: captions as they are."""
+
+    per_image: int = 1
+    sentences: str | None = None
+
+    def candidates(self, captions: tuple[str, ...]) -> list[str]:
+        """The texts that may become a sample's captions, in order."""
+        if self.sentences is None:
+            return list(dict.fromkeys(captions))[: self.per_image]
+        found: dict[str, None] = {}
+        for caption in captions:
+            if len(found) >= self.per_image:
+                break
+            if len(caption) > MAX_TEXT:
+                found[caption] = None
+                continue
+            sentences = split_sentences(caption)
+            if self.sentences == "with-whole" or not sentences:
+                found[caption] = None
+            found.update(dict.fromkeys(sentences))
+        return list(found)[: self.per_image]
 
 
 @dataclass(frozen=True)
@@ -39,15 +68,24 @@ class Policy:
     image: ImagePolicy = field(default_factory=ImagePolicy)
     missing_caption: str = "skip"
     missing_text: str = "skip"
+    captions: CaptionPolicy = CaptionPolicy()
+
+    def options(self) -> dict[str, Any]:
+        """What a build that resumes must have in common with its first run."""
+        policy = asdict(self)
+        captions = policy.pop("captions")
+        several = captions["per_image"] if captions["per_image"] > 1 else None
+        return {"policy": policy, "captions_per_image": several, "caption_sentences": captions["sentences"]}
 
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A record to be written. label: float32 (154,); row: key, text, caption, metadata, source as strings."""
+    """A record to be written. label: float32, as tokens.pack_label makes it; row: key, text, caption, metadata, source
+    as strings, and a list of all captions where there may be several."""
 
     label: np.ndarray
     image: bytes
-    row: tuple[str, str, str, str, str]
+    row: tuple[str | list[str], ...]
     untouched: bool
     unit: int
     number: int
@@ -80,8 +118,10 @@ def prepare(samples: list[Sample], policy: Policy) -> list[PreparedSample | Reje
     """The records of some samples, in their order. Whatever is wrong with one sample is a reject of that sample."""
     from alip.tokens import clip_tokenizer
 
-    rows = _token_rows({text for sample in samples for text in (sample.text, sample.caption) if text is not None})
-    results = [_prepared(sample, rows, policy) for sample in samples]
+    captions = [policy.captions.candidates(sample.captions) for sample in samples]
+    texts = {sample.text for sample in samples if sample.text is not None}
+    rows = _token_rows(texts.union(*captions))
+    results = [_prepared(sample, one, rows, policy) for sample, one in zip(samples, captions)]
     _forget_rare_words(clip_tokenizer().cache)
     return results
 
@@ -131,9 +171,9 @@ def _printable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
-def _prepared(sample: Sample, rows: dict, policy: Policy) -> PreparedSample | Rejected:
+def _prepared(sample: Sample, captions: list[str], rows: dict, policy: Policy) -> PreparedSample | Rejected:
     try:
-        return _record(sample, rows, policy)
+        return _record(sample, captions, rows, policy)
     except _Reject as error:
         reason, message, fatal = error.reason, str(error), error.fatal
     except ImageError as error:
@@ -154,41 +194,50 @@ def _rejected(sample: Sample, reason: str, message: str, fatal: bool = False) ->
     return Rejected(key, where, reason, message, sample.unit, sample.number, sample.progress, fatal)
 
 
-def _record(sample: Sample, rows: dict, policy: Policy) -> PreparedSample:
+def _record(sample: Sample, captions: list[str], rows: dict, policy: Policy) -> PreparedSample:
     from alip.tokens import pack_label
 
     if sample.error:
         reason, _, message = sample.error.partition(": ")
         raise _Reject(reason, message)
-    text, caption = _texts(sample, rows, policy)
+    text, captions = _texts(sample.text, captions, rows, policy)
     if sample.image_data is None:
         raise _Reject("missing-image", "no image")
     stored = to_jpeg(sample.image, policy.image, sample.image_name)
     metadata = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True, default=str)
-    strings = tuple(_printable(one) for one in (sample.key, text, caption, metadata, sample.where))
-    label = pack_label(rows[text], rows[caption])
-    return PreparedSample(label, stored.data, strings, stored.untouched, sample.unit, sample.number, sample.progress)
+    row: tuple = tuple(_printable(one) for one in (sample.key, text, captions[0], metadata, sample.where))
+    if policy.captions.per_image > 1:
+        row += ([_printable(caption) for caption in captions],)
+    label = pack_label(rows[text], rows[captions[0]], [rows[caption] for caption in captions[1:]])
+    return PreparedSample(label, stored.data, row, stored.untouched, sample.unit, sample.number, sample.progress)
 
 
-def _texts(sample: Sample, rows: dict, policy: Policy) -> tuple[str, str]:
-    """Raw text and caption, each with token ids; _Reject where the policy demands it."""
-    known = {}
-    for name, text in (("raw text", sample.text), ("caption", sample.caption)):
-        row = None if text is None else rows[text]
-        if isinstance(row, _Reject):
-            raise _Reject(row.reason, f"the {name}: {row}")
-        known[name] = None if row is None else text
-    text, caption = known["raw text"], known["caption"]
-    left = "" if sample.text is None and sample.caption is None else " of which anything is left after cleaning"
-    if text is None and caption is None:
+def _texts(text: str | None, captions: list[str], rows: dict, policy: Policy) -> tuple[str, list[str]]:
+    """Raw text and captions, each with token ids; _Reject where the policy demands it.
+
+    Of captions with the same token ids the first counts. One that cannot be used is left out, save an only one.
+    """
+    known = None if text is None else rows[text]
+    if isinstance(known, _Reject):
+        raise _Reject(known.reason, f"the raw text: {known}")
+    usable: dict[bytes, str] = {}
+    for caption in captions:
+        row = rows[caption]
+        if isinstance(row, np.ndarray):
+            usable.setdefault(row.tobytes(), caption)
+        elif row is not None and len(captions) == 1:
+            raise _Reject(row.reason, f"the caption: {row}")
+    left = " of which anything is left after cleaning"
+    if known is None and not usable:
         fatal = "error" in (policy.missing_text, policy.missing_caption)
-        raise _Reject("missing-texts", f"neither raw text nor caption{left}", fatal)
-    if text is None and policy.missing_text != "use-caption":
-        raise _Reject("missing-text", f"no raw text{left if sample.text else ''}", policy.missing_text == "error")
-    if caption is None and policy.missing_caption != "use-text":
+        raise _Reject("missing-texts", f"neither raw text nor caption{left if text or captions else ''}", fatal)
+    if known is None and policy.missing_text != "use-caption":
+        raise _Reject("missing-text", f"no raw text{left if text else ''}", policy.missing_text == "error")
+    if not usable and policy.missing_caption != "use-text":
         fatal = policy.missing_caption == "error"
-        raise _Reject("missing-caption", f"no caption{left if sample.caption else ''}", fatal)
-    return (caption if text is None else text), (text if caption is None else caption)
+        raise _Reject("missing-caption", f"no caption{left if captions else ''}", fatal)
+    chosen = list(usable.values()) or [text]
+    return (chosen[0] if known is None else text), chosen
 
 
 def prepare_all(samples: Iterable[Sample], policy: Policy, workers: int) -> Iterator[PreparedSample | Rejected]:

@@ -10,10 +10,11 @@ import numpy as np
 
 from alip.build.images import decode_image
 from alip.data.recordio import unpack
-from alip.data.shards import Manifest, load_manifest, read_texts
+from alip.data.shards import Manifest, load_manifest, read_texts, row_captions
 from alip.errors import UserError
 
 _COLUMNS = 4
+_CAPTIONS = 3  # of a sample that are shown
 
 
 def show(data: str | os.PathLike, count: int, seed: int = 0) -> int:
@@ -38,15 +39,18 @@ def show(data: str | os.PathLike, count: int, seed: int = 0) -> int:
                 _, encoded = unpack(reader[number])
             image = decode_image(encoded)
             axis.imshow(image)
-            text, caption = texts[index]
-            lines = [f"{index}: {image.width} × {image.height}", f"text: {text}", f"caption: {caption}"]
-            axis.set_title("\n".join(style.wrap(line, 31, 4) for line in lines), fontsize=7, loc="left")
+            text, captions = texts[index]
+            lines = [f"{index}: {image.width} × {image.height}", f"text: {text}"]
+            lines += [f"caption: {caption}" for caption in captions[:_CAPTIONS]]
+            lines += [f"and {len(captions) - _CAPTIONS} more captions"] if len(captions) > _CAPTIONS else []
+            height = 4 if len(captions) == 1 else 2
+            axis.set_title("\n".join(style.wrap(line, 31, height) for line in lines), fontsize=7, loc="left")
     print(style.outputs(path)[0])
     return 0
 
 
-def _texts(manifest: Manifest, chosen: list[int]) -> dict[int, tuple[str, str]]:
-    """Text and caption of some samples: from the sidecar or, for released files, from the tokens."""
+def _texts(manifest: Manifest, chosen: list[int]) -> dict[int, tuple[str, list[str]]]:
+    """Text and captions of some samples: from the sidecar or, for released files, from the tokens."""
     texts = {}
     if all(shard.sidecar for shard in manifest.shards):
         rows = read_texts(manifest)
@@ -54,13 +58,13 @@ def _texts(manifest: Manifest, chosen: list[int]) -> dict[int, tuple[str, str]]:
         for index in chosen:
             row = next(islice(rows, index - at, None))
             at = index + 1
-            texts[index] = (row["text"], row["caption"])
+            texts[index] = (row["text"], row_captions(row))
         return texts
-    from alip.tokens import decode, unpack_label
+    from alip.tokens import decode, unpack_captions
 
     for index in chosen:
         shard, number = manifest.locate(index)
         with manifest.open_shard(shard) as reader:
-            text, caption = unpack_label(unpack(reader[number])[0])
-        texts[index] = (decode(text), decode(caption))
+            text, captions = unpack_captions(unpack(reader[number])[0], manifest.context_length)
+        texts[index] = (decode(text), [decode(caption) for caption in captions])
     return texts

@@ -1,7 +1,8 @@
 """Cleaning: shards and their gate scores → new shards of the samples to keep, with distrusted raw texts replaced.
 
 A kept record is copied byte for byte, save its number. Where a text is replaced, the raw text's tokens become the
-caption's, and the sidecar keeps the old text in its metadata under `replaced_text`.
+caption's, and the sidecar keeps the old text in its metadata under `replaced_text`. Of a dataset with several captions
+per image the table has a row for each caption, and it is captions that are kept: a sample of which none is left is not.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ from alip.build.journal import explain_disk_errors
 from alip.build.output import DatasetOutput
 from alip.build.shard_writer import ShardWriter
 from alip.build.writer import SAMPLES_PER_SHARD
-from alip.data.recordio import IndexedReader, RecordError, unpack_label
-from alip.data.score_table import ScoreTable
-from alip.data.shards import SIDECAR_COLUMNS, Manifest, Shard, load_manifest, read_texts
+from alip.data.recordio import IndexedReader, RecordError, pack, unpack_label
+from alip.data.score_table import CAPTION_INDEX, ScoreTable
+from alip.data.shards import CAPTIONS_COLUMN, SIDECAR_COLUMNS, Manifest, Shard, load_manifest, read_texts
 from alip.errors import UserError
 from alip.files import sha256_of_file
+from alip.tokens import pack_label, unpack_captions
 
 
 @dataclass(frozen=True)
 class SelectSummary:
-    """What a selection did. samples: of the source; replaced: raw texts; already_there: nothing was to do."""
+    """What a selection did. samples: of the source; replaced: raw texts; captions: of the source and kept, None where
+    images have one each; already_there: nothing was to do."""
 
     manifest: Manifest
     samples: int
     replaced: int
+    captions: list[int] | None = None
     already_there: bool = False
 
     def text(self) -> str:
@@ -42,6 +46,8 @@ class SelectSummary:
         there = "already complete: " if self.already_there else ""
         line = f"{there}{manifest.folder / manifest.name}: {manifest.samples:,} of {self.samples:,} samples kept"
         line += f" ({100 * manifest.samples / self.samples:.1f} %) in {len(manifest.shards)} shards"
+        if self.captions:
+            line += f", {self.captions[1]:,} of {self.captions[0]:,} captions"
         return line + (f"; {self.replaced:,} raw texts replaced by the caption" if self.replaced else "")
 
 
@@ -86,18 +92,42 @@ def select(
         with explain_disk_errors(folder), closing(DatasetOutput(folder, name, options, overwrite)) as target:
             if target.finished:
                 return _summary(target.finished, already_there=True)
-            kept, replaced = _decide(conditions, table)
-            with closing(_Selection(manifest, table, kept, replaced, target, options)) as job:
+            choice = _decide(conditions, table)
+            with closing(_Selection(manifest, table, choice, target, options)) as job:
                 return _summary(job.run(quiet))
 
 
 def _summary(manifest: Manifest, already_there: bool = False) -> SelectSummary:
     selection = manifest.metadata["selection"]
-    return SelectSummary(manifest, selection["samples"], selection["replaced"], already_there)
+    return SelectSummary(
+        manifest, selection["samples"], selection["replaced"], selection.get("captions"), already_there
+    )
 
 
-def _decide(conditions: list[Expression | None], table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
-    """The indices to keep, in order, and for every sample whether its raw text is to be replaced: (samples,) bool."""
+@dataclass(frozen=True)
+class _Choice:
+    """What to write. kept: the samples, in order. keep, swap: for every row of the table, (rows,) bool, whether to keep
+    its caption, and whether this replaces the raw text. starts: (samples + 1,) the first row of each sample."""
+
+    kept: np.ndarray
+    keep: np.ndarray
+    swap: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def replaced(self) -> int:
+        """How many raw texts are replaced."""
+        return int(np.logical_or.reduceat(self.keep & self.swap, self.starts[:-1]).sum())
+
+    def captions(self, index: int) -> tuple[np.ndarray, int | None]:
+        """Of a sample: which captions are kept, and which of these, counted as kept, becomes the raw text."""
+        rows = slice(self.starts[index], self.starts[index + 1])
+        kept = np.flatnonzero(self.keep[rows])
+        swapped = np.flatnonzero(self.swap[rows][kept])
+        return kept, int(swapped[0]) if len(swapped) else None
+
+
+def _decide(conditions: list[Expression | None], table: ScoreTable) -> _Choice:
     keep, swap = np.ones(table.rows, dtype=bool), np.zeros(table.rows, dtype=bool)
     at = 0
     for kept, swapped in evaluate_all(conditions, table.batches):
@@ -105,9 +135,14 @@ def _decide(conditions: list[Expression | None], table: ScoreTable) -> tuple[np.
             if values is not None:
                 target[at : at + len(values)] = values
         at += len(kept if kept is not None else swapped)
+    several = CAPTION_INDEX in table.columns
     if not keep.any():
-        raise UserError(f"--keep {conditions[0].text!r} is true for none of the {table.rows} samples: nothing to write")
-    return np.flatnonzero(keep), swap
+        what = f"{table.rows} {'captions' if several else 'samples'}"
+        raise UserError(f"--keep {conditions[0].text!r} is true for none of the {what}: nothing to write")
+    starts = np.arange(table.rows + 1)
+    if several:
+        starts = np.append(np.flatnonzero(table.column(CAPTION_INDEX) == 0), table.rows)
+    return _Choice(np.flatnonzero(np.logical_or.reduceat(keep, starts[:-1])), keep, swap, starts)
 
 
 class _Selection:
@@ -117,12 +152,12 @@ class _Selection:
         self,
         source: Manifest,
         table: ScoreTable,
-        kept: np.ndarray,
-        replaced: np.ndarray,
+        choice: _Choice,
         output: DatasetOutput,
         options: dict,
     ):
-        self.source, self.table, self.kept, self.replaced = source, table, kept, replaced
+        self.source, self.table, self.choice, self.kept = source, table, choice, choice.kept
+        self.several = source.captions_per_image > 1
         self.output, self.options = output, options
         self.folder, self.name, self.journal = output.folder, output.name, output.journal
         self.shards = [Shard(**line["shard"]) for line in self.journal.lines if "shard" in line]
@@ -153,26 +188,39 @@ class _Selection:
     def _rows(self, start: int) -> Iterator[tuple[int, tuple[str, ...]]]:
         """(index, strings of the sidecar) from a sample on. Released rec files have no sidecar: the table's texts."""
         if all(shard.sidecar for shard in self.source.shards):
+            columns = (*SIDECAR_COLUMNS, CAPTIONS_COLUMN) if self.several else SIDECAR_COLUMNS
             for index, row in enumerate(read_texts(self.source, start), start):
-                yield index, tuple(row[name] for name in SIDECAR_COLUMNS)
+                if self.several and not row.get(CAPTIONS_COLUMN):
+                    raise UserError(
+                        f"{self.source.folder / self.source.name}: the sidecar of sample {index} has no list "
+                        f"{CAPTIONS_COLUMN!r}: copy or build it again"
+                    )
+                yield index, tuple(row[name] for name in columns)
             return
-        for batch in self.table.batches(["index", "key", "text", "caption"]):
+        for batch in self.table.batches(["index", "key", "text", "caption"]):  # (manifests with several have sidecars)
             for index, *strings in zip(*(batch[name].tolist() for name in ("index", "key", "text", "caption"))):
                 if index >= start:
                     yield index, (*strings, "{}", "")
 
     def _copy(self, index: int, row: tuple[str, ...]) -> None:
         if self.shard is None:
-            self.shard = ShardWriter(self.folder, f"{self.name}-{len(self.shards):05d}", self.journal.folder)
+            name = f"{self.name}-{len(self.shards):05d}"
+            self.shard = ShardWriter(self.folder, name, self.journal.folder, self.several)
         payload = self._payload(index)
         label, image_start = unpack_label(payload)
-        if self.replaced[index]:
-            half = self.source.context_length
-            label = np.concatenate([label[half:], label[half:]])
-            payload = payload[: image_start - label.nbytes] + label.tobytes() + payload[image_start:]
-            key, text, caption, metadata, source = row
-            metadata = json.dumps({**json.loads(metadata or "{}"), "replaced_text": text}, ensure_ascii=False)
-            row = (key, caption, caption, metadata, source)
+        kept, swapped = self.choice.captions(index)
+        rows = int(self.choice.starts[index + 1] - self.choice.starts[index])
+        if self.several and len(row[-1]) != rows:
+            raise UserError(
+                f"{self.table.path}: sample {index} has {len(row[-1])} captions, the table has {rows} rows of it: "
+                "write the table again"
+            )
+        if len(kept) < rows or swapped is not None:
+            text, captions = unpack_captions(label, self.source.context_length)
+            first, *more = captions[kept]
+            label = pack_label(text if swapped is None else captions[kept][swapped], first, more)
+            payload = pack(label, payload[image_start:])
+            row = _changed_row(row, kept, swapped)
         self.shard.add_record(payload, label, row)
         if self.shard.samples == self.options["samples_per_shard"]:
             self._commit()
@@ -185,10 +233,13 @@ class _Selection:
             self._reader, self._open_number = self.source.open_shard(number), number
         try:
             payload = self._reader[record]
-            if len(unpack_label(payload)[0]) != 2 * self.source.context_length:
+            label, _ = unpack_label(payload)
+            if self.several:
+                unpack_captions(label, self.source.context_length)
+            elif len(label) != 2 * self.source.context_length:
                 raise RecordError(f"a label that is not of {2 * self.source.context_length} numbers")
             return payload
-        except RecordError as error:
+        except ValueError as error:  # RecordError is one
             raise UserError(
                 f"record {record} of {self.source.path(self.source.shards[number].rec)}: {error} "
                 f"(`python data2rec.py --verify {self.source.folder / self.source.name}` looks closer)"
@@ -206,9 +257,11 @@ class _Selection:
             "name": self.source.name,
             "fingerprint": self.source.fingerprint,
             "samples": self.source.samples,
-            "replaced": int(self.replaced[self.kept].sum()),
+            "replaced": self.choice.replaced,
             "checkpoints": self.table.metadata.get("checkpoints", []),
         }
+        if self.several:
+            selection["captions"] = [len(self.choice.keep), int(self.choice.keep.sum())]
         manifest = replace(
             self.source,
             name=self.name,
@@ -219,3 +272,13 @@ class _Selection:
             metadata={"untouched": len(self.kept), "options": self.options, "selection": selection},
         )
         return self.output.publish(manifest)
+
+
+def _changed_row(row: tuple, kept: np.ndarray, swapped: int | None) -> tuple:
+    """A sidecar's row with these of its captions only and, if asked for, one of them as the raw text."""
+    key, text, caption, metadata, source, *several = row
+    captions = [several[0][number] for number in kept] if several else [caption]
+    if swapped is not None:
+        metadata = json.dumps({**json.loads(metadata or "{}"), "replaced_text": text}, ensure_ascii=False)
+        text = captions[swapped]
+    return (key, text, captions[0], metadata, source, *([captions] if several else []))

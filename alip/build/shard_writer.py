@@ -13,24 +13,29 @@ import pyarrow.parquet
 
 from alip.build.prepare import PreparedSample
 from alip.data.recordio import Writer, pack, stamp
-from alip.data.shards import SIDECAR_COLUMNS, Shard
+from alip.data.shards import CAPTIONS_COLUMN, SIDECAR_COLUMNS, Shard
 from alip.files import sha256_of_file, sync
 
 _ROWS = 4096  # of a sidecar's row group
-_SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in SIDECAR_COLUMNS])
+_FIELDS = [(name, pyarrow.string()) for name in SIDECAR_COLUMNS]
+_CAPTIONS = (CAPTIONS_COLUMN, pyarrow.list_(pyarrow.string()))
 
 
 class ShardWriter:
-    """Writes one shard in the work folder; `commit` moves it to `folder` under its name."""
+    """Writes one shard in the work folder; `commit` moves it to `folder` under its name.
 
-    def __init__(self, folder: Path, name: str, work: Path):
+    several: its records may have several captions, and its rows end with a list of them.
+    """
+
+    def __init__(self, folder: Path, name: str, work: Path, several: bool = False):
         self.names = {kind: f"{name}.{kind}" for kind in ("rec", "idx", "parquet")}
         self.folder = folder
         self.paths = {kind: work / file for kind, file in self.names.items()}
         self.samples = 0
         self.max_token = 0
         self._records = Writer(self.paths["rec"], self.paths["idx"])
-        self._sidecar = pyarrow.parquet.ParquetWriter(self.paths["parquet"], _SCHEMA, compression="zstd")
+        self._schema = pyarrow.schema([*_FIELDS, _CAPTIONS] if several else _FIELDS)
+        self._sidecar = pyarrow.parquet.ParquetWriter(self.paths["parquet"], self._schema, compression="zstd")
         self._rows: list[tuple] = []
         self._sha256 = hashlib.sha256()
 
@@ -41,7 +46,7 @@ class ShardWriter:
     def add_record(self, payload: bytes, label: np.ndarray, row: tuple) -> None:
         """Appends an image record; its `id` becomes its number in the shard, its `id2` the CRC-32 of labels and image.
 
-        payload: as recordio.pack makes it; label: float32, the one in it; row: strings in the order of SIDECAR_COLUMNS.
+        payload: as recordio.pack makes it; label: float32, the one in it; row: as PreparedSample has it.
         """
         self._sha256.update(self._records.write(stamp(payload, self.samples)))
         self.max_token = max(self.max_token, int(label.max()))
@@ -51,8 +56,8 @@ class ShardWriter:
             self._flush_rows()
 
     def _flush_rows(self) -> None:
-        columns = [pyarrow.array(column, pyarrow.string()) for column in zip(*self._rows)]
-        self._sidecar.write_table(pyarrow.Table.from_arrays(columns, schema=_SCHEMA))
+        columns = [pyarrow.array(column, field.type) for column, field in zip(zip(*self._rows), self._schema)]
+        self._sidecar.write_table(pyarrow.Table.from_arrays(columns, schema=self._schema))
         self._rows = []
 
     def commit(self) -> Shard:

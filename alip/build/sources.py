@@ -50,7 +50,7 @@ class Sample:
     """One image with its texts, as the source has them.
 
     key: the source's name for it. image_data: the image's bytes, or where they are (`image` reads them); None without
-    an image. image_name: the file name with its extension. text: raw web text; caption: synthetic caption; both as the
+    an image. image_name: the file name with its extension. text: raw web text; captions: synthetic captions; as the
     source has them, since cleaning them here would change their token ids.
     metadata: everything else in the source (JSON values). where: file and position in it, for people.
     error: what is wrong with it, None if nothing; a reason to reject it. unit: number of its file; number: in the file.
@@ -62,12 +62,17 @@ class Sample:
     image_data: ByteRange | bytes | None = None
     image_name: str = ""
     text: str | None = None
-    caption: str | None = None
+    captions: tuple[str, ...] = ()
     metadata: dict = field(default_factory=dict)
     error: str | None = None
     unit: int = 0
     number: int = 0
     progress: float | None = None
+
+    @property
+    def caption(self) -> str | None:
+        """The first caption."""
+        return self.captions[0] if self.captions else None
 
     @property
     def image(self) -> bytes | None:
@@ -145,7 +150,10 @@ def take_texts(sample: Sample, fields: Fields, text_file: str | None = None) -> 
         found["key"] = record.pop(fields.key, None)
     for name, value in found.items():
         try:
-            setattr(sample, name, as_text(value) if name != "key" else as_text(value) or sample.key)
+            if name == "caption":
+                sample.captions = as_texts(value)
+            else:
+                setattr(sample, name, as_text(value) if name != "key" else as_text(value) or sample.key)
         except ValueError as error:
             sample.error = sample.error or f"bad-text: {sample.where}: the {name}: {error}"
     if fields.key is not None and found["key"] is None and not sample.error:
@@ -163,6 +171,17 @@ def as_text(value: object) -> str | None:
         raise ValueError(f"a {'list' if not isinstance(value, dict) else 'JSON object'} is no text")
     text = str(value).strip("\r\n")
     return text if text.strip() else None
+
+
+def as_texts(value: object) -> tuple[str, ...]:
+    """The texts of a list, or of one text, without empty ones. ValueError for a list that holds something else."""
+    if not isinstance(value, list | tuple):
+        text = as_text(value)
+        return () if text is None else (text,)
+    for one in value:
+        if one is not None and not isinstance(one, str):
+            raise ValueError(f"a list that holds {str(one)[:40]!r} is no list of texts")
+    return tuple(text for text in map(as_text, value) if text is not None)
 
 
 def load_json_object(content: bytes | str) -> dict:

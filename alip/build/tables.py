@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 
-from alip.build.sources import ByteRange, Fields, Sample, Source, as_text
+from alip.build.sources import ByteRange, Fields, Sample, Source, as_text, as_texts
 from alip.build.table_rows import TABLES, read_rows
 from alip.errors import UserError
 from alip.remote.urls import folder_of, join, redact
@@ -74,7 +74,10 @@ class TableSource(Source):
         value: dict[str, str | None] = {}
         for what, name in names.items():
             try:
-                value[what] = as_text(row.get(name)) if name else None
+                if what == "caption":
+                    sample.captions = as_texts(row.get(name)) if name else ()
+                else:
+                    value[what] = as_text(row.get(name)) if name else None
             except ValueError as error:
                 value[what] = None
                 sample.error = f"bad-text: {where}: the column {name}: {error}"
@@ -89,5 +92,5 @@ class TableSource(Source):
         except ValueError as error:
             sample.error = sample.error or f"foreign-url: {error}"
         sample.image_name = os.path.basename(image or "")
-        sample.text, sample.caption = value["text"], value["caption"]
+        sample.text = value["text"]
         return sample

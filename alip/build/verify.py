@@ -21,6 +21,7 @@ from alip.data.recordio import RecordError, read_index, scan, unpack
 from alip.data.shards import Manifest, Shard, load_manifest, record_fault
 from alip.files import sha256_of_file
 from alip.text_table import plain_table
+from alip.tokens import unpack_captions
 
 _NAMED = 5  # faults of one shard that are printed in full
 _DECODED = 64  # images decoded at a time
@@ -157,14 +158,20 @@ def _decoding_faults(images: list[tuple[str, bytes]]) -> Iterator[str]:
 
 
 def _label_fault(label: np.ndarray, manifest: Manifest) -> str | None:
-    length = manifest.context_length
-    if len(label) != 2 * length:
+    length, several = manifest.context_length, manifest.captions_per_image
+    if len(label) != 2 * length and several == 1:
         return f"a label of {len(label)} numbers, not {2 * length}"
     if not np.isfinite(label).all() or (label != np.rint(label)).any() or label.min() < 0:
         return "a label with numbers that are no token ids"
     if label.max() >= manifest.vocab_size:
         return f"the token id {int(label.max())}, the vocabulary ends at {manifest.vocab_size - 1}"
-    for name, row in (("text", label[:length]), ("caption", label[length:])):
+    try:
+        text, captions = unpack_captions(label, length)
+    except ValueError as error:
+        return str(error)
+    if len(captions) > several:
+        return f"{len(captions)} captions, the manifest has at most {several}"
+    for name, row in (("text", text), *(("caption", caption) for caption in captions)):
         if row[0] != manifest.vocab_size - 2 or manifest.vocab_size - 1 not in row:
             return f"a {name} without start or end token"
     return None

@@ -90,7 +90,7 @@ def build(
         "fields": asdict(source.fields),
         "image_root": getattr(source, "image_root", None),
         "splits": list(getattr(source, "splits", [])),
-        "policy": asdict(policy),
+        **policy.options(),
         "samples_per_shard": samples_per_shard,
         **texts.options(),
         "shuffle_seed": shuffle_seed,
@@ -103,6 +103,13 @@ def build(
             return BuildSummary(target.finished, already_there=True)
         job = stack.enter_context(closing(_Build(source, target, options, policy, input_shard, texts)))
         return BuildSummary(job.run(workers, quiet))
+
+
+def _recorded(options: dict) -> dict:
+    """The options for the manifest. Those that came later are left out where they are not used, as a build before them
+    has no other manifest."""
+    later = ("captions_per_image", "caption_sentences", "keep", "scores_sha256", "rewrites")
+    return {name: value for name, value in options.items() if value is not None or name not in later}
 
 
 class _Build:
@@ -148,7 +155,10 @@ class _Build:
 
     def _read_all(self, workers: int, quiet: bool) -> None:
         """The input, from the cursor to its end: into shards or, for a shuffle, into the spill files."""
-        texts, whole = JoinedTexts(self.texts, self.journal.folder), self.cursor == [0, 0]
+        texts, whole = (
+            JoinedTexts(self.texts, self.journal.folder, self.policy.captions.per_image > 1),
+            self.cursor == [0, 0],
+        )
         with ProgressBar(self.counts, self.rejects, quiet) as bar:
             results = prepare_all(self._samples(texts), self.policy, workers)
             accepted = self._accepted(results, bar)
@@ -189,7 +199,8 @@ class _Build:
         """Shards from a stream. position(): what else to remember at a commit."""
         for sample in samples:
             if self.shard is None:
-                self.shard = ShardWriter(self.folder, f"{self.name}-{len(self.shards):05d}", self.journal.folder)
+                name, several = f"{self.name}-{len(self.shards):05d}", self.policy.captions.per_image > 1
+                self.shard = ShardWriter(self.folder, name, self.journal.folder, several)
             self.shard.add(sample)
             if self.shard.samples == self.samples_per_shard:
                 self._commit(position())
@@ -258,10 +269,11 @@ class _Build:
             shards=tuple(self.shards),
             rejects=dict(self.rejects.counts),
             image=asdict(self.policy.image),
+            captions_per_image=self.policy.captions.per_image,
             metadata={
                 "untouched": self.counts["untouched"],
                 "input_shard": self.options["input_shard"],
-                "options": self.options,
+                "options": _recorded(self.options),
                 **provenance(self.texts, (self.journal.last("captions_dropped") or {}).get("captions_dropped", 0)),
             },
         )

@@ -19,11 +19,11 @@ class ExistingCaptions:
 
     def __init__(self, path: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="alip-captions-")
-        self._table = CaptionTable(str(path), Path(self._folder.name) / "captions.sqlite")
+        self._table = CaptionTable([str(path)], Path(self._folder.name) / "captions.sqlite")
         if self._table.example() is None:
             raise UserError(f"{path} holds no caption")
         self.metadata = {"file": str(path), "size": path.stat().st_size}
 
     def caption(self, batch: list[str]) -> list[str | None]:
         """batch: n keys. Returns their captions, None where the file has none."""
-        return [self._table.get(key) for key in batch]
+        return [(self._table.get(key) or [None])[0] for key in batch]

@@ -1,5 +1,8 @@
 """The table of gate scores: a Parquet file, row i of sample i, that `alip.eval.gates` writes and data2rec.py reads.
 
+Of a dataset with several captions per image it has a row for each caption, the captions of a sample one after another;
+`caption_index` counts them from 0.
+
 Its schema metadata holds, under `alip-gates`, a JSON object that names the dataset by its fingerprint.
 """
 
@@ -19,24 +22,27 @@ from alip.data.shards import Manifest
 from alip.errors import UserError
 
 METADATA_KEY = b"alip-gates"
-VERSION = 1
+VERSION = 2  # the newest that this code reads; without several captions tables are written as version 1
 ROWS = 8192  # of a row group: what is in memory at a time
 SIMILARITIES = ("text_caption_similarity", "image_text_similarity", "image_caption_similarity")
 WEIGHTS = ("sample_weight", "text_weight", "caption_weight")
 PRODUCTS = ("sample_text_weight", "sample_caption_weight")
 SCORES = (*SIMILARITIES, *WEIGHTS, *PRODUCTS)
 LABELS = ("is_mismatched", "is_caption_mismatched")
+CAPTION_INDEX = "caption_index"
 
 
-def table_schema(labels: Sequence[str], metadata: dict[str, Any]) -> pa.Schema:
+def table_schema(labels: Sequence[str], metadata: dict[str, Any], several: bool = False) -> pa.Schema:
     """The columns: index (of the sample), key, shard (its rec file), record (number in it), texts, scores, labels.
 
-    labels: those of LABELS that are known. metadata: plain values, with `data` (see `data_metadata`).
+    labels: those of LABELS that are known. metadata: plain values, with `data` (see `data_metadata`). several: a row
+    for each caption.
     """
     fields = [("index", pa.int64()), ("key", pa.string()), ("shard", pa.string()), ("record", pa.int32())]
+    fields += [(CAPTION_INDEX, pa.int32())] if several else []
     fields += [("text", pa.string()), ("caption", pa.string())]
     fields += [(name, pa.float32()) for name in SCORES] + [(name, pa.bool_()) for name in labels]
-    content = {"version": VERSION, **metadata}
+    content = {"version": 2 if several else 1, **metadata}
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(content)})
 
 
@@ -73,9 +79,9 @@ class ScoreTable:
                 f"{self.path} is no table of `python -m alip.eval.gates`, or a tool wrote it again without its schema "
                 "metadata: give the table as it was written"
             ) from None
-        if version != VERSION:
+        if version not in range(1, VERSION + 1):
             self.close()
-            raise UserError(f"{self.path} has version {version}, this code reads version {VERSION}: write it again")
+            raise UserError(f"{self.path} has version {version}, this code reads up to {VERSION}: write it again")
         self.columns = {field.name: field.type for field in schema}
         self.rows: int = self._file.metadata.num_rows
 
@@ -87,6 +93,11 @@ class ScoreTable:
                 f"{self.path} is of other data: {self._data['name']} with {self._data['samples']} samples (fingerprint "
                 f"{self._data['fingerprint']}), {name} has {manifest.samples} ({manifest.fingerprint}): score {name}"
             )
+        if (CAPTION_INDEX in self.columns) != (manifest.captions_per_image > 1):
+            raise UserError(f"{self.path} has no row for each caption of {name}, or too many: write the table again")
+        if CAPTION_INDEX in self.columns:
+            self._check_captions(manifest)
+            return
         if self.rows != manifest.samples:
             raise UserError(
                 f"{self.path} has {self.rows} rows, {name} has {manifest.samples} samples: rows are missing or double, "
@@ -103,6 +114,24 @@ class ScoreTable:
                     f"{name}, write the table again"
                 )
             at += len(index)
+
+    def _check_captions(self, manifest: Manifest) -> None:
+        """UserError unless samples are in order, none is missing, and each one's captions are numbered from 0."""
+        row, before, number = 0, -1, 0  # the row before: of which sample, which caption
+        for batch in self.batches(["index", CAPTION_INDEX]):
+            index = np.concatenate([[before], batch["index"]])
+            captions = np.concatenate([[number], batch[CAPTION_INDEX]])
+            same = np.diff(index) == 0
+            sound = np.where(same, np.diff(captions) == 1, (np.diff(index) == 1) & (captions[1:] == 0))
+            if not sound.all():
+                row += int(np.argmin(sound))
+                break
+            row, before, number = row + len(same), int(index[-1]), int(captions[-1])
+        if row != self.rows or before != manifest.samples - 1:
+            raise UserError(
+                f"{self.path}: from row {row} on the rows are not those of {manifest.folder / manifest.name}: rows are "
+                "missing, double or in another order, write the table again"
+            )
 
     def batches(self, columns: Sequence[str], rows: int = ROWS) -> Iterator[dict[str, Any]]:
         """{column: array} of some rows at a time: numbers and booleans as numpy arrays, strings as object arrays."""

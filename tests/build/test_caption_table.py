@@ -8,8 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from alip.build import caption_table
-from alip.build.caption_table import CaptionTable, read_captions
+from alip.build import caption_files
+from alip.build.caption_files import read_captions
+from alip.build.caption_table import CaptionTable
 from alip.errors import UserError
 
 LIST = json.dumps([{"image_id": i, "caption": f"said {i}"} for i in range(3)])
@@ -93,8 +94,8 @@ def test_what_is_unusual_but_right_is_read(tmp_path, name):
     content, expected = UNUSUAL[name]
     path.write_bytes(content)
     assert dict(read_captions(str(path))) == expected
-    table = CaptionTable(str(path), tmp_path / "index.sqlite")
-    assert {key: table.get(key) for key in expected} == expected
+    table = CaptionTable([str(path)], tmp_path / "index.sqlite")
+    assert {key: table.get(key) for key in expected} == {key: [caption] for key, caption in expected.items()}
 
 
 def test_parquet_with_bad_dates(tmp_path):
@@ -104,8 +105,8 @@ def test_parquet_with_bad_dates(tmp_path):
 
 
 def test_an_unclosed_string_takes_linear_time_and_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(caption_table, "_BLOCK", 1 << 12)
-    monkeypatch.setattr(caption_table, "_LONGEST_ENTRY", 1 << 18)
+    monkeypatch.setattr(caption_files, "_BLOCK", 1 << 12)
+    monkeypatch.setattr(caption_files, "_LONGEST_ENTRY", 1 << 18)
     path = tmp_path / "c.json"
     path.write_text('[{"image_id": 1, "caption": "' + "x" * (1 << 22))
     decoded = []
@@ -123,7 +124,7 @@ def test_an_unclosed_string_takes_linear_time_and_bounded_memory(tmp_path, monke
 
 def test_numbers_and_texts_across_blocks(tmp_path, monkeypatch):
     for block in range(1, 40):
-        monkeypatch.setattr(caption_table, "_BLOCK", block)
+        monkeypatch.setattr(caption_files, "_BLOCK", block)
         path = tmp_path / "c.json"
         path.write_text('[ {"image_id": 12345, "caption": "a, ]\\u00e9"} ,\n{"image_id": 6, "caption": 7.25}] ')
         assert list(read_captions(str(path))) == [("12345", "a, ]é"), ("6", "7.25")]

@@ -72,7 +72,7 @@ def test_a_folder_that_has_changed_is_another_input(tmp_path):
     assert open_source(str(tmp_path / "in")).describe() == first
     (tmp_path / "in" / "notes.md").write_text("no image")
     assert open_source(str(tmp_path / "in")).describe() == first
-    build_shards(tmp_path / "in", tmp_path / "set", captions=None, policy=None or policy())
+    build_shards(tmp_path / "in", tmp_path / "set", policy=policy())
     fill(tmp_path / "in", ["aa.jpg"])
     assert open_source(str(tmp_path / "in")).describe() != first
     with pytest.raises(UserError, match="another input"):

@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 
 def build(folder, name="set", policy=None, **texts):
-    files = TextFiles(str(folder / "captions.jsonl"), **texts)
+    files = TextFiles((str(folder / "captions.jsonl"),), **texts)
     return build_shards(folder / "t.csv", folder / "out" / name, texts=files, policy=policy or Policy())
 
 
@@ -94,7 +94,7 @@ def test_wrong_tables(folder):
     scores.rename(folder / "elsewhere.parquet")
     with pytest.raises(UserError, match=r"--keep needs .*captions-scores\.parquet: write it with"):
         build(folder, keep="value < 2")
-    assert build(folder, keep="value < 2", scores=str(folder / "elsewhere.parquet")).samples == 2
+    assert build(folder, keep="value < 2", scores=(str(folder / "elsewhere.parquet"),)).samples == 2
     pq.write_table(pa.table({"key": ["a"], "caption": ["b"]}), scores)
     with pytest.raises(UserError, match="is no table of"):
         CaptionScores(scores)

@@ -19,7 +19,8 @@ JPEG = encoded(make_image(1))
 
 
 def sample(key="a", text="a text", caption="a caption", image=JPEG, **other) -> Sample:
-    return Sample(key, f"here:{key}", image, f"{key}.jpg", text, caption, **other)
+    captions = () if caption is None else (caption,)
+    return Sample(key, f"here:{key}", image, f"{key}.jpg", text, captions, **other)
 
 
 def outcome(samples, policy=None):

@@ -13,7 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from alip.build.caption_table import CaptionTable, read_captions
+from alip.build.caption_files import read_captions
+from alip.build.caption_table import CaptionTable
 from alip.build.open_source import expand, open_source
 from alip.build.sources import Fields
 from alip.errors import UserError
@@ -314,8 +315,8 @@ def test_captions_files(tmp_path, form):
         head = "image_id\tcaption\n" if "header" in form else ""
         path.write_text(head + "".join(f"{key}\t{one}\n" for key, one in PAIRS.items()))
     assert dict(read_captions(str(path))) == PAIRS
-    table = CaptionTable(str(path), tmp_path / "index.sqlite")
-    assert [table.get(key) for key in ("sub/b", "5#3", "none")] == ["said, of b", "said of five", None]
+    table = CaptionTable([str(path)], tmp_path / "index.sqlite")
+    assert [table.get(key) for key in ("sub/b", "5#3", "none")] == [["said, of b"], ["said of five"], None]
     assert table.found == 2
 
 
@@ -323,7 +324,7 @@ def test_a_long_json_list_is_read_in_pieces(tmp_path, monkeypatch):
     pairs = [{"image_id": i, "caption": f"caption [{i}], with {{signs}} é"} for i in range(500)]
     path = tmp_path / "c.json"
     path.write_text(json.dumps(pairs, indent=1, ensure_ascii=False))
-    monkeypatch.setattr("alip.build.caption_table._BLOCK", 37)
+    monkeypatch.setattr("alip.build.caption_files._BLOCK", 37)
     assert list(read_captions(str(path))) == [(str(p["image_id"]), p["caption"]) for p in pairs]
     path.write_text(json.dumps(pairs)[:-5])
     with pytest.raises(UserError, match="broken JSON after entry 499"):

@@ -107,13 +107,13 @@ def test_captions_are_joined(tmp_path):
     path = table(tmp_path, [{"text": f"t{i}"} for i in range(5)])
     captions = tmp_path / "captions.tsv"
     captions.write_text("".join(f"{i}.jpg\tsaid of {i}\n" for i in (4, 1, 0)))
-    manifest = build_shards(path, tmp_path / "set", texts=TextFiles(captions=str(captions)))
+    manifest = build_shards(path, tmp_path / "set", texts=TextFiles(captions=(str(captions),)))
     assert [(row["key"], row["caption"]) for row in read_texts(manifest)] == [
         (f"{i}.jpg", f"said of {i}") for i in (0, 1, 4)
     ]
     captions.write_text("other/key\tnothing\n")
     with pytest.raises(UserError, match=r"none of the captions' keys .*other/key"):
-        build_shards(path, tmp_path / "set2", texts=TextFiles(captions=str(captions)))
+        build_shards(path, tmp_path / "set2", texts=TextFiles(captions=(str(captions),)))
 
 
 def test_nothing_usable_is_an_error(tmp_path):
@@ -240,9 +240,9 @@ def test_a_really_full_disk(tmp_path, monkeypatch):
     """/dev/full refuses every byte, as a full disk does."""
     make_tars(tmp_path / "tars", 5)
 
-    def on_full_disk(folder, name, work):
+    def on_full_disk(folder, name, work, *more):
         (work / f"{name}.rec").symlink_to("/dev/full")
-        return shardwriter.ShardWriter(folder, name, work)
+        return shardwriter.ShardWriter(folder, name, work, *more)
 
     monkeypatch.setattr(writer, "ShardWriter", on_full_disk)
     with pytest.raises(UserError, match="is full"):

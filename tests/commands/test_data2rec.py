@@ -86,7 +86,7 @@ shuffle.FILES = 8  # each has a buffer of its own; so all are in use in every tu
 for turn, path in enumerate(sys.argv[2:]):
     tracemalloc.start()
     writer.build(open_source(path), f"{path}-out/set", policy=prepare.Policy(), workers=0, quiet=True,
-                 texts=TextFiles(captions=path), samples_per_shard=125, shuffle_seed=int(sys.argv[1]) or None)
+                 texts=TextFiles(captions=(path,)), samples_per_shard=125, shuffle_seed=int(sys.argv[1]) or None)
     print(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
 """

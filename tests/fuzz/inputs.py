@@ -26,7 +26,8 @@ import pyarrow.parquet
 from PIL import Image
 
 from alip.build import writer
-from alip.build.caption_table import CaptionTable, read_captions
+from alip.build.caption_files import read_captions
+from alip.build.caption_table import CaptionTable
 from alip.build.images import EXTENSIONS, OTHER_IMAGES, ImageError, ImagePolicy, decode_image, to_jpeg
 from alip.build.open_source import expand, open_source
 from alip.build.prepare import Policy, PreparedSample, prepare
@@ -253,8 +254,8 @@ def _captions(rng: random.Random, folder: Path) -> Callable[[], object]:
 def _read_captions(path: Path, index: Path) -> None:
     index.unlink(missing_ok=True)
     pairs = dict(read_captions(str(path)))
-    table = CaptionTable(str(path), index)
-    assert all(table.get(key) == caption for key, caption in pairs.items())
+    table = CaptionTable([str(path)], index)
+    assert all(table.get(key) == [caption] for key, caption in pairs.items())
 
 
 def _folder(rng: random.Random, folder: Path) -> Callable[[], object]:

@@ -82,3 +82,15 @@ PLANTED = [
     b"abcd" + MAGIC_BYTES + MAGIC_BYTES[:3],
     *[planted(seed) for seed in range(200)],
 ]
+
+
+def make_captioned_tars(folder: Path, count: int, most: int) -> tuple[Path, Path]:
+    """Tars of `make_tars`, and a captions file with 1 to `most` captions for each of their samples."""
+    captions = folder.with_name(f"{folder.name}-captions.jsonl")
+    lines = []
+    for i in range(count):
+        several = [f"caption {k} of number {i}" + " and more" * (k * i % 7) for k in range(1 + i % most)]
+        lines.append(json.dumps({"key": f"{i:07d}", "captions": several}) + "\n")
+    make_tars(folder, count)
+    captions.write_text("".join(lines))
+    return folder, captions
