@@ -18,13 +18,16 @@ from alip.build.joined_texts import TextFiles
 from alip.build.merge import merge
 from alip.build.prepare import CaptionPolicy, Policy, prepare
 from alip.build.preview import show
+from alip.build.select import select
 from alip.build.sentences import split_sentences
 from alip.build.sources import Sample
 from alip.build.verify import verify
 from alip.data.recordio import unpack
+from alip.data.score_table import ScoreTable
 from alip.data.shards import load_manifest, read_texts, row_captions
 from alip.errors import UserError
 from alip.tokens import tokenize, unpack_captions, unpack_label
+from tests.helpers.score_tables import write_made_up_table
 from tests.helpers.shards import build_shards, encoded, make_captioned_tars, make_image, make_tars
 
 
@@ -294,3 +297,59 @@ def test_a_sources_field_may_be_a_list(tmp_path):
     (tmp_path / "t.jsonl").write_text(lines(*rows))
     good, bad = open_source(str(tmp_path / "t.jsonl"), fields=Fields(caption="captions"))
     assert good.captions == ("x", "y") and "bad-text" in bad.error and "no list of texts" in bad.error
+
+
+# Selecting captions by their scores
+
+
+@pytest.mark.parametrize("replace_text", [None, "caption_index == 1 and image_text_similarity < 0.3"])
+def test_captions_are_selected_one_by_one(data, tmp_path, replace_text):
+    _, _, path = data
+    scores = write_made_up_table(path, tmp_path / "gates.parquet")
+    keep = "image_caption_similarity > 0.1"
+    summary = select(path, scores, tmp_path / "kept", keep=keep, replace_text_where=replace_text, quiet=True)
+    expected, before = {}, list(read_texts(load_manifest(path)))
+    for row in pyarrow.parquet.read_table(scores).to_pylist():
+        if row["image_caption_similarity"] > 0.1:
+            entry = expected.setdefault(row["key"], {"captions": [], "text": row["text"]})
+            entry["captions"].append(row["caption"])
+            swaps = row["caption_index"] == 1 and row["image_text_similarity"] < 0.3
+            if replace_text and swaps and entry["text"] == row["text"]:
+                entry["text"] = row["caption"]
+    found = list(read_texts(summary.manifest))
+    assert {row["key"]: {"captions": row["captions"], "text": row["text"]} for row in found} == expected
+    assert [row["caption"] for row in found] == [row["captions"][0] for row in found]
+    replaced = sum(json.loads(row["metadata"]).get("replaced_text") is not None for row in found)
+    assert 0 < len(found) < len(before) and bool(replaced) == bool(replace_text) and summary.replaced == replaced
+    kept = sum(len(one["captions"]) for one in expected.values())
+    assert summary.captions == [sum(len(row["captions"]) for row in before), kept] and f"{kept} of" in summary.text()
+    assert verify(tmp_path / "kept") == 0
+    with summary.manifest.open_shard(0) as reader:
+        text, captions = unpack_captions(unpack(reader[0])[0])
+    assert np.array_equal([text, *captions], tokenize([found[0]["text"], *found[0]["captions"]]).numpy())
+
+
+def test_tables_that_are_not_of_these_captions(data, tmp_path):
+    _, _, path = data
+    manifest = load_manifest(path)
+    scores = write_made_up_table(path, tmp_path / "gates.parquet")
+    table = pyarrow.parquet.read_table(scores)
+    rows = np.arange(len(table))
+    wrong = {
+        "short": rows[:-1], "missing": np.delete(rows, 4), "twice": np.insert(rows, 5, 5), "order": rows[::-1],
+        "first": rows[1:],
+    }  # fmt: skip
+    for name, chosen in wrong.items():
+        pyarrow.parquet.write_table(table.take(chosen), tmp_path / f"{name}.parquet", write_page_checksum=True)
+        with ScoreTable(tmp_path / f"{name}.parquet") as one:
+            try:
+                one.check_data(manifest)
+            except UserError as error:
+                assert "the rows are not those of" in str(error)
+            else:  # the last sample without its last caption: only its record shows that
+                assert name == "short" and len(list(read_texts(manifest))[-1]["captions"]) > 1
+    with pytest.raises(UserError, match="has 3 captions, the table has 2 rows of it"):
+        select(path, tmp_path / "short.parquet", tmp_path / "x", keep="index >= 0", quiet=True)
+    plain = replace(manifest, captions_per_image=1)
+    with pytest.raises(UserError, match="has no row for each caption"), ScoreTable(scores) as one:
+        one.check_data(plain)

@@ -86,8 +86,11 @@ def report(path: Path, manifest: Manifest, output: Path) -> None:
     """The summary and the page, from the table."""
     with ScoreTable(path) as table:
         steps = ", ".join(str(one["step"]) for one in table.metadata["checkpoints"])
-        print(f"{table.rows} samples scored with the checkpoint{'s' if ',' in steps else ''} of step {steps}: {path}")
-        summary = {"samples": table.rows, **table.metadata}
+        scored = f"{manifest.samples} samples"
+        scored += f", {table.rows} captions," if manifest.captions_per_image > 1 else ""
+        print(f"{scored} scored with the checkpoint{'s' if ',' in steps else ''} of step {steps}: {path}")
+        summary = {"samples": manifest.samples, **table.metadata}
+        summary |= {"captions": table.rows} if manifest.captions_per_image > 1 else {}
         summary["auc"] = {label: matched_aucs(table, label) for label in LABELS if label in table.columns}
         if "is_mismatched" in table.columns:
             summary |= summarize(*summary_columns(table))

@@ -47,7 +47,7 @@ def collect(
     chosen, is_random = choose_samples(table, random_samples, extremes, seed)
     rows = _rows(table, chosen, labels)
     rows["random"] = is_random.tolist()
-    rows["image"] = thumbnails(manifest, chosen, page_bytes - len(script_json(rows)))
+    rows["image"] = thumbnails(manifest, np.array(rows["index"]), page_bytes - len(script_json(rows)))
     return {
         "data": table.metadata["data"],
         "checkpoints": table.metadata["checkpoints"],
@@ -61,7 +61,8 @@ def collect(
 
 
 def choose_samples(table: ScoreTable, random_samples: int, extremes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of samples, ascending, and for each whether it is one of the random ones.
+    """Numbers of rows, ascending, and for each whether it is one of the random ones. (Row i is sample i, unless there
+    is a row for each of several captions.)
 
     A random choice, and both ends of every ranking, equal scores at random. All of a dataset that is no larger.
     """
@@ -69,12 +70,14 @@ def choose_samples(table: ScoreTable, random_samples: int, extremes: int, seed: 
         return np.arange(table.rows), np.ones(table.rows, dtype=bool)
     random = _Smallest(random_samples)
     ends = {(name, sign): _Smallest(extremes) for name in RANKINGS for sign in (1, -1)}
-    for batch in table.batches(["index", *RANKINGS]):
-        index = batch["index"]
-        tie = uniform(seed, 0, index, 0)
-        random.add(tie, tie, index)
+    at = 0
+    for batch in table.batches(RANKINGS):
+        row = np.arange(at, at + len(batch[RANKINGS[0]]))
+        at += len(row)
+        tie = uniform(seed, 0, row, 0)
+        random.add(tie, tie, row)
         for (name, sign), smallest in ends.items():
-            smallest.add(sign * batch[name].astype(np.float64), tie, index)
+            smallest.add(sign * batch[name].astype(np.float64), tie, row)
     chosen = np.unique(np.concatenate([random.index, *(one.index for one in ends.values())]))
     return chosen, np.isin(chosen, random.index)
 
@@ -93,11 +96,13 @@ class _Smallest:
 
 
 def _rows(table: ScoreTable, chosen: np.ndarray, labels: Sequence[str]) -> dict[str, list]:
-    """Columns of the chosen samples."""
+    """Columns of the chosen rows."""
     names = ["index", "key", "shard", "record", "text", "caption", *SCORES, *labels]
     rows: dict[str, list] = {name: [] for name in names}
+    at = 0
     for batch in table.batches(names):
-        picked = np.isin(batch["index"], chosen)
+        picked = np.isin(np.arange(at, at + len(batch["index"])), chosen)
+        at += len(picked)
         if not picked.any():
             continue
         for name in names:

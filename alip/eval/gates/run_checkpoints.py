@@ -38,9 +38,17 @@ class Scorer:
     source: dict[str, Any]
 
     @torch.inference_mode()
-    def score(self, batch) -> torch.Tensor:
-        """(8, n) float64 on the CPU, rows as in alip.data.score_table.SCORES, of the n samples of a batch."""
+    def score(self, batch, captions: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        """(8, n) float64 on the CPU, rows as in alip.data.score_table.SCORES, of the n samples of a batch.
+
+        captions: how many each sample has, (n,), and their tokens, (m, 77), on the CPU: then (8, m), of all of these.
+        """
         image, text, caption, _ = self.model(*batch.inputs)
+        if captions is not None:
+            counts, tokens = captions
+            parts = tokens.split(len(image))
+            caption = torch.cat([self.model.encode_text(part.to(image.device), normalize=True) for part in parts])
+            image, text = (one.repeat_interleave(counts.to(image.device), dim=0) for one in (image, text))
         x, t, c = image.float(), text.float(), caption.float()
         similarities = [(a * b).sum(1) for a, b in ((t, c), (x, t), (x, c))]
         W_s, W_t, W_c = gate_weights(*similarities, self.history, **asdict(self.recipe))

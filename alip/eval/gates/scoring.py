@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from alip.data.loader import create_loader
-from alip.data.score_table import LABELS, ROWS, SCORES, ScoreTable, data_metadata, table_schema
-from alip.data.shards import Manifest, read_texts
+from alip.data.score_table import CAPTION_INDEX, LABELS, ROWS, SCORES, ScoreTable, data_metadata, table_schema
+from alip.data.shards import Manifest, read_texts, row_captions
 from alip.distributed import World, barrier, share
 from alip.errors import UserError
 from alip.eval.gates.labels import mismatch_label
@@ -36,6 +36,7 @@ def score_dataset(
     quiet: bool = False,
 ) -> None:
     """Writes the table of `manifest`'s scores to `output`: with several scorers, the mean of each score over them.
+    Where images may have several captions, each of them has a row.
 
     columns: {label of alip.data.score_table.LABELS: field of the sources' JSON} where labels are known. Images are
     taken without augmentation. All ranks call it; each handles a run of whole batches, always the same batches, so the
@@ -43,7 +44,8 @@ def score_dataset(
     """
     columns = {name: columns[name] for name in LABELS if columns and columns.get(name)}
     metadata = {"data": data_metadata(manifest), "checkpoints": [scorer.source for scorer in scorers]}
-    schema = table_schema(list(columns), metadata | {"batch_size": batch_size})
+    several = manifest.captions_per_image > 1
+    schema = table_schema(list(columns), metadata | {"batch_size": batch_size}, several)
     output.parent.mkdir(parents=True, exist_ok=True)
     part = _part_path(output, world.rank)
     if world.is_main:
@@ -92,17 +94,24 @@ def _rows(
         augmentation=None,
         shuffle=False,
         drop_last=False,
+        caption_sampling="first",
     )
+    several = manifest.captions_per_image > 1
     mine = share(-(-manifest.samples // batch_size), world)
     start, stop = (min(edge * batch_size, manifest.samples) for edge in (mine.start, mine.stop))
     texts = _texts(manifest, start)
     hidden = quiet or not world.is_main
     with tqdm(total=stop - start, desc="scoring", unit="sample", disable=hidden or None, dynamic_ncols=True) as bar:
         for batch in islice(loader.epoch(0, start), len(mine)):
-            scores = torch.stack([scorer.score(batch) for scorer in scorers]).mean(0).float().numpy()
-            index = batch.index.numpy()
+            index, captions = batch.index.numpy(), None
             rows = list(islice(texts, len(index))) if texts else _decoded(batch)
-            yield _as_columns(manifest, index, rows, columns) | dict(zip(SCORES, scores, strict=True))
+            if several:
+                captions = loader.records.captions(index)
+                rows = _for_each_caption(manifest, rows, captions[0], index)
+                captions = tuple(map(torch.from_numpy, captions))
+            scores = torch.stack([scorer.score(batch, captions) for scorer in scorers]).mean(0).float().numpy()
+            of_rows = index if captions is None else index.repeat(captions[0].numpy())
+            yield _as_columns(manifest, of_rows, rows, columns) | dict(zip(SCORES, scores, strict=True))
             bar.update(len(index))
 
 
@@ -111,6 +120,20 @@ def _texts(manifest: Manifest, start: int) -> Iterator[dict] | None:
     if any(shard.sidecar is None for shard in manifest.shards):
         return None
     return read_texts(manifest, start)
+
+
+def _for_each_caption(manifest: Manifest, rows: list[dict], counts: np.ndarray, index: np.ndarray) -> list[dict]:
+    """The sidecar's rows once for each of their captions. counts: how many the samples' records have."""
+    found = []
+    for row, count, sample in zip(rows, counts.tolist(), index.tolist(), strict=True):
+        captions = row_captions(row)
+        if len(captions) != count:
+            raise UserError(
+                f"{manifest.folder / manifest.name}: sample {sample} has {count} captions, its sidecar "
+                f"{len(captions)}: copy or build the shard again"
+            )
+        found += [{**row, "caption": caption, CAPTION_INDEX: number} for number, caption in enumerate(captions)]
+    return found
 
 
 def _decoded(batch) -> list[dict]:
@@ -128,6 +151,8 @@ def _as_columns(manifest: Manifest, index: np.ndarray, rows: list[dict], columns
     keys = [row["key"] or f"{rec}:{number}" for row, rec, number in zip(rows, recs, numbers, strict=True)]
     content = {"index": index, "key": keys, "shard": recs, "record": np.array(numbers, dtype=np.int32)}
     content |= {name: [row[name] for row in rows] for name in ("text", "caption")}
+    if CAPTION_INDEX in rows[0]:
+        content[CAPTION_INDEX] = np.array([row[CAPTION_INDEX] for row in rows], dtype=np.int32)
     for label, column in columns.items():
         if "metadata" not in rows[0]:
             raise UserError(f"{manifest.name} has no sidecars: released rec files carry no field {column!r}")
@@ -164,7 +189,8 @@ def _join(parts: list[Path], output: Path, schema: pa.Schema) -> None:
 
 def write_scores(path: Path, manifest: Manifest, content: Iterator[dict[str, Any]], labels: Sequence[str]) -> None:
     """A table from scores that come from elsewhere, as {column: values} of some rows at a time, in order."""
-    schema = table_schema(labels, {"data": data_metadata(manifest), "checkpoints": []})
+    metadata = {"data": data_metadata(manifest), "checkpoints": []}
+    schema = table_schema(labels, metadata, manifest.captions_per_image > 1)
     with atomic_path(path) as temporary:
         _write(temporary, schema, (pa.RecordBatch.from_pydict(rows, schema=schema) for rows in content))
 
