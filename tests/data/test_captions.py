@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from alip.build.joined_texts import TextFiles
+from alip.build.prepare import CaptionPolicy, Policy
+from alip.data import recordio
 from alip.data.captions import SAMPLING, choose_captions, count_captions, take_texts
+from alip.data.loader import create_loader
 from alip.data.order import uniform
+from alip.data.sample_reader import Records
+from alip.data.shards import Manifest, Shard, load_manifest, read_texts
+from alip.distributed import World
+from alip.errors import UserError
 from alip.tokens import pack_label, tokenize, unpack_captions
+from tests.helpers.shards import build_shards, encoded, make_captioned_tars, make_image
 
 LENGTH = 77
 
@@ -107,3 +118,62 @@ def test_a_label_of_text_and_two_captions_holds_their_tokens():
     assert label[154:157].tolist() == [1, 4, second[0]] and len(label) == 160
     with pytest.raises(ValueError, match="caption tokens have shape"):
         pack_label(text, first, [second[:5]])
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Shards of 90 samples with 1 to 4 captions each."""
+    folder = tmp_path_factory.mktemp("captions")
+    tars, captions = make_captioned_tars(folder / "tars", 90, 4)
+    policy = Policy(captions=CaptionPolicy(4))
+    build_shards(tars, folder / "set", texts=TextFiles(captions=(str(captions),)), policy=policy, samples_per_shard=40)
+    return folder / "set"
+
+
+@pytest.mark.parametrize(("sampling", "reader"), [("random", "dali"), ("round-robin", "torch"), ("first", "torch")])
+def test_batches_hold_the_caption_of_the_epoch_on_any_ranks_from_any_position(several, sampling, reader):
+    manifest = load_manifest(several)
+    rows = [[row["text"], *row["captions"]] for row in read_texts(manifest)]
+    tokens = [tokenize(texts) for texts in rows]
+    counts = np.array([len(texts) - 1 for texts in rows])
+    for world_size, epoch, start in ((1, 0, 0), (3, 2, 0), (2, 2, 24)):
+        chosen = choose_captions(sampling, counts, 5, epoch, np.arange(90))
+        for rank in range(world_size):
+            form = {"image_size": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+            world = World(rank, rank, world_size)
+            one = create_loader(manifest, 8, world=world, seed=5, reader=reader, caption_sampling=sampling, **form)
+            for batch in one.epoch(epoch, start):
+                for row, index in enumerate(batch.index.tolist()):
+                    assert torch.equal(batch.text_tokens[row], tokens[index][0])
+                    assert torch.equal(batch.caption_tokens[row], tokens[index][1 + chosen[index]])
+
+
+def test_all_captions_and_odd_records_are_read(several, tmp_path):
+    manifest = load_manifest(several)
+    records = Records(manifest, 49408)
+    counts, found = records.captions(np.array([70, 3, 4]))
+    texts = [row["captions"] for row in read_texts(manifest)]
+    assert counts.tolist() == [3, 4, 1] == [len(texts[i]) for i in (70, 3, 4)]
+    assert np.array_equal(found, tokenize([*texts[70], *texts[3], *texts[4]]).numpy())
+    plain = Records(replace(manifest, captions_per_image=1), 49408)
+    with pytest.raises(UserError, match="several captions without their manifest"):
+        plain.read(np.array([3]))
+    fewer = Records(replace(manifest, captions_per_image=3), 49408)
+    assert len(fewer.read(np.array([70, 0]))[0]) == 2
+    with pytest.raises(UserError, match=r"record 3 .* has 4 captions, the manifest at most 3"):
+        fewer.read(np.array([70, 3]))
+    with pytest.raises(UserError, match="unknown caption sampling 'last'"):
+        create_loader(several, 8, image_size=16, mean=(0,) * 3, std=(1,) * 3, world=World(), caption_sampling="last")
+
+
+def test_an_image_with_the_records_magic_in_it_is_read_the_slow_way(several, tmp_path):
+    """Such a record is split into parts, which the fast path leaves to the general one."""
+    text, first, second = tokenize(["a raw text", "a caption", "another one"]).numpy()
+    image = encoded(make_image(0)) + b"\0" * 4 + recordio.MAGIC_BYTES * 2
+    with recordio.Writer(tmp_path / "x.rec", tmp_path / "x.idx") as writer:
+        for i in range(6):
+            writer.write(recordio.pack(pack_label(text, first, [second] * (i % 2)), image + b"\0" * i, i))
+        size = writer.offset
+    manifest = Manifest("x", tmp_path, 6, (Shard("x.rec", "x.idx", None, 6, size),), captions_per_image=2)
+    tokens, _, _ = Records(manifest, 49408).read(np.arange(6), lambda counts, index: counts - 1)
+    assert [row[77:].tolist() for row in tokens] == [(second if i % 2 else first).tolist() for i in range(6)]

@@ -1,5 +1,7 @@
 """Scoring a dataset: against one sample at a time, on one rank as on several, by the run's own recipe."""
 
+import json
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -7,19 +9,22 @@ import torch
 from PIL import Image
 
 from alip.build.images import decode_image
+from alip.build.joined_texts import TextFiles
+from alip.build.prepare import CaptionPolicy, Policy
 from alip.checkpoint import atomic_save
 from alip.data.recordio import unpack
 from alip.data.score_table import SCORES, ScoreTable
 from alip.data.shards import load_manifest, read_texts
 from alip.distributed import World
 from alip.errors import UserError
+from alip.eval.gates.page_data import collect
 from alip.eval.gates.run_checkpoints import find_checkpoints, open_scorer
 from alip.eval.gates.scoring import score_dataset
 from alip.model import create_model
 from alip.tokens import tokenize, unpack_label
 from tests.eval.conftest import TINY
 from tests.helpers.ranks import on_ranks
-from tests.helpers.shards import build_shards, make_tars
+from tests.helpers.shards import build_shards, make_captioned_tars, make_tars
 
 CPU = torch.device("cpu")
 HISTORY = [0.85, 0.15, 0.24]
@@ -203,3 +208,40 @@ def test_labels_that_are_not_there_are_named(checkpoint, few, tmp_path):
     with pytest.raises(UserError, match="no true or false in 'none'"):
         score(checkpoint, few, tmp_path / "gates.parquet", columns={"is_mismatched": "none"})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    """Shards of 30 samples with 1 to 4 captions each, and of the same samples with caption k of each, if it has one."""
+    folder = tmp_path_factory.mktemp("captioned")
+    tars, captions = make_captioned_tars(folder / "tars", 30, 4)
+    files = TextFiles(captions=(str(captions),))
+    build_shards(tars, folder / "all", texts=files, policy=Policy(captions=CaptionPolicy(4)))
+    entries = [json.loads(line) for line in captions.read_text().splitlines()]
+    for k in range(4):
+        lines = [json.dumps({"key": one["key"], "caption": (one["captions"] * 4)[k]}) + "\n" for one in entries]
+        (folder / f"{k}.jsonl").write_text("".join(lines))
+        build_shards(tars, folder / f"only{k}", texts=TextFiles(captions=(str(folder / f"{k}.jsonl"),)))
+    return folder
+
+
+def test_each_caption_has_the_row_that_it_has_as_the_only_one(checkpoint, captioned, tmp_path):
+    table = score(checkpoint, captioned / "all", tmp_path / "all.parquet", columns={"is_mismatched": "odd"})
+    alone = [score(checkpoint, captioned / f"only{k}", tmp_path / f"{k}.parquet").to_pylist() for k in range(4)]
+    rows = table.to_pylist()
+    assert len(rows) == sum(1 + i % 4 for i in range(30)) and list(rows[0])[4] == "caption_index"
+    assert [(row["index"], row["caption_index"]) for row in rows] == [
+        (i, k) for i in range(30) for k in range(1 + i % 4)
+    ]
+    for row in rows:
+        other = alone[row["caption_index"]][row["index"]]
+        assert (row["caption"], row["text"], row["key"]) == (other["caption"], other["text"], other["key"])
+        assert row["is_mismatched"] == bool(row["index"] % 2)
+        np.testing.assert_allclose([row[name] for name in SCORES], [other[name] for name in SCORES], atol=1e-5)
+    manifest = load_manifest(captioned / "all")
+    with ScoreTable(tmp_path / "all.parquet") as opened:
+        opened.check_data(manifest)
+        page = collect(opened, manifest, random_samples=20, extremes=2)
+        assert len(page["rows"]["image"]) == len(page["rows"]["index"]) < len(rows) and all(page["rows"]["image"])
+    on_ranks(2, score_on_rank, checkpoint, captioned / "all", tmp_path / "ranks.parquet")
+    assert pq.read_table(tmp_path / "ranks.parquet").equals(table)
