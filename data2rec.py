@@ -135,7 +135,7 @@ def select(args: argparse.Namespace) -> int:
     if args.captions_per_image > 1:
         raise UserError("--captions-per-image belongs to --input: a selection keeps the captions of its dataset")
     if len(args.scores) != 1:
-        raise UserError("--from needs one --scores FILE: python -m alip.eval.gates --data DIR/NAME writes it")
+        raise UserError("--from needs --scores FILE, one of them: python -m alip.eval.gates --data DIR/NAME writes it")
     summary = select_samples(
         args.source,
         args.scores[0],

@@ -30,6 +30,11 @@ def run(*arguments, cwd=None) -> subprocess.CompletedProcess:
         (["--input", ".", "--output", "x/y", "--shuffle", "-1"], "--shuffle should be from 0"),
         (["--input", ".", "--output", "x/y", "--short-side", "-5"], "--short-side should be from 0"),
         (["--input", ".", "--output", "x/y", "--max-pixels", "0"], "--max-pixels should be from 1"),
+        (
+            ["--input", ".", "--output", "x/y", "--captions-per-image", "0"],
+            "--captions-per-image should be from 1 to 1000",
+        ),
+        (["--input", ".", "--output", "x/y", "--caption-sentences", "only"], "give --captions-per-image K, such as 8"),
         (["--output", "x/y", "--show", "0"], "--show takes the number of samples, not 0"),
         (["--input", ".", "--output", "x/y"], "no usable sample in the input"),
         (["--verify", "x/none"], "no shards at x/none"),
