@@ -22,6 +22,7 @@ from alip.eval.record_types import ClassificationRecord, Opener
 from alip.eval.records_selection import SELECTION, open_selection
 from alip.eval.selection import SelectionDataset
 from alip.files import parse_json, read_text
+from alip.remote.urls import is_url
 from alip.schema import check
 
 __all__ = ["ClassificationDataset", "RetrievalDataset", "open_classification", "open_imagenet", "open_retrieval"]
@@ -135,7 +136,7 @@ def _open_classification(
 
 def wds_folder(name: str, root: Path) -> Path:
     """The folder of wds:FOLDER; a relative one may be under the data root. wds:https://… is downloaded to it first."""
-    if wds_download.is_address(name.removeprefix(wds.PREFIX)):
+    if is_url(name.removeprefix(wds.PREFIX)):
         return wds_download.download(name.removeprefix(wds.PREFIX), root)
     given = Path(name.removeprefix(wds.PREFIX))
     found = next((folder for folder in (given, root / given) if folder.is_dir()), None)

@@ -7,24 +7,16 @@ there, and an interrupted download continues with the first file that is missing
 from __future__ import annotations
 
 import re
-import shutil
-import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
 
 from alip.errors import UserError
 from alip.files import atomic_path
+from alip.remote import reading
 
-_SECONDS = 60
 _HUB = "https://huggingface.co/datasets/"
 _LISTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 _MOST_SHARDS = 100_000
-
-
-def is_address(name: str) -> bool:
-    """True for http:// and https://."""
-    return name.startswith(("http://", "https://"))
 
 
 def download(address: str, root: Path) -> Path:
@@ -60,23 +52,9 @@ def _folder_name(base: str) -> str:
 
 def _fetch(address: str, path: Path, optional: bool = False) -> None:
     """Downloads one file, unless it is there. optional: a file that the server does not have is no error."""
-    if path.is_file():
+    if path.is_file() or (optional and not reading.exists(address)):
         return
-    try:
-        with urllib.request.urlopen(address, timeout=_SECONDS) as response:
-            length = response.headers.get("Content-Length")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as unfinished:
-                with open(unfinished, "wb") as file:
-                    shutil.copyfileobj(response, file, 1 << 20)
-                size = unfinished.stat().st_size
-                if length is not None and size != int(length):
-                    raise UserError(f"{address}: {size:,} bytes of {int(length):,} arrived; run again to continue")
-    except urllib.error.HTTPError as error:
-        if optional and error.code == 404:
-            return
-        raise UserError(f"{address}: the server answers {error.code} {error.reason}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{address} cannot be downloaded: {error}; run again to continue") from error
+    with atomic_path(path) as unfinished:
+        reading.download(address, unfinished)
     if path.suffix == ".tar":
         print(f"downloaded: {path} ({path.stat().st_size:,} bytes)")

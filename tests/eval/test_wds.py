@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -262,13 +263,31 @@ def test_groups(tmp_path):
         open_wds_classification(bad, metric="worst_group", groups=True)
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
+class Server(http.server.SimpleHTTPRequestHandler):
+    """A folder, with the byte ranges that servers of data have."""
+
     def log_message(self, *rest):
         pass
 
+    def do_GET(self):
+        path = self.translate_path(self.path)
+        asked = self.headers.get("Range")
+        if asked is None or not Path(path).is_file():
+            return super().do_GET()
+        data = Path(path).read_bytes()
+        first, last = (int(number) for number in asked.removeprefix("bytes=").split("-"))
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}")
+        self.send_header("Content-Length", str(len(data[first : last + 1])))
+        self.end_headers()
+        self.wfile.write(data[first : last + 1])
 
-def test_download_of_a_typed_address(classes, tmp_path, capsys):
-    handler = functools.partial(Quiet, directory=str(classes.parent))
+
+def test_download_of_a_typed_address(classes, tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr("alip.remote.access.ATTEMPTS", 2)
+    monkeypatch.setattr("alip.remote.access.FIRST_PAUSE_S", 0.01)
+    handler = functools.partial(Server, directory=str(classes.parent))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -276,14 +295,14 @@ def test_download_of_a_typed_address(classes, tmp_path, capsys):
         dataset = open_classification(f"wds:{address}", tmp_path / "root")
         assert len(dataset.images) == 30 and dataset.name == "wds/vtab-fish"
         assert (tmp_path / "root" / "wds" / classes.name / "test" / "4.tar").is_file()
-        with pytest.raises(UserError, match=r"nshards.txt: the server answers 404"):
+        with pytest.raises(UserError, match=r"nshards.txt"):
             open_classification(f"wds:{address}-no", tmp_path / "root")
     finally:
         server.shutdown()
         server.server_close()
     assert len(open_classification(f"wds:{address}", tmp_path / "root").images) == 30  # all there: no server needed
     (tmp_path / "root" / "wds" / classes.name / "test" / "3.tar").unlink()
-    with pytest.raises(UserError, match=r"3.tar cannot be downloaded"):
+    with pytest.raises(UserError, match=r"3.tar"):
         open_classification(f"wds:{address}", tmp_path / "root")
 
 
