@@ -3,38 +3,50 @@
 python eval_zeroshot.py --checkpoint RUN --datasets cifar10,pets --data-root DIR
 python eval_zeroshot.py --checkpoint RUN --datasets cifar10,pets --data-root DIR --task probe,few-shot
 python eval_zeroshot.py --checkpoint RUN --datasets FOLDER             a folder with one folder of images per class
+python eval_zeroshot.py --checkpoint RUN --suite datacomp --data-root DIR
 
-A dataset is a name of the table in docs/evaluation.md, a folder, or a classes.jsonl of {"image": path, "label": name}.
+A dataset is a name of the table in docs/evaluation.md, wds:FOLDER (CLIP_benchmark's layout), a folder, or a
+classes.jsonl of {"image": path, "label": name}.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from alip import distributed
 from alip.checkpoint import load_model
-from alip.errors import run_command
+from alip.errors import UserError, run_command
 from alip.eval.datasets import open_classification
 from alip.eval.evaluate import results_folder, split_names, zeroshot
+from alip.eval.features import Encoding
 from alip.eval.probe_flags import add_probe, give_training_images, tasks_from
 from alip.eval.shared_flags import add_common, encoding_from
+from alip.eval.suite_run import run_suite
+from alip.eval.suite_tasks import SUITES
+from alip.eval.suites import open_suite
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--datasets", "--dataset", nargs="+", required=True, metavar="NAME", help="names, folders or files"
+        "--datasets", "--dataset", nargs="+", metavar="NAME", help="names, wds:FOLDER, folders or files"
     )
+    parser.add_argument("--suite", choices=list(SUITES), help="all tasks of a suite under --data-root, and the mean")
     parser.add_argument("--classnames", metavar="FILE", help="class names, as JSON {dataset: [names]}")
     parser.add_argument("--prompts", metavar="FILE", help="templates, as JSON {dataset: [templates]}")
     add_probe(parser)
     add_common(parser)
     args = parser.parse_args(argv)
+    if bool(args.datasets) == bool(args.suite):
+        raise UserError("name what to measure: --datasets NAME …, or --suite NAME")
     tasks = tasks_from(args)
     # A probe of ImageNet is fitted on one rank, for longer than a missing rank would be waited for.
     world = distributed.start(args.device, timeout_minutes=10 if tasks == ("zeroshot",) else 24 * 60)
     try:
         encoding = encoding_from(args, world)
+        if args.suite:
+            return _suite(args, tasks, encoding)
         lists = {"protocol": args.protocol, "classnames": args.classnames, "prompts": args.prompts}
         datasets = [open_classification(name, args.data_root, **lists) for name in split_names(args.datasets)]
         if args.probe_train:
@@ -56,6 +68,22 @@ def main(argv: list[str] | None = None) -> int:
         )
     finally:
         distributed.stop()
+
+
+def _suite(args: argparse.Namespace, tasks: Sequence[str], encoding: Encoding) -> int:
+    if tuple(tasks) != ("zeroshot",) or args.classnames or args.prompts:
+        raise UserError("--suite has its own task, names and templates: leave out --task, --classnames and --prompts")
+    suite = open_suite(args.suite, args.data_root, args.protocol)
+    model = load_model(args.checkpoint, model_name=args.model, device=encoding.world.device, weights=args.weights)
+    return run_suite(
+        model,
+        suite,
+        encoding,
+        protocol=args.protocol,
+        source=args.checkpoint,
+        folder=results_folder(args.checkpoint, args.output),
+        plots=not args.no_plots,
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 classes: names in prompts, in the order of the class numbers (an empty line is an empty name).
 templates: prompts with one {}.
 folders: what the data itself calls its classes, where that is not the name with its punctuation removed.
-relations: other lists. Sources are in docs/evaluation.md; tests compare them with a second source.
+relations, suites: other lists. Sources are in docs/evaluation.md; tests compare them with a second source.
 """
 
 from __future__ import annotations
