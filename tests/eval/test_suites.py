@@ -181,10 +181,10 @@ def test_mistakes(tmp_path, run):
         with pytest.raises(UserError, match="name what to measure"):
             eval_zeroshot.main(["--checkpoint", str(run), *words.split()])
     folder = write_wds(tmp_path / "wds_fmow-no", [0, 1], NAMES).rename(tmp_path / "wds_wilds-fmow_test")
-    with pytest.raises(UserError, match="lacks a .npy"):
+    with pytest.raises(UserError, match=r"lacks a \.npy"):
         open_suite("datacomp", tmp_path)
     (folder / "test" / "0.tar").unlink()
-    with pytest.raises(UserError, match="0.tar is missing"):
+    with pytest.raises(UserError, match=r"0\.tar is missing"):
         open_suite("datacomp", tmp_path)
 
 
