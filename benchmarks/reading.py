@@ -5,6 +5,7 @@
 Prints
   index      seconds of processor time and memory to parse it, beside NumPy's parse of the whole text at once
   records    microseconds of processor time a sample, from a warm cache: with CRC-32, without (as released files)
+  host       the same of what else Python does for a sample: crops, the texts' plan, handing a batch to DALI
   cold       MB/s of the loader's reading thread after the files were dropped from the cache, and how often it had to
              wait for the disk, with read-ahead and without, beside reading the files from end to end
 """
@@ -22,10 +23,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+SMALL = {
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
 PARSE = """
 import sys, time
 import numpy as np
@@ -104,6 +110,37 @@ def read_records(work: Path) -> None:
         print(f"records, {kind:<9} {1e6 * best:5.2f} µs of processor time a sample")
 
 
+def hand_over(work: Path, batch: int = 512) -> None:
+    """The best of three batches, each step by itself."""
+    from alip.data.augment import Augmentation, sample_params
+    from alip.data.batch import prepare_texts
+    from alip.data.decoders import DaliDecoder, PixelFormat
+    from alip.data.sample_reader import Records
+    from alip.data.shards import load_manifest
+    from alip.model import create_model
+
+    torch.set_num_threads(1)  # of which the clock below counts one
+    model = create_model({**SMALL, "embed_dim": 32})
+    index = np.arange(batch)
+    tokens, encoded, sizes = Records(load_manifest(work / "released"), 49408).read(index)
+    params = sample_params(Augmentation(), sizes, 224, 0, 0, index)
+    decoder = DaliDecoder(PixelFormat(224, (0, 0, 0), (1, 1, 1)), Augmentation(), batch, 1, "cpu")
+    both = torch.from_numpy(np.concatenate(np.split(tokens, 2, axis=1)))
+    pipes = [decoder._build(batch, 1, 3) for _ in range(3)]  # a pipeline takes few batches before it has to run
+    jobs = {
+        "crops": lambda n: sample_params(Augmentation(), sizes, 224, 0, 0, index),
+        "texts' plan": lambda n: prepare_texts(both, model.plan_texts, torch.device("cpu")),
+        "feeding DALI": lambda n: decoder._feed(pipes[n], encoded, params),
+    }
+    for name, job in jobs.items():
+        best = 1.0
+        for n in range(len(pipes)):
+            start = time.thread_time()
+            job(n)
+            best = min(best, (time.thread_time() - start) / batch)
+        print(f"host, {name:<12} {1e6 * best:5.2f} µs of processor time a sample")
+
+
 def read_cold(work: Path, ahead: bool) -> None:
     """One epoch of the reading thread from a cold cache."""
     from alip.data import read_ahead
@@ -120,9 +157,9 @@ def read_cold(work: Path, ahead: bool) -> None:
     loader = Loader(records, NoDecoder(), 512, form, World(), 0, Augmentation(), True, True)
     waits, read = [], records.read
 
-    def counted(index):
+    def counted(index, *choose):
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-        result = read(index)
+        result = read(index, *choose)
         waits.append(resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before)
         return result
 
@@ -177,6 +214,7 @@ def main() -> None:
         made.touch()
     parse_index(args.work)
     read_records(args.work)
+    hand_over(args.work)
     read_through(args.work)
     for ahead in (False, True):
         read_cold(args.work, ahead)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alip.data.order import uniform
+from alip.data.order import sample_states, uniform_of
 from alip.errors import UserError
 
 _ATTEMPTS = 10  # at a crop that fits, before the centre is taken
@@ -81,8 +81,10 @@ def sample_params(
             ((sizes - shape) // 2).astype(np.int32), shape.astype(np.int32), np.zeros(len(index), np.int32)
         )
 
-    def sample(number: int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-        return low + (high - low) * uniform(seed, epoch, index, number)
+    states = sample_states(seed, epoch, index)
+
+    def sample(number: int, low: float = 0.0, high: float = 1.0, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        return low + (high - low) * uniform_of(states[rows], number)
 
     start, shape = _crops(augmentation, sizes, sample)
     mirror = (sample(0) < augmentation.flip).astype(np.int32)
@@ -105,14 +107,17 @@ def _crops(augmentation: Augmentation, sizes: np.ndarray, sample) -> tuple[np.nd
     low, high = np.log(augmentation.aspect)
     shape = np.zeros_like(sides)
     found = np.zeros(len(sizes), dtype=bool)
+    rows = np.arange(len(sizes))  # those without a crop so far
     for attempt in range(_ATTEMPTS):
-        area = pixels * sample(10 + 2 * attempt, *augmentation.area)
-        aspect = np.exp(sample(11 + 2 * attempt, low, high))
-        one = np.rint(np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], axis=1))
-        fits = ~found & (one >= 1).all(axis=1) & (one <= sides).all(axis=1)
-        shape[fits] = one[fits]
-        found |= fits
-        if found.all():
+        area = pixels[rows] * sample(10 + 2 * attempt, *augmentation.area, rows)
+        aspect = np.exp(sample(11 + 2 * attempt, low, high, rows))
+        width, height = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        limit = sides[rows]
+        fits = (width >= 1) & (height >= 1) & (width <= limit[:, 0]) & (height <= limit[:, 1])
+        chosen = rows[fits]
+        shape[chosen, 0], shape[chosen, 1], found[chosen] = width[fits], height[fits], True
+        rows = rows[~fits]
+        if not len(rows):
             break
     aspect = np.clip(sides[:, 0] / sides[:, 1], *augmentation.aspect)
     largest = np.stack([np.minimum(sides[:, 0], sides[:, 1] * aspect), np.minimum(sides[:, 1], sides[:, 0] / aspect)])

@@ -199,10 +199,20 @@ class Permutation:
 def uniform(seed: int, epoch: int, index: np.ndarray, stream: int) -> np.ndarray:
     """float64 (n,) in [0, 1), one for each sample index: the same for the same (seed, epoch, index, stream), whichever
     rank, batch or thread computes it. Source: the finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
-    state = _mix(np.full(len(index), seed % 2**64, dtype=np.uint64))
-    for value in (np.uint64(epoch), index.astype(np.uint64), np.uint64(stream)):
+    return uniform_of(sample_states(seed, epoch, index), stream)
+
+
+def sample_states(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
+    """(n,) uint64: what `uniform` makes of everything but the stream, for many streams of the same samples."""
+    state = _mix(np.full(1, seed % 2**64, dtype=np.uint64))
+    for value in (np.uint64(epoch), index.astype(np.uint64)):
         state = _mix(state ^ value)
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return state
+
+
+def uniform_of(states: np.ndarray, stream: int) -> np.ndarray:
+    """`uniform` of the samples with these `sample_states`."""
+    return (_mix(states ^ np.uint64(stream)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

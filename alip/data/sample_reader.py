@@ -142,7 +142,7 @@ class Records:
             raise UserError(f"{self.where(index)}: {fault}{self._advice}")
         self._check_label(label, index)
         size = jpeg_size(payload[start : start + 4096]) or self._size(payload[start:], index)
-        return label, np.frombuffer(payload, dtype=np.uint8, offset=start), size
+        return label, np.frombuffer(bytearray(payload), dtype=np.uint8, offset=start), size
 
     def _check_label(self, label: np.ndarray, index: int) -> None:
         """UserError unless a label has the layout of this dataset."""
