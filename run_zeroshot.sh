@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Zero-shot classification. As it stands, it measures the quickstart's model on the demo datasets; for the paper's numbers:
 #   CHECKPOINT=runs/yfcc15m DATASETS="cifar10 pets imagenet" DATA_ROOT=/data bash run_zeroshot.sh
+#   CHECKPOINT=runs/yfcc15m SUITE=alip DATA_ROOT=/data bash run_zeroshot.sh        # all eleven, and their mean
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -13,6 +14,7 @@ BATCH_SIZE=${BATCH_SIZE:-256}                       # images per step and proces
 WORKERS=${WORKERS:-2}                               # processes that read images, per process
 PRECISION=${PRECISION:-auto}                        # auto, amp_bf16, amp or fp32
 TASK=${TASK:-zeroshot}                              # zeroshot, probe (linear probe), both
+SUITE=${SUITE:-}                                    # datacomp, vtab+ or alip (the paper's eleven) in place of DATASETS
 NPROC=${NPROC:-1}                                   # processes: one per GPU
 CLASSNAMES=${CLASSNAMES:-}                          # class names as a JSON file {dataset: [names]}; empty: the dataset's own
 PROMPTS=${PROMPTS:-}                                # templates as a JSON file {dataset: [templates]}; empty: the dataset's own
@@ -26,6 +28,7 @@ LAUNCH=("$PYTHON")
 if (( NPROC > 1 )); then LAUNCH=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$NPROC"); fi
 
 # DATASETS is split into words on purpose.
-exec "${LAUNCH[@]}" eval_zeroshot.py --checkpoint "$CHECKPOINT" --datasets $DATASETS --data-root "$DATA_ROOT" \
+if [[ -n "$SUITE" ]]; then WHAT=(--suite "$SUITE"); else WHAT=(--datasets $DATASETS); fi
+exec "${LAUNCH[@]}" eval_zeroshot.py --checkpoint "$CHECKPOINT" "${WHAT[@]}" --data-root "$DATA_ROOT" \
     --protocol "$PROTOCOL" --task "$TASK" --batch-size "$BATCH_SIZE" --workers "$WORKERS" --precision "$PRECISION" \
     ${CLASSNAMES:+--classnames "$CLASSNAMES"} ${PROMPTS:+--prompts "$PROMPTS"} ${OUTPUT:+--output "$OUTPUT"} "$@"

@@ -274,3 +274,16 @@ def test_given_names_in_another_order_are_refused(tmp_path):
         open_classification("kitti", tmp_path, classnames=file)
     file.write_text(json.dumps({"kitti_distance": own}))
     assert open_classification("kitti", tmp_path, classnames=file).classnames == own
+
+
+def test_table_of_the_documentation():
+    """Every dataset has a row with its own numbers."""
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    rows = {line.split("`")[1]: [cell.strip() for cell in line.split(" | ")] for line in page.splitlines()
+            if line.startswith("| `")}  # fmt: skip
+    for name, record in CLASSIFICATION.items():
+        images = f"{record.images[0]:,}" if record.images else "not fixed"
+        assert rows[name][1:4] == [images, f"{len(record.names):,}", str(len(record.templates))], name
+        assert rows[name][5].replace("\\*", "*") == record.layout

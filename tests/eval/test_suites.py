@@ -122,12 +122,12 @@ def datacomp(root):
     elsewhere = [{"bytes": None, "path": f"/gone/hf_cache/downloads/extracted/ab12/{i}.jpg"} for i in range(5)]
     arrow(cache, "mscoco_2014_5k_test_image_text_retrieval", {"image": elsewhere, "caption": captions})
     words = [f"word{i}" for i in range(14)]
-    pictures = [{"bytes": noise(rng), "path": f"{word}.jpg"} for word in words]
+    encoded = [{"bytes": noise(rng), "path": f"{word}.jpg"} for word in words]
     rows = {"candidates": [], "candidate_images": [], "cue": [], "associations": []}
     for number, size in enumerate((5, 10, 12)):
         own = rng.choice(14, size, replace=False).tolist()
         rows["candidates"].append([words[i] for i in own])
-        rows["candidate_images"].append([pictures[i] for i in own])
+        rows["candidate_images"].append([encoded[i] for i in own])
         rows["cue"].append(("Ocean", "tree", "sun")[number])
         rows["associations"].append([words[i] for i in own[:2]])
     arrow(cache, "winogavil", rows)
