@@ -43,7 +43,7 @@ ALLOWED = {r"\bpictures?\b": r"(this|small|car|a) picture|\"picture\"|picture( o
 OLD_NAMES = {
     *("CHANGELOG.md", "alip/caption/store.py", "alip/eval/plots/training.py", "alip/eval/results.py"),
     *("alip/train/older_runs.py", "alip/train/open_clip_flags.py", "tests/eval/test_plots.py"),
-    *("tests/eval/test_results.py", "tests/fuzz/evaluation.py", "tests/test_words.py"),
+    *("tests/eval/test_results.py", "tests/fuzz/evaluation.py", "tests/test_words.py", "tests/eval/test_report.py"),
 }
 SUFFIXES = (".py", ".md", ".sh", ".toml")
 

@@ -31,6 +31,9 @@ def read_metrics(run: Path, kind: str) -> Columns:
             f"{run / 'metrics.jsonl'}: has no lines of kind {kind!r} yet; let the run log at least one step"
         )
     rows = [by_step[step] for step in sorted(by_step)]
+    for row in rows:
+        if "pairs_per_s" in row:  # until version 0.1
+            row.setdefault("samples_per_s", row.pop("pairs_per_s"))
     names = sorted({name for row in rows for name, value in row.items() if _is_number(value)})
     return {name: np.array([_number(row.get(name)) for row in rows], dtype=float) for name in names}
 
@@ -98,8 +101,7 @@ def curves(run: Path, path: Path) -> None:
         weights.set_ylabel("mean gate weight")
         _evaluations(scores, evaluations)
         _rates(rates, train)
-        for name in ("samples_per_s", "pairs_per_s"):  # the second until version 0.1
-            _lines_of(speed, train, ((name, ""),), legend=False)
+        _lines_of(speed, train, (("samples_per_s", ""),), legend=False)
         speed.set_ylabel("samples / s")
         speed.set_ylim(bottom=0)
         for axis in panels.flat:

@@ -33,7 +33,6 @@ _COLUMNS = {
     "mfu": "model FLOPs utilisation",
     "gpu_memory_gib": "GPU memory (GiB)",
 }
-_OLD_NAMES = {"pairs_per_s": "samples_per_s"}  # until version 0.1
 _AXES = ("step", "samples", "epoch", "time")
 
 
@@ -70,7 +69,6 @@ def _curves(folder: Path) -> dict[str, dict[str, list]]:
         if "has no lines of kind" in str(error):
             return {}
         raise
-    train = {_OLD_NAMES.get(name, name): values for name, values in train.items()}
     axes = {name: train[name] for name in _AXES if name in train}
     if "time" in axes:
         axes["hours"] = (axes["time"] - np.nanmin(axes.pop("time"))) / 3600
