@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from alip.errors import UserError
 from alip.eval import bootstrap, outcomes, report, results
 from alip.eval.datasets import ClassificationDataset, RetrievalDataset
-from alip.eval.features import Encoding
+from alip.eval.features import Encoding, FeatureMemory
 from alip.eval.plots import classification as classification_plots
 from alip.eval.plots import retrieval as retrieval_plots
 from alip.eval.probe import SHOTS, Probed, measure_few_shot, measure_probe
@@ -147,9 +148,9 @@ def zeroshot(
         if "zeroshot" in tasks:
             record_zeroshot(recorder, model, dataset)
         if "probe" in tasks:
-            _record_probe(recorder, "probe", dataset, measure_probe(model, dataset, encoding))
+            _record_probe(recorder, "probe", dataset, measure_probe(model, dataset, recorder.encoding))
         if "few-shot" in tasks:
-            for count, probed in measure_few_shot(model, dataset, encoding, shots, seeds).items():
+            for count, probed in measure_few_shot(model, dataset, recorder.encoding, shots, seeds).items():
                 _record_probe(recorder, "few-shot", dataset, probed, shots=count, seeds=seeds)
     return recorder.finish()
 
@@ -197,7 +198,9 @@ class Recorder:
     """Saves each measurement before anything is plotted. Only `count` and `finish` are for all ranks."""
 
     def __init__(self, model: nn.Module, source: str, encoding: Encoding, protocol: str, folder: Path, plots: bool):
-        self.encoding, self.protocol, self.folder, self.plots = encoding, protocol, folder, plots
+        # Several tasks, and several lists of prompts for the same files, decode and encode the images once.
+        self.encoding = replace(encoding, memory=FeatureMemory())
+        self.protocol, self.folder, self.plots = protocol, folder, plots
         results.check_folder(folder)
         self.entries: list[results.Entry] = []
         self.left_out = 0

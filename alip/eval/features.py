@@ -42,12 +42,31 @@ class ImageFeatures:
     unreadable: list[tuple[str, str]]
 
 
+class FeatureMemory:
+    """The image features computed last, of one model and precision, within `rows` rows: images are decoded once."""
+
+    def __init__(self, rows: int = 250_000):
+        self.rows = rows
+        self._kept: dict[tuple[str, ...], ImageFeatures] = {}
+
+    def get(self, key: tuple[str, ...]) -> ImageFeatures | None:
+        """What was kept under the key."""
+        return self._kept.get(key)
+
+    def keep(self, key: tuple[str, ...], features: ImageFeatures) -> None:
+        """Keeps features; the oldest ones give way."""
+        self._kept[key] = features
+        while sum(len(one.labels) for one in self._kept.values()) > self.rows:
+            del self._kept[next(iter(self._kept))]
+
+
 @dataclass(frozen=True)
 class Encoding:
     """How to compute features.
 
     batch_size: images per step and rank; texts too. workers: processes per rank that read images.
-    precision: a name of alip.model.precision. cache: a folder, or None for no cache.
+    precision: a name of alip.model.precision. cache: a folder, or None for no cache. memory: image features of one
+    model that several tasks or lists of prompts use.
     """
 
     world: World = field(default_factory=World)
@@ -56,6 +75,7 @@ class Encoding:
     precision: str = "fp32"
     cache: Path | None = None
     progress: bool = True
+    memory: FeatureMemory | None = None
 
     def resolved_precision(self) -> str:
         """`precision` with "auto" decided for this machine."""
@@ -89,9 +109,23 @@ def encode_images(
 
     Raises UserError when no image at all can be read.
     """
+    own = [] if transform is None else [type(transform).__name__]
+    if encoding.memory is None:
+        return _cached_images(model, images, encoding, label, transform, own)
+    remembered = (images.cache_key(), *own)
+    found = encoding.memory.get(remembered)
+    if found is None:
+        found = _cached_images(model, images, encoding, label, transform, own)
+        encoding.memory.keep(remembered, found)
+    return found
+
+
+def _cached_images(
+    model: nn.Module, images: Images, encoding: Encoding, label: str, transform: Callable | None, own: list[str]
+) -> ImageFeatures:
+    """From the cache on disk, or computed and written there."""
     key = None
     if encoding.cache is not None:
-        own = [] if transform is None else [type(transform).__name__]
         key = cache.key_of(model, "images", images.cache_key(), encoding.resolved_precision(), *own)
         kept = encoding.cached(key)
         if kept is not None:

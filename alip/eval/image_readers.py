@@ -203,12 +203,12 @@ class RecordImages:
 
 
 def stat_key(paths: Sequence[str | Path], metadata: Sequence[Any]) -> str:
-    """A short hash of names, sizes and times of files, and of metadata (labels); no file is read."""
+    """A short hash of names (links followed), sizes and times of files, and of metadata (labels); no file is read."""
     lines = []
     for path in paths:
         try:
             status = os.stat(path)
-            lines.append(f"{path} {status.st_size} {status.st_mtime_ns}")
+            lines.append(f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}")
         except OSError:
             lines.append(f"{path} missing")
     return short_hash([*lines, str(list(metadata))])
