@@ -16,8 +16,9 @@
     run.dash = DASHES[(own.indexOf(run) + Math.floor(run.colour / COLOURS.length)) % DASHES.length];
   });
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
-  const order = [...Object.keys(labels).filter((name) => names.includes(name)),
-    ...names.filter((name) => name.startsWith("eval ")).sort()];
+  const known = Object.keys(labels).filter((name) => names.includes(name)), isLoss = (name) => name.endsWith("loss");
+  const order = [...known.filter(isLoss), ...names.filter((name) => name.startsWith("eval ")).sort(),
+    ...known.filter((name) => !isLoss(name))];
   // Plotly reads a little markup in names (<b>, <i>, <a>): escaped, they are shown as they are.
   const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const title = (name) => name.startsWith("eval ") ? name.slice(5) + " (primary, %)" : labels[name];
