@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from alip import command
 from alip.build.images import MAX_PIXELS, MIN_SIDE, QUALITY, SHORT_SIDE, ImagePolicy
 from alip.build.open_source import open_source
 from alip.build.prepare import MISSING_CAPTION, MISSING_TEXT, SENTENCES, CaptionPolicy, Policy
@@ -22,21 +23,10 @@ from alip.data.manifest_schema import MOST_CAPTIONS
 from alip.errors import UserError, run_command
 from alip.remote.urls import is_url, local_path, redact
 
-LIMITS = (
-    ("quality", 1, 100),
-    ("samples_per_shard", 1, 10**9),
-    ("workers", 0, 10_000),
-    ("shuffle", 0, 2**63 - 1),
-    ("short_side", 0, 65_500),
-    ("min_side", 1, 65_500),
-    ("max_pixels", 1, 10**12),
-    ("captions_per_image", 1, MOST_CAPTIONS),
-)
-
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = command.CommandParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument_group("what to do (one of)").add_argument
@@ -44,13 +34,28 @@ def arguments() -> argparse.Namespace:
     add("--merge", action="store_true", help="merge what --shard 1/N … N/N built into --output")
     add("--from", dest="source", metavar="DIR/NAME", help="select samples of a dataset by their gate scores")
     add("--verify", metavar="DIR/NAME", help="check framing, index, checksums and labels of a dataset")
-    add("--show", type=int, metavar="K", help="plot K samples of --output with their texts: NAME-samples.png")
+    add(
+        "--show",
+        type=command.whole(1, 10_000),
+        metavar="K",
+        help="plot K samples of --output with their texts: NAME-samples.png",
+    )
 
     add = parser.add_argument_group("where to").add_argument
     add("--output", metavar="DIR/NAME", help="the dataset: DIR/NAME.json, DIR/NAME-00000.rec …")
-    add("--samples-per-shard", type=int, default=20_000, help="a crash loses the work of at most one shard")
+    add(
+        "--samples-per-shard",
+        type=command.whole(1, 10**9),
+        default=20_000,
+        help="a crash loses the work of at most one shard",
+    )
     add("--scratch", metavar="DIR", help="for an --output at a URL: where shards are built before they are uploaded")
-    add("--shuffle", type=int, metavar="SEED", help="mix samples across all shards (needs the disk space twice)")
+    add(
+        "--shuffle",
+        type=command.seed,
+        metavar="SEED",
+        help="mix samples across all shards (needs the disk space twice)",
+    )
     add("--shard", "--part", default="1/1", metavar="K/N", help="build shard K of N of the input, one on each machine")
     add("--overwrite", action="store_true", help="remove what is there under this name first")
 
@@ -58,7 +63,13 @@ def arguments() -> argparse.Namespace:
     add("--source-type", choices=("webdataset", "table", "coco", "karpathy", "folder"), help="if not recognised")
     several = {"nargs": "+", "action": "extend", "default": [], "metavar": "FILE"}
     add("--captions", **several, help="captions by key: JSON lines, TSV, CSV, Parquet, or OFA's JSON list")
-    add("--captions-per-image", type=int, default=1, metavar="K", help="store up to K captions of an image")
+    add(
+        "--captions-per-image",
+        type=command.whole(1, MOST_CAPTIONS),
+        default=1,
+        metavar="K",
+        help="store up to K captions of an image",
+    )
     sentences = "store the sentences of captions: instead of them, or behind them (needs --captions-per-image)"
     add("--caption-sentences", choices=SENTENCES, help=sentences)
     add("--rewrites", metavar="FILE", help="raw texts as `python -m alip.caption --rewrite` rewrote them, by key")
@@ -76,14 +87,19 @@ def arguments() -> argparse.Namespace:
     add("--replace-text-where", metavar="EXPR", help="with --from: replace the raw text by the caption where true")
 
     add = parser.add_argument_group("images").add_argument
-    add("--short-side", type=int, default=SHORT_SIDE, help="larger images are shrunk to it; 0: never")
-    add("--quality", type=int, default=QUALITY, help="of JPEGs that have to be re-encoded, 1 to 100")
-    add("--max-pixels", type=int, default=MAX_PIXELS, help="larger images are rejected undecoded")
-    add("--min-side", type=int, default=MIN_SIDE, help="images with a shorter side are rejected")
+    add(
+        "--short-side",
+        type=command.whole(0, 65_500),
+        default=SHORT_SIDE,
+        help="larger images are shrunk to it; 0: never",
+    )
+    add("--quality", type=command.whole(1, 100), default=QUALITY, help="of JPEGs that have to be re-encoded, 1 to 100")
+    add("--max-pixels", type=command.whole(1, 10**12), default=MAX_PIXELS, help="larger images are rejected undecoded")
+    add("--min-side", type=command.whole(1, 65_500), default=MIN_SIDE, help="images with a shorter side are rejected")
     add("--any-name", action="store_true", help="accept images whose extension names another format")
 
     add = parser.add_argument_group("running").add_argument
-    add("--workers", type=int, default=os.cpu_count(), help="processes; 0: only this one")
+    add("--workers", type=command.workers, default=os.cpu_count(), help="processes; 0: only this one")
     add("--decode", action="store_true", help="with --verify: decode every image too")
     add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args()
@@ -108,10 +124,6 @@ def main() -> int:
         from alip.build.merge import merge
 
         return merge(args.output, overwrite=args.overwrite)
-    for flag, least, most in LIMITS:
-        value = getattr(args, flag)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"--{flag.replace('_', '-')} should be from {least} to {most}, not {value}")
     if args.source:
         return select(args)
     if args.replace_text_where is not None:

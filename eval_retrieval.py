@@ -13,6 +13,7 @@ import argparse
 
 from alip import distributed
 from alip.checkpoint import load_model
+from alip.command import CommandParser
 from alip.errors import run_command
 from alip.eval.datasets import open_texts
 from alip.eval.evaluate import results_folder, split_names, texts
@@ -20,7 +21,7 @@ from alip.eval.shared_flags import add_common, encoding_from
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--dataset", "--datasets", nargs="+", required=True, metavar="NAME", help="names or caption files"
     )

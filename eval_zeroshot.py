@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from alip import distributed
 from alip.checkpoint import load_model
+from alip.command import CommandParser
 from alip.errors import UserError, run_command
 from alip.eval.datasets import open_classification
 from alip.eval.evaluate import results_folder, split_names, zeroshot
@@ -28,7 +29,7 @@ from alip.eval.suites import open_suite
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--datasets", "--dataset", nargs="+", metavar="NAME", help="names, wds:FOLDER, folders or files"
     )

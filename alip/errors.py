@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
     """Something that the user can fix: the message names the file or flag, and the fix."""
 
+
+LONGEST = 1000  # characters of an error line
+# What the system's refusal of a file means to the user; other errors of it are bugs.
+_REFUSED = {
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO), "check the path"),
+    **dict.fromkeys((errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY), "choose another path"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or choose another path"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, and run the command again"),
+    errno.EMFILE: "raise the limit on open files (ulimit -n), or give fewer --workers",
+    errno.EIO: "check the disk",
+}
 
 MISTAKES = "ALIP_MISTAKES"  # environment variable: the folder in which a launcher collects its ranks' mistakes
 
@@ -28,17 +41,17 @@ def report_mistake(line: str) -> None:
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs the main function of a command and exits with its status.
 
-    `UserError` becomes one line on stderr and status 2; Ctrl-C becomes status 130; a closed pipe (`| head`)
-    ends the command quietly. Anything else is a bug of ours and keeps its traceback.
+    `UserError` becomes one line on stderr and status 2, and so does a file that the system refuses (missing, a folder,
+    no permission, a full disk); Ctrl-C becomes status 130; a closed pipe (`| head`) ends the command quietly. Anything
+    else is a bug of ours and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files can be anything, also what the terminal cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main()
     except UserError as error:
-        line = " ".join(str(error).split())
-        rank = os.environ.get("RANK", "0")
-        prefix = "" if rank == "0" else f"[rank {rank}] "
-        report_mistake(f"error: {prefix}{line}")
-        sys.exit(2)
+        _end_by_mistake(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
@@ -46,4 +59,22 @@ def run_command(main: Callable[[], int | None]) -> None:
         # Python flushes stdout once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        _end_by_mistake(f"{error.filename or 'a file'}: {error.strerror}; {_REFUSED[error.errno]}")
     sys.exit(status or 0)
+
+
+def _end_by_mistake(message: str) -> NoReturn:
+    rank = os.environ.get("RANK", "0")
+    prefix = "" if rank == "0" else f"[rank {rank}] "
+    report_mistake(f"error: {prefix}{one_line(message)}")
+    sys.exit(2)
+
+
+def one_line(message: str) -> str:
+    """The message on one line of at most LONGEST characters, without control characters."""
+    line = " ".join(message.split())
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} … {line[-296:]}"

@@ -20,6 +20,7 @@ from typing import IO, Any
 from alip.errors import UserError
 
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)  # `.NAME.PID.tmp`: where NAME is written
+LARGEST_TEXT = 1 << 30  # bytes of a file that is read into memory in one piece; COCO's annotations are 0.5 GB at most
 _LONGEST_NAME = 200  # bytes of a name in it: file systems take 255
 _MARK_WAIT_S = 5.0  # until another process has looked whether a temporary folder is in use
 
@@ -116,11 +117,13 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def read_text(path: str | Path) -> str:
-    """A file as UTF-8 text, with or without a byte-order mark; UserError when it cannot be read as such."""
+    """A file of at most LARGEST_TEXT bytes as UTF-8 text, with or without a byte-order mark; UserError otherwise."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():  # a FIFO would wait, a device never end
             raise UserError(f"{path}: is not a regular file; name a file")
+        if path.exists() and path.stat().st_size > LARGEST_TEXT:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes, more than any such file has; name another file")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error

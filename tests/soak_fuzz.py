@@ -18,6 +18,7 @@ import os
 import pkgutil
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -103,7 +104,8 @@ def shrink(target: fuzz.Target, seed: int, folder: Path, detail: str) -> int:
 
 
 def work(pipe: Connection, only: str | None) -> None:
-    """The worker process: runs the cases that arrive, one at a time."""
+    """The worker process: runs the cases that arrive, one at a time. Its own group, with what the commands start."""
+    os.setpgid(0, 0)
     chosen = {target.name: target for target in targets(only)}
     # What the commands print is of no interest here.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -128,8 +130,9 @@ class Worker:
     def start(self) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self.process = context.Process(target=work, args=(theirs, self.only), daemon=True)
+        self.process = context.Process(target=work, args=(theirs, self.only))
         self.process.start()
+        theirs.close()
 
     def run(self, *job) -> tuple[str, str]:
         """The outcome of a job; "hang" or "memory" when it went over a limit, "died" when the process did."""
@@ -160,10 +163,17 @@ class Worker:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def _end(self, outcome: str, detail: str) -> tuple[str, str]:
-        self.process.kill()
-        self.process.join()
-        self.process = None
+        self.close()
         return outcome, detail
+
+    def close(self) -> None:
+        """Ends the process, and what its commands have started."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+            self.process.join()
+            self.process = None
 
 
 def main() -> int:
@@ -198,6 +208,7 @@ def main() -> int:
             if len(faults[key]) == 1:
                 print(f"\n{target.name}, case {seed}: {outcome}\n{detail}", flush=True)
                 report(worker, target, seed, outcome, detail, keep)
+    worker.close()
     table(outcomes, faults, time.monotonic() - started, keep)
     return 1 if faults else 0
 

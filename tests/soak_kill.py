@@ -1,20 +1,19 @@
 """SIGKILL at random moments: a command that is killed and started again must end as one that was never killed.
 
     python tests/soak_kill.py --kills 100                          # every target
-    python tests/soak_kill.py --targets build build-shuffled --kills 100 --seed 1
+    python tests/soak_kill.py --targets build caption train --kills 100 --seed 1
 
-A target is a command that writes into an output folder and resumes when it is started again. It runs once without a
-kill; then again and again, killed after a random time (its parent process alone, or its workers too) and started
-again at once. When it ends by itself, all files are compared with the first run's, byte by byte, and the samples
+A target (tests/helpers/kill_targets.py) is a command that writes into an output folder. It runs once without a kill;
+then again and again, killed after a random time (its parent process alone, or its workers too) and started again at
+once. When it ends by itself, what it wrote is compared with the first run's, left-over files included, and the samples
 counted; then it starts with a new folder, until all kills are spent. Exit status 0 if nothing differed.
-
-To add a target, add a function that makes its input and returns a `Job`, and name it in TARGETS.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import random
 import shutil
@@ -23,27 +22,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from tests.helpers.kill_targets import IMPORTED, TARGETS, Job  # noqa: E402
+
 TIMEOUT = 600  # seconds: a run that takes longer hangs
-
-
-@dataclass(frozen=True)
-class Job:
-    """One command to be killed.
-
-    start: given the output folder, runs the command in this (forked) process and returns its exit status.
-    samples: the keys of what a finished output holds, to count what was lost or came twice.
-    content: what must be equal, by name; the default is every file, byte by byte.
-    """
-
-    start: Callable[[Path], int]
-    samples: Callable[[Path], list[str]]
-    content: Callable[[Path], dict[str, object]] = field(default=lambda folder: _files(folder))
 
 
 @dataclass
@@ -57,66 +44,6 @@ class Figures:
     lost: int = 0
     doubled: int = 0
     faults: list[str] = field(default_factory=list)
-
-
-def _files(folder: Path) -> dict[str, object]:
-    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*"))}
-    return {name: path.read_bytes() if path.is_file() else "a folder" for name, path in found.items()}
-
-
-def data2rec(*arguments: str) -> Callable[[Path], int]:
-    """A Job's start: `data2rec.py ARGUMENTS --output FOLDER/set`."""
-
-    def start(folder: Path) -> int:
-        import data2rec as entry
-
-        sys.argv = ["data2rec.py", *arguments, "--output", str(folder / "set"), "--quiet"]
-        return entry.main()
-
-    return start
-
-
-def keys(folder: Path) -> list[str]:
-    """The keys of a dataset's samples."""
-    from alip.data.shards import load_manifest, read_texts
-
-    return [row["key"] for row in read_texts(load_manifest(folder / "set"))]
-
-
-def build(work: Path, samples: int, workers: int, *more: str) -> Job:
-    """data2rec.py from tars, some of whose images are broken."""
-    from tests.helpers.shards import make_tars
-
-    tars = work / "tars"
-    if not tars.exists():
-        make_tars(tars, samples, per_tar=max(10, samples // 7), broken=(3, samples // 2, samples - 1))
-    flags = ["--input", str(tars), "--workers", str(workers), "--samples-per-shard", str(max(5, samples // 20))]
-    return Job(data2rec(*flags, *more), keys)
-
-
-def build_shuffled(work: Path, samples: int, workers: int) -> Job:
-    """The same with an external shuffle."""
-    return build(work, samples, workers, "--shuffle", "5")
-
-
-def select(work: Path, samples: int, workers: int) -> Job:
-    """data2rec.py --from: some samples of a dataset."""
-    from tests.helpers.score_tables import write_made_up_table
-    from tests.helpers.shards import build_shards, make_tars
-
-    source, table = work / "source" / "set", work / "gates.parquet"
-    if not table.exists():
-        build_shards(make_tars(work / "source-tars", samples), source, samples_per_shard=max(5, samples // 10))
-        write_made_up_table(source, table)
-    flags = ["--from", str(source), "--scores", str(table), "--keep", "image_text_similarity > -0.5"]
-    return Job(data2rec(*flags, "--samples-per-shard", str(max(5, samples // 20))), keys)
-
-
-TARGETS: dict[str, Callable[[Path, int, int], Job]] = {
-    "build": build,
-    "build-shuffled": build_shuffled,
-    "select": select,
-}
 
 
 def fork(job: Job, folder: Path, log: Path) -> int:
@@ -166,16 +93,29 @@ def wait(process: int, seconds: float) -> int | None:
 
 
 def kill(process: int, group: bool) -> None:
-    """SIGKILL to the process, or to it and all its workers at once."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL) if group else os.kill(process, signal.SIGKILL)
+    """SIGKILL to the process, or to it and everything that it has started, at once."""
+    for one in [process, *(_descendants(process) if group else ())]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
     os.waitpid(process, 0)
+
+
+def _descendants(process: int) -> list[int]:
+    """Those in sessions of their own too, as a launcher's ranks are."""
+    path = Path(f"/proc/{process}/task/{process}/children")
+    try:
+        children = [int(word) for word in path.read_text().split()]
+    except OSError:  # it has just ended
+        return []
+    return children + [one for child in children for one in _descendants(child)]
 
 
 def soak(name: str, job: Job, work: Path, kills: int, rng: random.Random) -> Figures:
     """Kills one target so many times."""
     figures, log = Figures(), work / "log.txt"
     whole = work / "whole"
+    whole.mkdir()
+    job.prepare(whole)
     begun = time.monotonic()
     status = wait(fork(job, whole, log), TIMEOUT)
     duration = time.monotonic() - begun
@@ -187,6 +127,8 @@ def soak(name: str, job: Job, work: Path, kills: int, rng: random.Random) -> Fig
     folder = work / "killed"
     while figures.kills < kills:
         shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        job.prepare(folder)
         _one_output(job, folder, log, duration, kills, rng, figures)
         figures.ends += 1
         if figures.faults:
@@ -208,8 +150,7 @@ def _one_output(
     for _ in range(1000):
         figures.starts += 1
         process = fork(job, folder, log)
-        # Mostly a third of the way, now and then at once or near the end; a run without kills must be possible too.
-        patience = TIMEOUT if figures.kills >= kills else rng.choice([0.02, 0.3, 0.3, 1.1]) * rng.random() * duration
+        patience = TIMEOUT if figures.kills >= kills else rng.choice(job.reach) * rng.random() * duration
         status = wait(process, patience)
         if status is None and patience < TIMEOUT:
             kill(process, group=rng.random() < 0.5)
@@ -236,6 +177,9 @@ def main() -> int:
     import torch
 
     from alip.tokens import tokenize
+
+    for module in IMPORTED:
+        importlib.import_module(module)
 
     torch.set_num_threads(1)  # forked processes must not wait for threads that were not forked with them
     tokenize(["loaded before the first fork"])

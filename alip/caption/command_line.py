@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from alip import command
 from alip.build.images import MAX_PIXELS
 from alip.build.input_shard import InputShard
 from alip.caption.captioners import Decoding
@@ -13,7 +14,7 @@ from alip.model.precision import canonical
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's arguments, checked."""
-    parser = argparse.ArgumentParser(
+    parser = command.CommandParser(
         prog="python -m alip.caption",
         description="Writes one synthetic caption for each image of a source. Run it again after any interruption: "
         "it resumes. See docs/captions.md.",
@@ -25,8 +26,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not arguments.input and not arguments.merge:
         parser.error("--input is needed: the images to caption")
-    if arguments.batch_size < 1 or arguments.workers < 0 or not 0 <= arguments.allow_failures <= 1:
-        parser.error("--batch-size must be at least 1, --workers at least 0, and --allow-failures between 0 and 1")
     if any("=" not in option for option in arguments.option):
         parser.error("--option takes NAME=VALUE")
     return arguments
@@ -46,8 +45,13 @@ def _input_flags(group) -> None:
     group.add_argument(
         "--splits", default="train,restval", help="of Karpathy's JSON; '' for all (default: %(default)s)"
     )
-    group.add_argument("--limit", type=int, help="only the first LIMIT samples of the input")
-    group.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="larger images fail (default: %(default)s)")
+    group.add_argument("--limit", type=command.natural, help="only the first LIMIT samples of the input")
+    group.add_argument(
+        "--max-pixels",
+        type=command.whole(1, 10**12),
+        default=MAX_PIXELS,
+        help="larger images fail (default: %(default)s)",
+    )
 
 
 def _captioner_flags(group) -> None:
@@ -66,28 +70,44 @@ def _captioner_flags(group) -> None:
 def _decoding_flags(group) -> None:
     defaults = Decoding()
     group.add_argument(
-        "--num-beams", "--beams", type=int, default=defaults.num_beams, help="1: greedy (default: %(default)s)"
+        "--num-beams",
+        "--beams",
+        type=command.whole(1, 10_000),
+        default=defaults.num_beams,
+        help="1: greedy (default: %(default)s)",
     )
     group.add_argument("--sample", action="store_true", help="sample words instead of searching; needs --num-beams 1")
-    group.add_argument("--temperature", type=float, default=defaults.temperature)
-    group.add_argument("--top-k", type=int, default=defaults.top_k, help="0: all words")
-    group.add_argument("--top-p", type=float, default=defaults.top_p)
+    group.add_argument("--temperature", type=command.positive_number, default=defaults.temperature)
+    group.add_argument("--top-k", type=command.natural, default=defaults.top_k, help="0: all words")
+    group.add_argument("--top-p", type=command.number(0, 1), default=defaults.top_p)
     group.add_argument(
-        "--max-new-tokens", "--max-tokens", type=int, default=defaults.max_new_tokens, help="default: %(default)s"
+        "--max-new-tokens",
+        "--max-tokens",
+        type=command.whole(1, 100_000),
+        default=defaults.max_new_tokens,
+        help="default: %(default)s",
     )
     group.add_argument(
-        "--min-new-tokens", "--min-tokens", type=int, default=defaults.min_new_tokens, help="default: %(default)s"
+        "--min-new-tokens",
+        "--min-tokens",
+        type=command.whole(0, 100_000),
+        default=defaults.min_new_tokens,
+        help="default: %(default)s",
     )
-    group.add_argument("--repetition-penalty", type=float, default=defaults.repetition_penalty)
-    group.add_argument("--seed", type=int, default=defaults.seed, help="of sampling and of the ten pairs in the figure")
+    group.add_argument("--repetition-penalty", type=command.positive_number, default=defaults.repetition_penalty)
+    group.add_argument(
+        "--seed", type=command.seed, default=defaults.seed, help="of sampling and of the ten pairs in the figure"
+    )
     group.add_argument("--strip-lead", action="store_true", help="drop a leading 'a picture of', 'the image shows' …")
     group.add_argument("--keep-repeats", action="store_true", help="keep immediately repeated phrases")
 
 
 def _run_flags(group) -> None:
-    group.add_argument("--batch-size", type=int, default=64, help="images per step and rank (default: %(default)s)")
     group.add_argument(
-        "--workers", type=int, default=4, help="decoding processes per rank; 0: none (default: %(default)s)"
+        "--batch-size", type=command.count, default=64, help="images per step and rank (default: %(default)s)"
+    )
+    group.add_argument(
+        "--workers", type=command.workers, default=4, help="decoding processes per rank; 0: none (default: %(default)s)"
     )
     group.add_argument(
         *("--shard", "--part"),
@@ -103,7 +123,7 @@ def _run_flags(group) -> None:
     group.add_argument("--restart", action="store_true", help="discard the captions in --output and start over")
     group.add_argument(
         "--allow-failures",
-        type=float,
+        type=command.number(0, 1),
         default=0.0,
         metavar="FRACTION",
         help="fraction of images without a caption up to which the exit status is 0 (default: 0)",

@@ -278,18 +278,27 @@ def check_settings(earlier: dict[str, Any], now: dict[str, Any], output: Path) -
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete JSON lines of a file. A truncated line (the process died while writing it) is skipped: its image is
-    captioned again."""
+    """The complete lines of a captions or failures file. Other lines (truncated, since the process died while writing
+    it, or edited) are skipped: their images are captioned again."""
     with open(path, encoding="utf-8", errors="replace") as file:
         for text in file:
             if not text.endswith("\n"):
                 return
             try:
                 line = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(line, dict) and "key" in line:
+            if isinstance(line, dict) and _is_whole(line):
                 yield line
+
+
+def _is_whole(line: dict[str, Any]) -> bool:
+    texts = all(isinstance(line.get(name, ""), str) for name in ("key", "caption", "image", "reason"))
+    return texts and "key" in line and ("caption" in line or "reason" in line) and _is_digest(line.get("image", ""))
+
+
+def _is_digest(text: str) -> bool:
+    return not text or (len(text) == 16 and all(letter in "0123456789abcdef" for letter in text))
 
 
 def to_line(line: dict[str, Any]) -> str:

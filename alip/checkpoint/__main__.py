@@ -11,11 +11,12 @@ import argparse
 from alip.checkpoint.export import export
 from alip.checkpoint.load import load_model, run_folder_of
 from alip.checkpoint.save import import_weights
+from alip.command import CommandParser
 from alip.errors import run_command
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m alip.checkpoint", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m alip.checkpoint", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("export", help="write a folder that open_clip or transformers loads")
     out.add_argument("--to", required=True, choices=("open_clip", "hf"), help="whose form")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ from PIL import Image
 from alip.build.images import rgb_on_white
 
 NO_LABEL = -1
+_LARGEST_IMAGE = 1 << 28  # bytes of an encoded image: a larger file is not opened
 _HASH_THREADS = 4
 
 
@@ -60,8 +62,11 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path = self.paths[index]
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
             raise OSError("not a regular file")
+        if status.st_size > _LARGEST_IMAGE:
+            raise OSError(f"{status.st_size:,} bytes: no image is so large")
         return read_rgb(path), self.labels[index]
 
     def name(self, index: int) -> str:
@@ -71,7 +76,7 @@ class ImageFiles:
         return stat_key(self.paths, self.labels)
 
     def content_hash(self) -> str:
-        return _content_of(self.paths, self.labels)
+        return _content_of(self.paths, self.labels, _LARGEST_IMAGE)
 
 
 class TorchvisionImages:
@@ -102,7 +107,8 @@ class TorchvisionImages:
             pixels = hashlib.sha256(np.ascontiguousarray(self.dataset.data)).hexdigest()
             return short_hash([pixels, str(self.dataset.targets), str(self.indices)])
         files = [file_of(self.dataset, position) for position in self.indices]
-        return _content_of(files, [_label_of(self.dataset, position) for position in self.indices])
+        labels = [_label_of(self.dataset, position) for position in self.indices]
+        return _content_of(files, labels, _LARGEST_IMAGE)
 
 
 def file_of(dataset: Any, position: int) -> Path | None:
@@ -214,17 +220,18 @@ def stat_key(paths: Sequence[str | Path], metadata: Sequence[Any]) -> str:
     return short_hash([*lines, str(list(metadata))])
 
 
-def _content_of(paths: Sequence[Path | None], labels: Sequence[int]) -> str:
+def _content_of(paths: Sequence[Path | None], labels: Sequence[int], largest: float = math.inf) -> str:
     """Reads every file once; hashing (BLAKE2b) is many times faster than decoding, and runs in threads."""
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        return short_hash([*pool.map(_file_hash, paths), str(list(labels))])
+        return short_hash([*pool.map(lambda path: _file_hash(path, largest), paths), str(list(labels))])
 
 
-def _file_hash(path: Path | None) -> str:
+def _file_hash(path: Path | None, largest: float) -> str:
     """Of a whole file, in memory-sized blocks; "unreadable" for one that cannot be read: it is named elsewhere."""
     digest = hashlib.blake2b(digest_size=16)
     try:
-        if path is None or not stat.S_ISREG(os.stat(path).st_mode):
+        status = None if path is None else os.stat(path)
+        if status is None or not stat.S_ISREG(status.st_mode) or status.st_size > largest:
             return "unreadable"
         with open(path, "rb") as file:
             while block := file.read(1 << 22):

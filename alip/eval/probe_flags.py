@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from alip.command import count
 from alip.errors import UserError
 from alip.eval.datasets import ClassificationDataset
 from alip.eval.evaluate import CLASSIFICATION_TASKS
@@ -24,12 +25,12 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     add(
         "--shots",
         nargs="+",
-        type=int,
+        type=count,
         default=list(SHOTS),
         metavar="K",
         help=f"few-shot: training images per class (default: {' '.join(map(str, SHOTS))})",
     )
-    add("--seeds", type=int, default=3, metavar="N", help="few-shot: samples of training images (default: 3)")
+    add("--seeds", type=count, default=3, metavar="N", help="few-shot: samples of training images (default: 3)")
     add(
         "--probe-train", metavar="DATASET", help="training images for one dataset: a name, folder or file, same classes"
     )

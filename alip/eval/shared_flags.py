@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from alip import command
 from alip.distributed import World
-from alip.errors import UserError
 from alip.eval.features import Encoding
 from alip.eval.prompts import PROTOCOLS, canonical_protocol
 from alip.model.precision import canonical
@@ -35,9 +35,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
 
     computing = parser.add_argument_group("computing")
-    computing.add_argument("--batch-size", type=int, default=256, help="images per step and rank")
+    computing.add_argument("--batch-size", type=command.count, default=256, help="images per step and rank")
     computing.add_argument(
-        "--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes per rank that read images"
+        "--workers",
+        type=command.workers,
+        default=min(4, os.cpu_count() or 1),
+        help="processes per rank that read images",
     )
     computing.add_argument("--precision", type=canonical, default="auto", help="auto, amp_bf16, amp or fp32")
     computing.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -49,10 +52,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def encoding_from(args: argparse.Namespace, world: World) -> Encoding:
-    """How to compute, from the flags; raises UserError for counts that make no sense."""
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, not {args.batch_size}")
-    if args.workers < 0:
-        raise UserError(f"--workers must be at least 0, not {args.workers}")
+    """How to compute, from the flags."""
     cache = Path(args.cache) if args.cache else None
+    if cache is not None:  # now, rather than after the first dataset
+        cache.mkdir(parents=True, exist_ok=True)
     return Encoding(world, args.batch_size, args.workers, args.precision, cache)

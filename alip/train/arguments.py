@@ -18,7 +18,6 @@ from alip.train.presets import PRESETS
 
 FLAGS: dict[str, Flag] = create_parser()[1]
 _SOURCES = (".tar", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
-_FRACTIONS = ("flip", "beta1", "beta2", "ema", "history_momentum", "cooldown")
 
 
 def tagged(tag: Tag) -> list[str]:
@@ -192,10 +191,6 @@ def _resolve_logging(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in _FRACTIONS:
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"--{name.replace('_', '-')} must be between 0 and 1, not {value}")
     for name in ("crop_area", "crop_aspect", "zoom"):
         low, high = getattr(args, name)
         if not 0 < low <= high:

@@ -13,12 +13,12 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NoReturn
+from typing import Any
 
+from alip.command import MOST_WORKERS, CommandParser, count, natural, number, positive_number, seed, whole
 from alip.data.captions import SAMPLING
 from alip.data.order import ORDERS, WINDOW_SHARDS
 from alip.data.shard_cache import CACHE_SIZE, parse_size
-from alip.errors import UserError
 from alip.loss import OBJECTIVES
 from alip.model.compilation import CHOICES
 from alip.model.overrides import RESIZE_MODES
@@ -53,16 +53,9 @@ class Flag:
     convert: Callable[[Any], Any] | None
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with mistakes in one line, as everywhere here."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (all flags: python {self.prog} --help)")
-
-
 def create_parser() -> tuple[argparse.ArgumentParser, dict[str, Flag]]:
     """train.py's parser, and its flags by dest."""
-    parser = Parser(
+    parser = CommandParser(
         prog="train.py",
         description="Trains a model with ALIP on rec shards. One process, or many under torchrun.",
         allow_abbrev=False,
@@ -100,7 +93,9 @@ def _adder(group, table: dict[str, Flag]):
 
 _SWITCH: dict[str, Any] = {"action": "store_true"}
 _EITHER: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-_FLOAT: dict[str, Any] = {"type": float}
+_NOT_NEGATIVE: dict[str, Any] = {"type": number(0)}
+_FRACTION: dict[str, Any] = {"type": number(0, 1)}
+_POSITIVE: dict[str, Any] = {"type": positive_number}
 
 
 def _run_flags(add) -> None:
@@ -112,34 +107,39 @@ def _run_flags(add) -> None:
     add("--preset", SOURCE, choices=sorted(PRESETS), help="a whole recipe; other flags override its parts")
     add("--resume", MACHINE, "run", metavar="latest|PATH", help="latest (or auto): the newest of --output, if any")
     add("--resume-force", MACHINE, "run.force", **_SWITCH, help="even if data, model or recipe differ")
-    add("--epochs", RECIPE, "plan", type=positive, help="passes over the data")
-    add("--steps", RECIPE, "plan", type=positive, help="optimizer steps in all; overrides --epochs")
-    size = {"type": positive_or_auto, "default": 256, "metavar": "N|auto"}
+    add("--epochs", RECIPE, "plan", type=count, help="passes over the data")
+    add("--steps", RECIPE, "plan", type=count, help="optimizer steps in all; overrides --epochs")
+    size = {"type": count_or_auto, "default": 256, "metavar": "N|auto"}
     add("--batch-size", LAYOUT, "plan layout loader", **size, help="samples per rank and micro-batch; auto: what fits")
     whole = f"of a step, over ranks and micro-batches: gives --accum-freq; with --batch-size auto {GLOBAL_BATCH}"
-    add("--global-batch-size", LAYOUT, type=positive, metavar="N", help=whole)
-    add(
-        "--accum-freq", LAYOUT, "plan layout", type=positive, default=1, help="micro-batches per step, negatives shared"
-    )
-    add("--seed", RECIPE, "loader run", type=int, default=0, help="of the model's start, the data's order, …")
+    add("--global-batch-size", LAYOUT, type=count, metavar="N", help=whole)
+    add("--accum-freq", LAYOUT, "plan layout", type=count, default=1, help="micro-batches per step, negatives shared")
+    add("--seed", RECIPE, "loader run", type=seed, default=0, help="of the model's start, the data's order, …")
 
 
 def _data_flags(add) -> None:
     shards = "shards that data2rec.py wrote, or released rec files"
     add("--train-data", SOURCE, "data", metavar="DIR/NAME", help=shards)
     add("--dataset-type", SOURCE, "data", default="auto", help="auto, rec, or synthetic: random images and texts")
-    add("--train-num-samples", SOURCE, "data", type=positive, metavar="N", help="of the synthetic dataset")
+    add("--train-num-samples", SOURCE, "data", type=count, metavar="N", help="of the synthetic dataset")
     add("--reader", NUMERICS, "loader", choices=("dali", "torch"), default="dali", help="what decodes the images")
     captions = "which of several captions of an image an epoch takes"
     add("--caption-sampling", RECIPE, "loader", choices=SAMPLING, default="random", help=captions)
     order = "blocks, feistel (the same without memory) or shards; default blocks, at a URL shards"
     add("--data-order", RECIPE, "loader", choices=ORDERS, help=order)
     window = "shards that --data-order shards mixes at a time"
-    add("--window-shards", RECIPE, "loader", type=positive, default=WINDOW_SHARDS, metavar="K", help=window)
+    add("--window-shards", RECIPE, "loader", type=count, default=WINDOW_SHARDS, metavar="K", help=window)
     size = "of the shards kept in --cache-dir, for --train-data at a URL"
     add("--cache-size", MACHINE, "loader", type=parse_size, default=CACHE_SIZE, metavar="100GB", help=size)
     workers = "loader.threads evaluations"
-    add("--workers --threads", MACHINE, workers, type=positive, default=2, help="preprocessing workers per rank")
+    add(
+        "--workers --threads",
+        MACHINE,
+        workers,
+        type=whole(1, MOST_WORKERS),
+        default=2,
+        help="preprocessing workers per rank",
+    )
 
 
 def _model_flags(add) -> None:
@@ -151,20 +151,27 @@ def _model_flags(add) -> None:
     add("--torchcompile --compile", NUMERICS, "model.compile", **compile, help=towers)
     add("--force-quick-gelu --quick-gelu", RECIPE, "model.quick_gelu", **_SWITCH, help="OpenAI's approximate GELU")
     dropout = "--force-patch-dropout --patch-dropout"
-    add(dropout, RECIPE, "model.patch_dropout", **_FLOAT, help="fraction of image patches left out in training")
+    add(dropout, RECIPE, "model.patch_dropout", **_FRACTION, help="fraction of image patches left out in training")
     add("--cache-dir", MACHINE, "loader", metavar="DIR", help="for downloads: models, tokenizers, shards at a URL")
     add("--pretrained-image", SOURCE, "model", **_SWITCH, help="start a timm image tower from its ImageNet weights")
     size = "square input in pixels, instead of the model's own"
-    add("--force-image-size", RECIPE, "model.image_size", type=positive, nargs="+", metavar="SIDE", help=size)
+    add("--force-image-size", RECIPE, "model.image_size", type=whole(1, 4096), nargs="+", metavar="SIDE", help=size)
     add("--lock-image", RECIPE, "model", **_SWITCH, help="freeze the image tower")
-    add("--lock-image-unlocked-groups", RECIPE, "model", type=int, default=0, help="but for its last groups of layers")
+    add(
+        "--lock-image-unlocked-groups",
+        RECIPE,
+        "model",
+        type=natural,
+        default=0,
+        help="but for its last groups of layers",
+    )
     add("--lock-image-freeze-bn-stats", RECIPE, "model", **_SWITCH, help="BatchNorm's running statistics of it too")
     add("--use-bn-sync", RECIPE, **_SWITCH, help="BatchNorm with the statistics of all ranks")
     add("--lock-text", RECIPE, "model", **_SWITCH, help="freeze the text tower")
-    add("--lock-text-unlocked-layers", RECIPE, "model", type=int, default=0, help="but for its last layers")
+    add("--lock-text-unlocked-layers", RECIPE, "model", type=natural, default=0, help="but for its last layers")
     norms = "LayerNorms of a Hugging Face text tower too"
     add("--lock-text-freeze-layer-norm", RECIPE, "model", **_SWITCH, help=norms)
-    three: dict[str, Any] = {"type": float, "nargs": "+", "metavar": "X"}
+    three: dict[str, Any] = {"type": number(), "nargs": "+", "metavar": "X"}
     add("--image-mean", RECIPE, "model", **three, help="of red, green and blue, for values 0 to 1")
     add("--image-std", RECIPE, "model", **three, help="of red, green and blue, for values 0 to 1")
     add("--image-interpolation", RECIPE, "model loader.interpolation", help="bilinear or bicubic, of every resize")
@@ -172,64 +179,74 @@ def _model_flags(add) -> None:
 
 
 def _optimizer_flags(add) -> None:
-    add("--lr", RECIPE, "optimizer schedule.peak", **_FLOAT, help="highest learning rate")
+    add("--lr", RECIPE, "optimizer schedule.peak", **_NOT_NEGATIVE, help="highest learning rate")
     add("--opt", RECIPE, "optimizer", default="adamw", help="adamw (fused), or timm/NAME")
     more = "further arguments of the optimizer, such as momentum=0.9"
     add("--opt-kwargs", RECIPE, "optimizer", nargs="*", default={}, action=StoreOptions, metavar="KEY=VALUE", help=more)
-    add("--beta1", RECIPE, "optimizer", **_FLOAT, default=None, help="of the optimizer; adamw: 0.9")
-    add("--beta2", RECIPE, "optimizer", **_FLOAT, default=None, help="of the optimizer; adamw: 0.98")
-    add("--eps", RECIPE, "optimizer", **_FLOAT, help="of the optimizer; adamw: 1e-6")
-    add("--wd --weight-decay", RECIPE, "optimizer.weight_decay", **_FLOAT, help="weight decay")
+    add("--beta1", RECIPE, "optimizer", **_FRACTION, default=None, help="of the optimizer; adamw: 0.9")
+    add("--beta2", RECIPE, "optimizer", **_FRACTION, default=None, help="of the optimizer; adamw: 0.98")
+    add("--eps", RECIPE, "optimizer", **_NOT_NEGATIVE, help="of the optimizer; adamw: 1e-6")
+    add("--wd --weight-decay", RECIPE, "optimizer.weight_decay", **_NOT_NEGATIVE, help="weight decay")
     add("--decay-all", RECIPE, "optimizer", **_EITHER, help="decay biases, norms, … too")
     names = "one-cycle, cosine, const, const-cooldown"
     add("--lr-scheduler --schedule", RECIPE, "schedule.kind", type=canonical_name, help=names)
     add("--warmup", RECIPE, "schedule", help="fraction of all steps (0.1) or number of steps (500)")
-    add("--cooldown", RECIPE, "schedule", **_FLOAT, default=0.2, help="fraction of all steps, for const-cooldown")
-    add("--epochs-cooldown", RECIPE, **_FLOAT, metavar="N", help="the same in epochs")
+    add("--cooldown", RECIPE, "schedule", **_FRACTION, default=0.2, help="fraction of all steps, for const-cooldown")
+    add("--epochs-cooldown", RECIPE, **_NOT_NEGATIVE, metavar="N", help="the same in epochs")
     add("--cycle-beta1", RECIPE, "schedule", **_EITHER, help="one-cycle moves beta1 too")
     add(
-        "--grad-clip-norm --grad-clip", RECIPE, "step.grad_clip", **_FLOAT, help="largest gradient norm; 0: no clipping"
+        "--grad-clip-norm --grad-clip",
+        RECIPE,
+        "step.grad_clip",
+        **_NOT_NEGATIVE,
+        help="largest gradient norm; 0: no clipping",
     )
-    add("--logit-scale-max", RECIPE, "step", **_FLOAT, default=100.0, help="upper end of the logit scale")
-    add("--ema", RECIPE, "state", **_FLOAT, default=0.0, metavar="DECAY", help="keep averaged weights too, e.g. 0.9999")
+    add("--logit-scale-max", RECIPE, "step", **_POSITIVE, default=100.0, help="upper end of the logit scale")
     add(
-        "--nonfinite-limit", MACHINE, "plan", type=positive, default=10, help="give up after so many bad steps in a row"
+        "--ema",
+        RECIPE,
+        "state",
+        **_FRACTION,
+        default=0.0,
+        metavar="DECAY",
+        help="keep averaged weights too, e.g. 0.9999",
     )
+    add("--nonfinite-limit", MACHINE, "plan", type=count, default=10, help="give up after so many bad steps in a row")
 
 
 def _gate_flags(add) -> None:
     objective = "clip-text and clip-caption: plain CLIP on one of the texts, no gates"
     add("--objective", RECIPE, "loss", choices=list(OBJECTIVES), default="alip", help=objective)
-    add("--gamma-sample", RECIPE, "loss", **_FLOAT, help="sharpness of W^s")
-    add("--gamma-pair", RECIPE, "loss", **_FLOAT, help="sharpness of W^t and W^c")
-    add("--history-momentum", RECIPE, "loss", **_FLOAT, help="of the gates' history")
+    add("--gamma-sample", RECIPE, "loss", **_NOT_NEGATIVE, help="sharpness of W^s")
+    add("--gamma-pair", RECIPE, "loss", **_NOT_NEGATIVE, help="sharpness of W^t and W^c")
+    add("--history-momentum", RECIPE, "loss", **_FRACTION, help="of the gates' history")
     add("--history-init", RECIPE, "loss", type=_similarity, metavar="X|first-batch", help="where the history starts")
     off = {**_SWITCH, "convert": operator.not_}
     add("--no-sample-weight", RECIPE, "loss.use_sample_weight", **off, help="W^s = 1")
     add("--no-text-weight", RECIPE, "loss.use_text_weight", **off, help="W^t = 1")
     add("--no-caption-weight", RECIPE, "loss.use_caption_weight", **off, help="W^c = 1")
-    add("--loss-chunk-size", NUMERICS, "loss.chunk_size", type=positive, help="rows of logits at a time")
+    add("--loss-chunk-size", NUMERICS, "loss.chunk_size", type=count, help="rows of logits at a time")
     column = "metadata column, true where the raw text does not match the image: reports the gates' AUC per epoch"
     add("--mismatch-column", MACHINE, "state", metavar="COLUMN", help=column)
 
 
 def _augmentation_flags(add) -> None:
-    pair: dict[str, Any] = {"type": float, "nargs": 2, "metavar": ("LO", "HI"), "action": _StoreTuple}
+    pair: dict[str, Any] = {"type": number(), "nargs": 2, "metavar": ("LO", "HI"), "action": _StoreTuple}
     add("--crop-area", RECIPE, "augmentation.area", **pair, help="of the random crop, as a fraction of the image")
     add("--crop-aspect", RECIPE, "augmentation.aspect", **pair, help="width / height of the random crop")
-    add("--flip", RECIPE, "augmentation", **_FLOAT, help="probability of a mirror image")
-    add("--rotation", RECIPE, "augmentation", **_FLOAT, default=0.0, help="largest angle, in degrees")
+    add("--flip", RECIPE, "augmentation", **_FRACTION, help="probability of a mirror image")
+    add("--rotation", RECIPE, "augmentation", **_NOT_NEGATIVE, default=0.0, help="largest angle, in degrees")
     add(
         "--shift",
         RECIPE,
         "augmentation",
-        **_FLOAT,
+        **_NOT_NEGATIVE,
         default=0.0,
         help="largest shift on white, as a fraction of the side",
     )
     add("--zoom", RECIPE, "augmentation", **pair, default=(1.0, 1.0), help="scale on a white canvas")
-    add("--brightness", RECIPE, "augmentation", **_FLOAT, default=0.0, help="largest change, as a fraction")
-    add("--contrast", RECIPE, "augmentation", **_FLOAT, default=0.0, help="largest change, as a fraction")
+    add("--brightness", RECIPE, "augmentation", **_NOT_NEGATIVE, default=0.0, help="largest change, as a fraction")
+    add("--contrast", RECIPE, "augmentation", **_NOT_NEGATIVE, default=0.0, help="largest change, as a fraction")
 
 
 def _machine_flags(add) -> None:
@@ -239,8 +256,21 @@ def _machine_flags(add) -> None:
     scopes = "divide parameters, gradients and moments over all ranks, or over those of each machine"
     add("--fsdp", NUMERICS, choices=SCOPES, help=scopes)
     add("--deterministic", NUMERICS, **_SWITCH, help="deterministic kernels only (slower on a GPU)")
-    add("--cpu-threads", MACHINE, type=int, default=0, help="threads per rank on a CPU; 0: equal parts of the cores")
-    add("--dist-timeout", MACHINE, **_FLOAT, default=10.0, metavar="MINUTES", help="a rank silent for so long is lost")
+    add(
+        "--cpu-threads",
+        MACHINE,
+        type=whole(0, MOST_WORKERS),
+        default=0,
+        help="threads per rank on a CPU; 0: equal parts of the cores",
+    )
+    add(
+        "--dist-timeout",
+        MACHINE,
+        **_POSITIVE,
+        default=10.0,
+        metavar="MINUTES",
+        help="a rank silent for so long is lost",
+    )
 
 
 def _logging_flags(add) -> None:
@@ -249,7 +279,7 @@ def _logging_flags(add) -> None:
         "--log-every-n-steps --log-every",
         MACHINE,
         "plan.log_every",
-        type=positive,
+        type=count,
         default=50,
         help="steps per log line",
     )
@@ -259,19 +289,19 @@ def _logging_flags(add) -> None:
     add("--wandb", MACHINE, "run", metavar="PROJECT", help="report to Weights & Biases too, into this project")
     add("--save-every", MACHINE, "plan", default="1000", metavar=interval, help="besides every epoch's end; 0: none")
     add("--save-most-recent", MACHINE, **_SWITCH, help="always so: the newest checkpoint is kept")
-    add("--keep", MACHINE, "run", type=positive, default=2, metavar="N", help="newest checkpoints to keep")
+    add("--keep", MACHINE, "run", type=count, default=2, metavar="N", help="newest checkpoints to keep")
     every = "keep every K-th epoch's too; 0: none"
     add("--keep-epochs --save-frequency", MACHINE, "run", type=natural, default=0, metavar="K", help=every)
     add("--delete-previous-checkpoint", MACHINE, **_SWITCH, help="--keep 1 --keep-epochs 0")
     add("--eval-every", MACHINE, "plan", metavar=interval, help="a bare number counts epochs; default 1")
-    add("--val-frequency", MACHINE, type=int, metavar="EPOCHS", help="--eval-every in epochs")
-    add("--zeroshot-frequency", MACHINE, type=int, metavar="EPOCHS", help="--eval-every in epochs")
+    add("--val-frequency", MACHINE, type=natural, metavar="EPOCHS", help="--eval-every in epochs")
+    add("--zeroshot-frequency", MACHINE, type=natural, metavar="EPOCHS", help="--eval-every in epochs")
     several: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "DATASET"}
     add("--eval-retrieval", MACHINE, "evaluations.retrieval", **several, help="names or caption files")
     add("--eval-zeroshot", MACHINE, "evaluations.zeroshot", **several, help="names or folders of classes")
     add("--eval-probe", MACHINE, "evaluations.probe", **several, help="linear probe; datasets with training images")
     add("--eval-few-shot", MACHINE, "evaluations.few_shot", **several, help="probes on 1, 4 and 16 images per class")
-    add("--eval-batch-size", MACHINE, "evaluations.batch_size", type=positive, default=256, help="of evaluations")
+    add("--eval-batch-size", MACHINE, "evaluations.batch_size", type=count, default=256, help="of evaluations")
     folder = "ImageNet's validation images, one folder per class: zero-shot"
     add("--imagenet-val", MACHINE, "evaluations", metavar="DIR", help=folder)
     add("--data-root", MACHINE, "evaluations", metavar="DIR", help="folder of the evaluation datasets")
@@ -300,27 +330,11 @@ class StoreOptions(argparse.Action):
         setattr(namespace, self.dest, options)
 
 
-def positive(text: str) -> int:
-    """A count of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-def positive_or_auto(text: str) -> int | str:
+def count_or_auto(text: str) -> int | str:
     """A count of at least 1, or "auto"."""
-    return text if text == "auto" else positive(text)
-
-
-def natural(text: str) -> int:
-    """A whole number from 0 on."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
-    return value
+    return text if text == "auto" else count(text)
 
 
 def _similarity(text: str) -> float | None:
     """first-batch is None: the history starts at the first batch's own means."""
-    return None if text == "first-batch" else float(text)
+    return None if text == "first-batch" else number(-1, 1)(text)

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import torch.distributed.launcher.api as launcher
 import torch.distributed.run as torchrun
@@ -23,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
-from alip.errors import MISTAKES, run_command
+from alip.errors import MISTAKES, UserError, run_command
 from alip.train.arguments import parse_arguments
 from alip.train.preflight import check_command
 
@@ -48,10 +49,16 @@ def main() -> int:
     """Checks the command of `train.py` once, then starts the ranks as torchrun does; returns the exit status."""
     words = sys.argv[1:]
     only_check = words[:1] == ["--check-only"]
-    launch = torchrun.get_args_parser().parse_args(words[1:] if only_check else words)
+    parser = torchrun.get_args_parser()
+    parser.error = _refuse
+    launch = parser.parse_args(words[1:] if only_check else words)
     if Path(launch.training_script).name == "train.py":
         check_command(parse_arguments(launch.training_script_args), _world_size(launch))
     return 0 if only_check else _run(launch)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message} (all flags: python -m alip.train.launch --help)")
 
 
 def _world_size(launch) -> int:

@@ -163,6 +163,8 @@ def _keep_until(path: Path, step: int) -> None:
     """Drops the lines of later steps, and what is no whole line of a log."""
     if not path.exists():
         return
+    if not path.is_file():
+        raise UserError(f"{path}: is not a regular file; remove it")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept = [line for line in lines if _step_of(line) <= step]
     if len(kept) == len(lines):

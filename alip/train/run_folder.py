@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 
 from alip.distributed import World
-from alip.files import write_json
+from alip.errors import UserError
+from alip.files import read_json, write_json
 from alip.remote.urls import redact_all
 from alip.train.accumulate import uses_batch_statistics
 from alip.train.checkpoints import CheckpointFolder
@@ -150,10 +150,23 @@ def write_run(
         "git_revision": git_revision(),
         "machine": machine(),
     }
-    starts = json.loads(path.read_text())["starts"] if resumed_at is not None and path.exists() else []
+    starts = _earlier_starts(path, notes) if resumed_at is not None and path.exists() else []
     content = {**now, "data": fingerprint["data"], "recipe": fingerprint["recipe"], "starts": [*starts, now]}
     write_json(path, content, default=str)
     write_json(folder / "model.json", fingerprint["model"])
+
+
+def _earlier_starts(path: Path, notes: list[str]) -> list[Any]:
+    """The starts that a run.json lists; a damaged one is no reason not to resume, and is noted in the new one."""
+    try:
+        starts = read_json(path).get("starts")
+        if isinstance(starts, list):
+            return starts
+        problem = f"{path}: has no list of starts"
+    except UserError as error:
+        problem = str(error)
+    notes.append(f"the earlier starts of this run are lost: {problem}")
+    return []
 
 
 def versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 from alip import distributed
 from alip import plot_style as style
 from alip.checkpoint.load import load_model
+from alip.command import CommandParser
 from alip.errors import run_command
 from alip.eval.datasets import open_retrieval
 from alip.eval.features import Encoding
@@ -56,7 +57,7 @@ def _show(cell, image, right: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="ALIP's run folder")
     parser.add_argument("--clip", type=Path, required=True, help="run folder of CLIP on the raw texts")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds demo/eval")

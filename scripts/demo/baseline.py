@@ -13,13 +13,14 @@ from pathlib import Path
 from classes import CLASSES
 from unpack import SPLITS, read_split
 
+from alip.command import CommandParser
 from alip.errors import run_command
 from alip.eval.baseline import pixel_classification, pixel_retrieval
 from alip.eval.datasets import open_classification, open_retrieval
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds demo/eval")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write: {dataset: {metric: percent}}")
     arguments = parser.parse_args()

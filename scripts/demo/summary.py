@@ -12,6 +12,7 @@ from pathlib import Path
 from classes import CLASSES
 from unpack import SPLITS
 
+from alip.command import CommandParser
 from alip.errors import UserError, run_command
 from alip.eval import results
 
@@ -63,7 +64,7 @@ def _row(title: str, values: list[float], accuracy: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="ALIP's run folder")
     parser.add_argument("--clip", type=Path, required=True, help="run folder of CLIP on the raw texts")
     arguments = parser.parse_args()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -29,104 +28,13 @@ from alip.eval.plots import training
 from alip.eval.release import ImageNetTransform
 from alip.tokens import tokenize
 from tests.fuzz import OK, Target
+from tests.fuzz.mutations import damage, json_bytes
 from tests.helpers import archives
-
-ODD_VALUES: list[Any] = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    3.5,
-    1e308,
-    float("nan"),
-    10**30,
-    "",
-    " \n",
-    "\x00",
-    "\ud800",
-    "../" * 30 + "etc/passwd",
-    "x" * 5000,
-    "a{}b{}",
-    "{0}",
-    "$_{",
-    [],
-    {},
-    [[]],
-    [None],
-    ["", 3],
-    {"image": 3},
-    {"": {}},
-]
-ODD_TEXTS = ["", "{", "[]", "{}", "null", "3", '"x"', "[" * 100_000, '{"a":' * 50_000, "\ufeff{}", "NaN", "{}\n{}\n"]
-
-
-def mutate_json(rng: random.Random, value: Any) -> Any:
-    """A copy with one to three changes at random places."""
-    value = copy.deepcopy(value)
-    for _ in range(rng.randint(1, 3)):
-        holder, key = rng.choice(list(_places(value)) or [(None, None)])
-        if holder is None:
-            return rng.choice(ODD_VALUES)
-        action = rng.randrange(6)
-        if action <= 2:
-            holder[key] = copy.deepcopy(rng.choice(ODD_VALUES))
-        elif action == 3:
-            del holder[key]
-        elif action == 4 and isinstance(holder, list):
-            holder.append(copy.deepcopy(holder[key]))
-        elif isinstance(holder, dict):
-            holder[str(rng.choice(["images", "caption", "id", "x", ""]))] = holder.pop(key)
-        else:
-            holder[key] = [copy.deepcopy(holder[key])]
-    return value
-
-
-def _places(value: Any):
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in list(items):
-        yield value, key
-        yield from _places(inner)
-
-
-def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Cut, emptied, with changed, missing, repeated or foreign bytes."""
-    data = bytearray(data)
-    at = rng.randrange(len(data) + 1)
-    size = rng.choice((1, 2, 8, 100, 4096))
-    action = rng.randrange(7)
-    if action == 0:
-        del data[at:]
-    elif action == 1:
-        del data[at : at + size]
-    elif action == 2:
-        data[at:at] = rng.randbytes(size)
-    elif action == 3:
-        data[at : at + size] = rng.randbytes(min(size, len(data) - at))
-    elif action == 4:
-        data[at : at + size] = bytes(min(size, len(data) - at))
-    elif action == 5:
-        data[at:at] = data[at : at + size]
-    else:
-        return rng.choice((b"", b"\x00" * 64, b"{}", b"\xff\xfe{\x00}\x00", rng.randbytes(300)))
-    return bytes(data)
 
 
 def write_mutated(rng: random.Random, path: Path, value: Any, lines: bool = False) -> None:
-    """The value as JSON (or JSON lines), mutated in its structure, its bytes, both, or replaced."""
-    chance = rng.random()
-    if chance < 0.7:
-        value = mutate_json(rng, value)
-    if lines and isinstance(value, list):
-        text = "\n".join(json.dumps(row) for row in value)
-    else:
-        text = json.dumps(value)
-    data = text.encode()
-    if chance > 0.55:
-        data = mutate_bytes(rng, data)
-    if chance > 0.95:
-        data = rng.choice(ODD_TEXTS).encode("utf-8", "surrogatepass")
-    path.write_bytes(data)
+    """The value as JSON (or JSON lines), mutated."""
+    path.write_bytes(json_bytes(rng, value, lines))
 
 
 def small_image(path: Path, rng: random.Random) -> None:
@@ -300,7 +208,7 @@ def make_archive(rng: random.Random, folder: Path) -> Callable[[], object]:
     path.unlink()  # the other links keep the archive as it is
     action = rng.random()
     if action < 0.75:
-        path.write_bytes(mutate_bytes(rng, data))
+        path.write_bytes(damage(rng, data))
     elif action < 0.85:
         others = [other for other in files[:5] + lists[:5] if other != path]
         path.write_bytes(rng.choice(others).read_bytes())
@@ -340,7 +248,7 @@ def make_image(rng: random.Random, folder: Path) -> Callable[[], object]:
     path = folder / f"x.{form.lower()}"
     size = rng.choice(((9, 8), (1, 300), (300, 1), (40, 30)))
     Image.effect_noise(size, 90).convert(mode).save(path, form)
-    path.write_bytes(mutate_bytes(rng, path.read_bytes()))
+    path.write_bytes(damage(rng, path.read_bytes()))
 
     def run() -> None:
         read_all(ImageFiles([path]))

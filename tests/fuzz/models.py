@@ -19,6 +19,7 @@ from alip.checkpoint import atomic_save, export, load_model, read_weights
 from alip.model import config_schema, create_model
 from alip.model.weights import weights_hash
 from tests.fuzz import Target
+from tests.fuzz.mutations import damage, json_bytes, mutated_json, odd_value
 
 _MEMORY = 400 << 20  # what the machine is said to have: models above it must be refused before they are built
 VIT = {
@@ -86,80 +87,6 @@ def _exported() -> dict[str, dict[str, bytes]]:
     return found
 
 
-# Mutations of JSON: values of every type and size at any key.
-
-
-def _odd_value(generator: random.Random) -> Any:
-    return generator.choice(
-        [
-            *(None, True, False, 0, -1, 1, 2, 3, 7, 16, 49407, 10**5, 10**9, 10**12, 10**400, 2.5, -0.5, 0.0, 1e308),
-            *("", "x", "12", "none", "x" * 5000, "../../etc/passwd", "\ud800", "a\nb", "hf-hub:a/b"),
-            *([], [1], [1, 2], [1, 2, 3], [None] * 3, [[]], {}, {"eps": "x"}, {"a": {"b": [1]}}, ["a"] * 1000),
-            *(float("nan"), float("inf")),
-        ]
-    )
-
-
-def _containers(value: Any) -> list[Any]:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    here = [value] if isinstance(value, (dict, list)) else []
-    return here + [container for item in inner for container in _containers(item)]
-
-
-def mutate_json(value: Any, generator: random.Random) -> Any:
-    """A copy with one to three keys removed, renamed, added or given other values."""
-    value = copy.deepcopy(value)
-    for _ in range(generator.choice([1, 1, 1, 2, 3])):
-        places = [place for place in _containers(value) if place]
-        if not places:
-            return _odd_value(generator)
-        place = generator.choice(places)
-        key = generator.choice(list(place) if isinstance(place, dict) else range(len(place)))
-        action = generator.randrange(10)
-        if action == 0:
-            del place[key]
-        elif action == 1 and isinstance(place, dict):
-            place[key + generator.choice(["s", " ", "_x"])] = place.pop(key)
-        elif action == 2 and isinstance(place, dict):
-            place[generator.choice(["extra", "layers", "width", "cast_dtype", "timm_model_name", "hf_model_name"])] = (
-                _odd_value(generator)
-            )
-        elif action == 3 and isinstance(place[key], (int, float)) and not isinstance(place[key], bool):
-            place[key] = generator.choice(
-                [place[key] * 2, place[key] + 1, -place[key], place[key] // 2, place[key] * 1e6]
-            )
-        else:
-            place[key] = _odd_value(generator)
-    return value if generator.random() > 0.02 else _odd_value(generator)
-
-
-def _json_bytes(value: Any, generator: random.Random) -> bytes:
-    content = json.dumps(value).encode("utf-8", "surrogatepass")
-    return mutate_bytes(content, generator) if generator.random() < 0.1 else content
-
-
-def mutate_bytes(content: bytes, generator: random.Random) -> bytes:
-    """Bytes flipped, cut, repeated, overwritten or inserted; once or a few times."""
-    data = bytearray(content)
-    for _ in range(generator.choice([1, 1, 2, 8])):
-        at = generator.randrange(max(1, len(data)))
-        size = min(generator.choice([1, 2, 4, 8, 64, 4096]), max(1, len(data) - at))
-        action = generator.randrange(6)
-        if action == 0 and data:
-            data[at] ^= 1 << generator.randrange(8)
-        elif action == 1:
-            del data[at : at + size]
-        elif action == 2:
-            data[at:at] = data[at : at + size]
-        elif action == 3:
-            data[at : at + size] = generator.randbytes(size)
-        elif action == 4:
-            data[at : at + size] = bytes(size)
-        else:
-            del data[at:]
-    return bytes(data)
-
-
 # What reads them.
 
 
@@ -200,7 +127,7 @@ def _configuration(generator: random.Random, folder: Path) -> Callable[[], objec
     base = generator.choice([VIT, CUSTOM, RESNET, TIMM])
     whole = {"model_cfg": base, "preprocess_cfg": PREPROCESS} if generator.random() < 0.5 else base
     path = folder / "model.json"
-    path.write_bytes(_json_bytes(mutate_json(whole, generator), generator))
+    path.write_bytes(json_bytes(generator, whole))
     return _quietly(partial(_build, path))
 
 
@@ -209,7 +136,7 @@ def _folder_with_faults(form: str, names: tuple[str, ...], generator: random.Ran
     faulty = generator.choice(names)
     for name, content in files.items():
         if name == faulty:
-            content = _json_bytes(mutate_json(json.loads(content), generator), generator)
+            content = json_bytes(generator, json.loads(content))
         (folder / name).write_bytes(content)
     return folder
 
@@ -229,9 +156,9 @@ def _shards(generator: random.Random, folder: Path) -> Callable[[], object]:
         part = dict(list(state.items())[number::2])
         save_file({key: value.contiguous() for key, value in part.items()}, folder / name)
         weight_map |= dict.fromkeys(part, name)
-    index = mutate_json({"metadata": {"total_size": 1}, "weight_map": weight_map}, generator)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     path = folder / "open_clip_model.safetensors.index.json"
-    path.write_bytes(_json_bytes(index, generator))
+    path.write_bytes(json_bytes(generator, index))
     return _quietly(partial(_same_as_saved, folder))
 
 
@@ -308,9 +235,9 @@ def _weights_content(generator: random.Random, folder: Path) -> Callable[[], obj
         if form == 3 and generator.random() < 0.7:
             key = generator.choice([key for key in checkpoint if key != "format"])
             if key == "model_config" and generator.random() < 0.7:
-                content[key] = mutate_json(content[key], generator)
+                content[key] = mutated_json(generator, content[key])
             else:
-                content[key] = generator.choice([_odd_value(generator), [state], {}, {"a": 1}, _odd_state(generator)])
+                content[key] = generator.choice([odd_value(generator), [state], {}, {"a": 1}, _odd_state(generator)])
         path = folder / generator.choice(["w.pt", "w.pth", "pytorch_model.bin"])
         torch.save(content, path, _use_new_zipfile_serialization=generator.random() > 0.1)
     name = generator.choice([None, VIT])
@@ -323,18 +250,18 @@ def _weights_bytes(suffix: str, generator: random.Random, folder: Path) -> Calla
     state = _model().state_dict()
     if suffix == ".pt":
         atomic_save(state, path)
-        path.write_bytes(mutate_bytes(path.read_bytes(), generator))
+        path.write_bytes(damage(generator, path.read_bytes()))
         return _quietly(partial(_same_as_saved, path))
     save_file({name: value.contiguous() for name, value in state.items()}, path)
     content = path.read_bytes()
     if generator.random() < 0.8:  # the header: length, then JSON
         size = 8 + int.from_bytes(content[:8], "little")
         header = json.loads(content[8:size])
-        text = json.dumps(mutate_json(header, generator)).encode("utf-8", "surrogatepass")
+        text = json.dumps(mutated_json(generator, header)).encode("utf-8", "surrogatepass")
         length = len(text).to_bytes(8, "little") if generator.random() < 0.9 else generator.randbytes(8)
         path.write_bytes(length + text + content[size:])
     else:
-        path.write_bytes(mutate_bytes(content, generator))
+        path.write_bytes(damage(generator, content))
     return _quietly(lambda: _use(load_model(path, VIT)))
 
 
@@ -368,14 +295,14 @@ def _torchscript(generator: random.Random, folder: Path) -> Callable[[], object]
     content, state = _archive()
     path = folder / "a.pt"
     if generator.random() < 0.4:
-        path.write_bytes(mutate_bytes(content, generator))
+        path.write_bytes(damage(generator, content))
         return lambda: _same_tensors(path, state)
     original = folder / "original"
     original.write_bytes(content)
     with zipfile.ZipFile(original) as source, zipfile.ZipFile(path, "w") as target:
         for name in source.namelist():
             data = source.read(name)
-            target.writestr(name, mutate_bytes(data, generator) if name.endswith("/data.pkl") else data)
+            target.writestr(name, damage(generator, data) if name.endswith("/data.pkl") else data)
     original.unlink()
     return lambda: read_weights(path)
 
@@ -403,7 +330,7 @@ def _run_metadata(generator: random.Random, folder: Path) -> Callable[[], object
     faulty = generator.choice(list(files))
     (run / "results").mkdir()
     for name, value in files.items():
-        (run / name).write_bytes(_json_bytes(mutate_json(value, generator), generator) if name == faulty else
+        (run / name).write_bytes(json_bytes(generator, value) if name == faulty else
                                  json.dumps(value).encode())  # fmt: skip
 
     def run_case() -> None:

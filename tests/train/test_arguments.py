@@ -205,7 +205,7 @@ def test_logs_and_name_are_the_output_folder():
         (["--dataset-type", "synthetic", "--output", "y"], "needs --train-num-samples N"),
         ([*NEEDED, "--dataset-type", "synthetic"], "neither --train-data"),
         ([*NEEDED, "--delete-previous-checkpoint", "--save-frequency", "1"], "leave --save-frequency"),
-        ([*NEEDED, "--flip", "2"], "--flip must be between 0 and 1"),
+        ([*NEEDED, "--flip", "2"], "--flip: should be from 0 to 1"),
     ],
 )
 def test_mistakes_are_one_line(words, message):

@@ -39,7 +39,7 @@ def ended(process, seconds=90):
 
 @pytest.mark.slow
 def test_killed_at_random_steps(flags, tmp_path):
-    """SIGKILL, somewhere in a step; tests/soak_resume.py does this any number of times."""
+    """SIGKILL, somewhere in a step; tests/soak_kill.py does this any number of times."""
     generator = random.Random(7)
     options = [*flags, "--reader", "dali", "--epochs", "6", "--save-every", "5", "--log-every", "3"]
     assert train_here(*options, "--output", tmp_path / "whole") == 0

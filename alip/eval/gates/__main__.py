@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alip import distributed
+from alip import command, distributed
 from alip.data.score_table import LABELS, ScoreTable
 from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError, run_command
@@ -26,22 +26,28 @@ from alip.files import write_json
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = command.CommandParser(
         prog="python -m alip.eval.gates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--checkpoint", nargs="+", action="extend", required=True, help="run folders or checkpoint files of train.py")
-    add("--average", type=int, default=8, metavar="N", help="of a run folder: mean over N checkpoints (8); 1: newest")
+    add(
+        "--average",
+        type=command.count,
+        default=8,
+        metavar="N",
+        help="of a run folder: mean over N checkpoints (8); 1: newest",
+    )
     add("--data", required=True, metavar="DIR/NAME", help="shards")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the table, the summary and the page")
     add("--mismatch-column", metavar="COLUMN", help="JSON field of the sources, true where the raw text is mismatched")
     add("--caption-mismatch-column", metavar="COLUMN", help="the same for the caption")
     for name, what in (("sample", "γ_s"), ("pair", "γ_p")):
-        add(f"--gamma-{name}", type=float, help=f"{what}; default: the run's own")
+        add(f"--gamma-{name}", type=command.number(), help=f"{what}; default: the run's own")
     for name, what in (("sample", "W^s"), ("text", "W^t"), ("caption", "W^c")):
         add(f"--{name}-weight", action=argparse.BooleanOptionalAction, help=f"use {what}; default: as the run did")
-    add("--batch-size", type=int, default=256)
-    add("--workers", type=int, default=2, help="decoding threads per rank")
+    add("--batch-size", type=command.count, default=256)
+    add("--workers", type=command.whole(1, command.MOST_WORKERS), default=2, help="decoding threads per rank")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args()
@@ -52,9 +58,6 @@ def main() -> None:
     args = parse_arguments()
     if args.output.suffix == ".parquet" or args.output.is_file():
         raise UserError(f"--output {args.output}: give a folder; the table becomes gates.parquet in it")
-    for flag in ("average", "batch_size", "workers"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
     world = distributed.start(args.device, timeout_minutes=60)
     try:
         manifest = load_manifest(args.data)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alip import plot_style as style
+from alip.command import CommandParser
 from alip.data.shards import load_manifest
 from alip.errors import UserError, run_command
 from alip.eval.gates.labels import matched_auc, read_mismatch_labels
@@ -23,7 +24,9 @@ _SCORES = ("text_caption_similarity", "sample_text_weight")
 
 def main(argv: list[str] | None = None) -> int:
     """Plots the curves, and the gates if there are scores."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(
+        prog="python -m alip.eval.plots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True, help="folder of a run of train.py")
     parser.add_argument("--scores", type=Path, help="table of `python -m alip.eval.gates`")
     parser.add_argument("--data", help="the shards that were scored, DIR/NAME")
@@ -32,13 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     folder = args.output or args.run / "plots"
 
+    if args.scores and not (args.data and args.mismatch_column):
+        raise UserError("--scores needs --data and --mismatch-column too, to tell matched from mismatched raw texts")
     training.read_metrics(args.run, "train")  # what is wrong with the input is the user's to know, not a warning
     written = style.plot_or_warn(lambda path: training.curves(args.run, path), folder / "curves")
     if args.scores:
-        if not (args.data and args.mismatch_column):
-            raise UserError(
-                "--scores needs --data and --mismatch-column too, to tell matched from mismatched raw texts"
-            )
         labels = read_mismatch_labels(load_manifest(args.data), args.mismatch_column)
         scores = _read_scores(args.scores, len(labels))
         aucs = {name: matched_auc(values, labels) for name, values in scores.items()}

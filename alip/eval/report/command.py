@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alip.command import CommandParser
 from alip.errors import UserError
 from alip.eval import results
 from alip.eval.report import document, training_page
@@ -19,7 +21,7 @@ _EPILOG = """examples:
 
 def main(argv: list[str] | None = None, show: Callable[[str], None] = print) -> int:
     """Prints in the format asked for; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m alip.eval.report",
         description="Compares evaluated runs: tables beside the published numbers, tests, plots, a page of training.",
         epilog=_EPILOG,
@@ -93,7 +95,7 @@ def _with_first(groups: dict[str, list[str]], name: str) -> dict[str, list[str]]
 
 def _names(paths: Sequence[str]) -> list[str]:
     """A short name for each run: the folder's, with as many parents as it takes to tell them apart."""
-    parts = [[part for part in Path(path).resolve().parts if part != "results"] for path in paths]
+    parts = [[part for part in Path(os.path.abspath(path)).parts if part != "results"] for path in paths]
     longest = max(len(part) for part in parts)
     for depth in range(1, longest + 1):
         names = ["/".join(part[-depth:]) for part in parts]

@@ -1,0 +1,70 @@
+"""Command lines: mistakes in one line, and checked values for flags. Every command's parser is a `CommandParser`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+from alip.errors import UserError
+
+MOST_WORKERS = 1024  # processes or threads of one rank: more is a slip of the keyboard, and stops the machine
+LARGEST_SEED = 2**63 - 1
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse, with a mistake as a `UserError` of one line instead of the usage and a line."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            # argparse takes the value of `--flag=--` away, and leaves an empty list (Python 3.10 to 3.12).
+            if action.nargs is None and getattr(found, action.dest, None) == [] != action.default:
+                self.error(f"argument {'/'.join(action.option_strings)}: expected one argument")
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(
+            f"{message.removeprefix('argument ')} (all flags: python {self.prog.removeprefix('python ')} --help)"
+        )
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A flag's type: a whole number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"should be a whole number, not {text[:80]!r}") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"should be from {least} to {most}, not {text[:80]}")
+        return value
+
+    return parse
+
+
+def number(least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+    """A flag's type: a finite number from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"should be a number, not {text[:80]!r}") from None
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"should be a finite number, not {text[:80]}")
+        if not least <= value <= most:
+            limits = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"should be {limits}, not {text[:80]}")
+        return value
+
+    return parse
+
+
+count = whole(1, 2**31 - 1)  # of samples, steps, images …
+natural = whole(0, 2**31 - 1)
+workers = whole(0, MOST_WORKERS)
+seed = whole(0, LARGEST_SEED)
+positive_number = number(1e-300)
