@@ -298,7 +298,7 @@ def _is_whole(line: dict[str, Any]) -> bool:
 
 
 def _is_digest(text: str) -> bool:
-    return not text or (len(text) == 16 and all(letter in "0123456789abcdef" for letter in text))
+    return len(text) <= 16 and all(letter in "0123456789abcdef" for letter in text)
 
 
 def to_line(line: dict[str, Any]) -> str:
