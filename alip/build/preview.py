@@ -29,7 +29,7 @@ def show(data: str | os.PathLike, count: int, seed: int = 0) -> int:
     columns = min(_COLUMNS, len(chosen))
     rows = math.ceil(len(chosen) / columns)
     path = manifest.folder / f"{manifest.name}-samples"
-    with style.figure(path, style.PAGE, 2.7 * rows) as figure:
+    with style.figure(path, style.PAGE, (2.7 if manifest.captions_per_image == 1 else 3.3) * rows) as figure:
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis in axes.flat:
             axis.axis("off")

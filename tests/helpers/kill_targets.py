@@ -101,6 +101,25 @@ def build_shuffled(work: Path, samples: int, workers: int) -> Job:
     return build(work, samples, workers, "--shuffle", "5")
 
 
+def build_captions(work: Path, samples: int, workers: int, *more: str) -> Job:
+    """data2rec.py with up to four captions per image, from two captions files, their sentences among them."""
+    from tests.helpers.shards import make_captioned_tars
+
+    tars, captions, other = work / "captioned", work / "captioned-captions.jsonl", work / "other.tsv"
+    if not other.exists():
+        make_captioned_tars(tars, samples, 3)
+        lines = [f"{number:07d}\tAnother caption of {number}. It has two sentences.\n" for number in range(samples)]
+        other.write_text("".join(lines))
+    flags = ["--input", tars, "--workers", workers, "--samples-per-shard", max(5, samples // 20)]
+    flags += ["--captions", captions, other, "--captions-per-image", 4, "--caption-sentences", "with-whole"]
+    return Job(command("data2rec", *flags, "--quiet", *more, output="set"), _keys)
+
+
+def build_captions_shuffled(work: Path, samples: int, workers: int) -> Job:
+    """The same with an external shuffle."""
+    return build_captions(work, samples, workers, "--shuffle", "5")
+
+
 def merge(work: Path, samples: int, workers: int) -> Job:
     """data2rec.py --merge of two input shards."""
     shards = work / "shards"
@@ -328,6 +347,8 @@ def export(work: Path, samples: int, workers: int) -> Job:
 TARGETS: dict[str, Callable[[Path, int, int], Job]] = {
     "build": build,
     "build-shuffled": build_shuffled,
+    "build-captions": build_captions,
+    "build-captions-shuffled": build_captions_shuffled,
     "merge": merge,
     "select": select,
     "caption": caption,
