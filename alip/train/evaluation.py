@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from alip.distributed import World
+from alip.errors import UserError
 from alip.model import create_model
 from alip.train.ema import EMA
 from alip.train.randomness import same_randomness_after
@@ -41,6 +42,7 @@ def create_evaluations(
     zeroshot: Sequence[str],
     probe: Sequence[str] = (),
     few_shot: Sequence[str] = (),
+    suite: str | None = None,
     *,
     data_root: str | None,
     world: World,
@@ -51,31 +53,47 @@ def create_evaluations(
 ) -> list[Evaluation]:
     """The datasets of the --eval-… flags, opened now, so that a wrong name fails at the start.
 
-    probe, few_shot: datasets with training images. imagenet_val: the folder of --imagenet-val. The numbers are those
-    of the commands: the same functions measure both.
+    retrieval: datasets of texts, those of a choice between texts too. probe, few_shot: datasets with training images.
+    suite: its name; the tasks that are there. imagenet_val: the folder of --imagenet-val. The numbers are those of the
+    commands: the same functions measure both.
     """
     # Most runs of train.py evaluate nothing, and these take a second to import.
     from alip.eval import datasets
     from alip.eval.features import Encoding
     from alip.eval.probe import measure_probe, training_images
-    from alip.eval.retrieval import measure_retrieval
-    from alip.eval.zeroshot import measure_zeroshot
+    from alip.eval.suite_tasks import SUITES
+    from alip.eval.suites import open_suite
 
     encoding = Encoding(world, batch_size, workers, precision, progress=False)
-    evaluations = [
-        _evaluation("retrieval", datasets.open_retrieval(name, data_root=data_root), measure_retrieval, encoding)
-        for name in retrieval
-    ]
-    classifications = [datasets.open_classification(name, data_root=data_root) for name in zeroshot]
+    found = [datasets.open_texts(name, data_root) for name in retrieval]
+    found += [datasets.open_classification(name, data_root=data_root) for name in zeroshot]
     if imagenet_val is not None:
-        classifications.append(datasets.open_imagenet(imagenet_val))
-    evaluations += [_evaluation("zeroshot", opened, measure_zeroshot, encoding) for opened in classifications]
+        found.append(datasets.open_imagenet(imagenet_val))
+    if suite is not None:
+        if suite not in SUITES:
+            raise UserError(f"--eval-suite {suite}: no such suite; there are {', '.join(SUITES)}")
+        found += [opened for _, opened in open_suite(suite, data_root or "data").datasets]
+    evaluations = [_plain_evaluation(opened, encoding) for opened in found]
     for task, names, measure in (("probe", probe, measure_probe), ("few-shot", few_shot, _measure_few_shot)):
         for name in names:
             opened = datasets.open_classification(name, data_root=data_root)
             training_images(opened)
             evaluations.append(_evaluation(task, opened, measure, encoding))
     return evaluations
+
+
+def _plain_evaluation(dataset: Any, encoding: Any) -> Evaluation:
+    """The evaluation that a dataset has by its form."""
+    from alip.eval.classification import ClassificationDataset
+    from alip.eval.retrieval import measure_retrieval
+    from alip.eval.selection import SelectionDataset, measure_selection
+    from alip.eval.zeroshot import measure_zeroshot
+
+    if isinstance(dataset, ClassificationDataset):
+        return _evaluation("zeroshot", dataset, measure_zeroshot, encoding)
+    if isinstance(dataset, SelectionDataset):
+        return _evaluation("selection", dataset, measure_selection, encoding)
+    return _evaluation("retrieval", dataset, measure_retrieval, encoding)
 
 
 def _evaluation(task: str, dataset: Any, measure: Callable, encoding: Any) -> Evaluation:

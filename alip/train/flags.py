@@ -299,6 +299,7 @@ def _logging_flags(add) -> None:
     several: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "DATASET"}
     add("--eval-retrieval", MACHINE, "evaluations.retrieval", **several, help="names or caption files")
     add("--eval-zeroshot", MACHINE, "evaluations.zeroshot", **several, help="names or folders of classes")
+    add("--eval-suite", MACHINE, "evaluations.suite", metavar="NAME", help="tasks of a suite under --data-root")
     add("--eval-probe", MACHINE, "evaluations.probe", **several, help="linear probe; datasets with training images")
     add("--eval-few-shot", MACHINE, "evaluations.few_shot", **several, help="probes on 1, 4 and 16 images per class")
     add("--eval-batch-size", MACHINE, "evaluations.batch_size", type=count, default=256, help="of evaluations")

@@ -11,6 +11,7 @@ from alip.errors import UserError
 from alip.model import precision
 from alip.train.evaluation import EvaluationTime
 from tests.helpers.train_runs import ROOT, train_here
+from tests.helpers.wds import write_wds
 
 
 def entry_of(name):
@@ -119,3 +120,22 @@ def test_costly_evaluations_are_a_warning():
     )
     many = EvaluationTime({f"zeroshot/{i}": 10.0 for i in range(9)}, 100.0, "at the end")
     assert many.line().startswith("warning: evaluation took 90.0 s") and "and 4 more" in many.line()
+
+
+def test_a_suite_equals_the_command(flags, tmp_path):
+    """The tasks that are there, with the suite's own metrics."""
+    names = [f"thing {number}" for number in range(7)]
+    write_wds(tmp_path / "data" / "wds_vtab-pets_test", [number % 7 for number in range(21)], names)
+    write_wds(tmp_path / "data" / "wds_vtab-svhn_test", [number % 7 for number in range(21)], names, seed=1)
+    run = tmp_path / "run"
+    options = [*flags, "--precision", "fp32", "--epochs", "1", "--output", run, "--data-root", tmp_path / "data"]
+    assert train_here(*options, "--eval-suite", "vtab+") == 0
+    command = f"--checkpoint {run} --suite vtab+ --data-root {tmp_path / 'data'} --device cpu --workers 1 --no-plots"
+    assert eval_zeroshot.main([*command.split(), "--precision", "fp32", "--output", str(tmp_path / "out")]) == 1
+    entries = json.loads((tmp_path / "out" / "results.json").read_text())["entries"]
+    found = {line["dataset"]: line for line in lines_of(run, "eval")}
+    assert set(found) == {entry["dataset"] for entry in entries} and len(entries) == 2
+    for entry in entries:
+        assert {name: found[entry["dataset"]][name] for name in entry["numbers"]} == entry["numbers"]
+    with pytest.raises(UserError, match=r"no such suite; there are .*datacomp"):
+        train_here(*flags, "--eval-suite", "vtab", "--output", tmp_path / "other")
