@@ -6,7 +6,6 @@ Its schema metadata holds, under `alip-caption-scores`, a JSON object with the v
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alip.build.expression import Expression, column_types, evaluate_all, parse_condition
+from alip.build.text_hash import number
 from alip.errors import UserError
 
 METADATA_KEY = b"alip-caption-scores"
@@ -33,8 +33,7 @@ def scores_path(captions: str | Path) -> Path:
 
 def caption_number(key: str, caption: str) -> int:
     """A 64-bit hash of one caption of one image."""
-    text = f"{key}\0{caption}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    return number(f"{key}\0{caption}")
 
 
 class CaptionScores:
@@ -105,9 +104,9 @@ class KeptCaptions:
 
     def __call__(self, key: str, caption: str) -> bool:
         """Whether to keep a caption. UserError for one that has no scores."""
-        number = np.uint64(caption_number(key, caption))
-        position = int(np.searchsorted(self._numbers, number))
-        if position == len(self._numbers) or self._numbers[position] != number:
+        wanted = np.uint64(caption_number(key, caption))
+        position = int(np.searchsorted(self._numbers, wanted))
+        if position == len(self._numbers) or self._numbers[position] != wanted:
             raise UserError(
                 f"{self.path} has no scores for the caption {caption[:80]!r} of {key!r}: score the captions again "
                 "(`python -m alip.caption.score` scores what is new)"

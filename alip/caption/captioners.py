@@ -3,10 +3,15 @@
 A captioner is any object with a method `caption(batch) -> list[str]`, one string for each item. It may also have
 
 - `prepare(image) -> anything picklable`: runs in the worker processes on one RGB PIL image; `caption` then gets a list
-  of what `prepare` returned. Without it `caption` gets the PIL images, shrunk to at most 1024 pixels a side.
+  of what `prepare` returned. Without it `caption` gets the PIL images, shrunk to at most --max-side pixels a side.
 - `short_side`: JPEGs may be decoded at a smaller scale, as long as their short side stays at least this (pixels).
 - `reads`: "images" (the default), or "keys": then nothing is decoded, and `caption` gets the samples' keys.
 - `metadata`: a dict that is written beside the captions (the model's name, its revision).
+- `takes_seeds`: True: while words are sampled, `caption(batch, seeds)` gets a number below 2**63 for each item, and an
+  item's caption should depend on its own number only. Otherwise torch's generator is seeded for each batch.
+- `submit(content, seed) -> Future` and `ahead`: instead of batches, single images, `ahead` of them under way at a time;
+  the future's result has the attribute `text`.
+- `usage() -> dict of numbers`: totals of what it has cost so far, for the record. `close()`: called at the end.
 """
 
 from __future__ import annotations
@@ -15,6 +20,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from alip.errors import UserError
+
+CHAT_PROMPT = "Describe the image in one short sentence."
+MAX_SIDE = 1024  # longest side of images that are sent as they are, to another process or to a server
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Decoding:
                 "--temperature and --repetition-penalty must be above 0, --top-p in (0, 1], --top-k at least 0"
             )
         if self.sample and self.num_beams > 1:
-            raise UserError("--sample works without beam search: add --num-beams 1")
+            raise UserError("--sample and --captions-per-image sample words, without beam search: use --num-beams 1")
 
 
 class Captioner(Protocol):

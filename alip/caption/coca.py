@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from alip.caption.captioners import Decoding
+from alip.caption.sampling import Sampler
 from alip.errors import UserError
 
 DEFAULT_MODEL = ("coca_ViT-L-14", "mscoco_finetuned_laion2b_s13b_b90k")
@@ -30,6 +31,8 @@ class CoCaCaptioner:
     model_name: None for the released captioner (ViT-L/14 fine-tuned on COCO captions; downloaded by open_clip), a
     folder with open_clip_config.json and weights, or MODEL/PRETRAINED, as in coca_ViT-B-32/laion2b_s13b_b90k.
     """
+
+    takes_seeds = True
 
     def __init__(
         self, model_name: str | None, decoding: Decoding, device: torch.device, precision: torch.dtype
@@ -46,11 +49,14 @@ class CoCaCaptioner:
         }
 
     @torch.inference_mode()
-    def caption(self, batch: list[np.ndarray]) -> list[str]:
-        """batch: n arrays (3, H, W) from `prepare`. Returns n strings."""
+    def caption(self, batch: list[np.ndarray], seeds: list[int] | None = None) -> list[str]:
+        """batch: n arrays (3, H, W) from `prepare`; seeds: of sampling, one for each. Returns n strings."""
         images = torch.from_numpy(np.stack(batch)).to(self.device, self.precision)
-        search = sample_tokens if self.decoding.sample else beam_search
-        rows = search(self.model, images, self.decoding, self.tokenizer.sot_token_id, self.tokenizer.eot_token_id)
+        start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
+        if self.decoding.sample:
+            rows = sample_tokens(self.model, images, self.decoding, start, end, seeds)
+        else:
+            rows = beam_search(self.model, images, self.decoding, start, end)
         return [self.tokenizer.decode(row).strip() for row in rows]
 
 
@@ -144,38 +150,25 @@ def _keep(finished: list[tuple[float, list[int]]], score: float, tokens: list[in
 
 
 def sample_tokens(
-    model: torch.nn.Module, images: torch.Tensor, decoding: Decoding, start: int, end: int
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    decoding: Decoding,
+    start: int,
+    end: int,
+    seeds: list[int] | None = None,
 ) -> list[list[int]]:
-    """images (n, 3, H, W) → n token lists, sampled with torch's generator after temperature, top-k and top-p."""
+    """images (n, 3, H, W) → n token lists, sampled after temperature, top-k and top-p; seeds: see Sampler."""
+    sampler = Sampler(decoding, seeds, len(images))
     _, image_embs = model._encode_image(images)
     tokens = torch.full((images.shape[0], 1), start, dtype=torch.long, device=images.device)
     ended = torch.zeros(images.shape[0], dtype=torch.bool, device=images.device)
     while tokens.shape[1] < _longest(model, decoding) and not ended.all():
         log_probabilities = _next_log_probabilities(model, tokens, image_embs, decoding, end)
-        probabilities = narrow(log_probabilities / decoding.temperature, decoding.top_k, decoding.top_p)
-        word = torch.multinomial(probabilities, 1)[:, 0]
-        word = torch.where(ended, end, word)
+        word = torch.where(ended, end, sampler(log_probabilities))
         tokens = torch.cat([tokens, word[:, None]], dim=1)
         ended |= word == end
     rows = [row[1:] for row in tokens.tolist()]
     return [row[: row.index(end)] if end in row else row for row in rows]
-
-
-def narrow(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """(rows, vocabulary) logits → probabilities with all but the top_k words, then the top_p mass, set to zero.
-
-    The word that crosses the mass top_p stays in, so at least one word always does.
-    """
-    if top_k:
-        smallest = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    probabilities = logits.softmax(dim=-1)
-    if top_p < 1.0:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0.0)
-        probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered)
-        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
-    return probabilities
 
 
 def _load(model_name: str | None) -> tuple[torch.nn.Module, Any, Any]:

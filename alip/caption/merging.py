@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from alip.build.text_hash import number
 from alip.caption.store import (
     FORMAT,
     VERSION,
     CaptionStore,
     NumberSet,
     check_settings,
-    number,
+    identity,
     read_lines,
     to_line,
 )
@@ -37,7 +38,7 @@ def merge_outputs(
     def lines() -> Iterator[str]:
         for part in parts:
             for line in read_lines(part.output):
-                if keys.add(number(line["key"])):
+                if keys.add(number(identity(line))):
                     observe(line)
                     yield to_line(line)
 
@@ -52,7 +53,13 @@ def merge_outputs(
         reasons.update(record["counts"].pop("failed_by_reason"))
         counts.update(record["counts"])
     settings = records[0]["settings"] | {"shard": [1, 1]}
+    costs = {
+        f"shard {record['settings']['shard'][0]}, run {run}": cost
+        for record in records
+        for run, cost in record.get("costs", {}).items()
+    }
     return {
+        **({"costs": costs} if costs else {}),
         "format": FORMAT,
         "version": VERSION,
         "settings": settings,

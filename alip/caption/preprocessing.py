@@ -18,10 +18,9 @@ from PIL import Image
 
 from alip.build.images import MAX_PIXELS, ImageError, decode_image
 from alip.build.sources import ByteRange, Sample
+from alip.build.text_hash import digest
 from alip.build.workers import start_worker
-from alip.caption.store import digest
-
-SHRUNK_SIDE = 1024  # longest side of images that are sent between processes as they are
+from alip.caption.captioners import MAX_SIDE
 
 
 @dataclass
@@ -44,20 +43,22 @@ class Preprocessing:
 
     prepare: the captioner's function, pickled (a captioner file's functions can be unpickled only after that file
     is imported, so a worker gets bytes), or None. module_file: that file, or None. short_side: JPEGs may be decoded
-    smaller, down to this short side; 0: full size. max_pixels: larger images are refused.
+    smaller, down to this short side; 0: full size. max_pixels: larger images are refused. max_side: without `prepare`
+    larger images are shrunk to it.
     """
 
     prepare: bytes | None = None
     module_file: str | None = None
     short_side: int = 0
     max_pixels: int = MAX_PIXELS
+    max_side: int = MAX_SIDE
 
     @classmethod
-    def of(cls, captioner: Any, module_file: str | None, max_pixels: int) -> Preprocessing:
+    def of(cls, captioner: Any, module_file: str | None, max_pixels: int, max_side: int = MAX_SIDE) -> Preprocessing:
         """The preprocessing that a captioner needs."""
         prepare = getattr(captioner, "prepare", None)
-        side = int(getattr(captioner, "short_side", 0 if prepare else SHRUNK_SIDE))
-        return cls(pickle.dumps(prepare) if prepare else None, module_file, side, max_pixels)
+        side = int(getattr(captioner, "short_side", 0 if prepare else max_side))
+        return cls(pickle.dumps(prepare) if prepare else None, module_file, side, max_pixels, max_side)
 
     def open(self) -> Callable[[ByteRange | bytes, str | None], PreparedImage]:
         """The function that prepares an image, for the process that calls this."""
@@ -65,7 +66,7 @@ class Preprocessing:
             from alip.caption.user_file import load_captioner_file
 
             load_captioner_file(self.module_file)
-        prepare = pickle.loads(self.prepare) if self.prepare else shrink
+        prepare = pickle.loads(self.prepare) if self.prepare else lambda image: shrink(image, self.max_side)
         return lambda image_data, known: _prepare(image_data, known, prepare, self)
 
 
@@ -89,11 +90,11 @@ def _prepare(
         return PreparedImage(image, reason="not-prepared", detail=f"{type(error).__name__}: {error}")
 
 
-def shrink(image: Image.Image) -> Image.Image:
-    """The image, at most SHRUNK_SIDE pixels a side."""
-    if max(image.size) > SHRUNK_SIDE:
+def shrink(image: Image.Image, max_side: int = MAX_SIDE) -> Image.Image:
+    """The image, at most max_side pixels a side."""
+    if max(image.size) > max_side:
         image = image.copy()
-        image.thumbnail((SHRUNK_SIDE, SHRUNK_SIDE), Image.Resampling.BICUBIC)
+        image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     return image
 
 

@@ -1,11 +1,11 @@
-"""One pass over a source: every image without a caption gets one, and every failure gets a line."""
+"""One pass over a source: every image without a result gets one, and every failure gets a line."""
 
 from __future__ import annotations
 
 import heapq
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from alip.build.sources import ByteRange, Sample, Source
-from alip.caption.captioners import Captioner
-from alip.caption.clean import clean
-from alip.caption.preprocessing import PreparedImage, Preprocessing, feed, in_background, without_image
-from alip.caption.store import DoneImages, NumberSet, PartWriter, number
+from alip.build.text_hash import number
+from alip.caption.preprocessing import PreparedImage, Preprocessing, feed, in_background
+from alip.caption.store import NumberSet, PartWriter
+from alip.caption.work import Failed, Item, Pending, Result, Work
 from alip.errors import UserError
 
 UNITS_PER_RANK = 4  # with fewer files than this per rank, the ranks split the keys instead of the files
@@ -31,16 +31,17 @@ class RankShard:
     rank: int = 0
     ranks: int = 1
 
-    def samples(self, source: Source, limit: int | None = None) -> Iterator[Sample]:
+    def samples(self, source: Source, limit: int | None = None, by_image: bool = True) -> Iterator[Sample]:
         """This rank's samples. By file where there are enough, so that each file is read once; else by key.
 
-        limit: only the first `limit` samples of the source, over all ranks. COCO's and Karpathy's samples are
-        sentences, IMAGE#0, IMAGE#1 …; here their key is IMAGE.
+        limit: only the first `limit` samples of the source, over all ranks. by_image: COCO's and Karpathy's samples are
+        sentences, IMAGE#0, IMAGE#1 …; then their key is IMAGE.
         """
+        by_key = _by_image if by_image else lambda source, samples: samples
         if limit is None and len(source.units) >= UNITS_PER_RANK * self.ranks:
-            yield from _by_image(source, source.samples(list(range(self.rank, len(source.units), self.ranks))))
+            yield from by_key(source, source.samples(list(range(self.rank, len(source.units), self.ranks))))
             return
-        for sample in _by_image(source, islice(source.samples(), limit)):
+        for sample in by_key(source, islice(source.samples(), limit)):
             if number(sample.key) % self.ranks == self.rank:
                 yield sample
 
@@ -81,85 +82,143 @@ class Tally:
 CANDIDATES = 20  # twice the ten in the figure: some may have no caption
 
 
+def image_identity(sample: Sample) -> tuple[str, str]:
+    """What there is one result of, and where its data are: two with one name and different data are a mistake."""
+    return sample.key, str(sample.image_data if isinstance(sample.image_data, ByteRange) else sample.where)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the lines of a pass go, and what is there already.
+
+    results, failures: lines of this rank. known(sample): the digest of the image that has a result already, None if
+    it has none. usage(): totals of what the work has cost so far, and costs: where their growth is written.
+    """
+
+    results: PartWriter
+    failures: PartWriter
+    known: Callable[[Sample], str | None]
+    usage: Callable[[], dict[str, float]] | None = None
+    costs: PartWriter | None = None
+
+
 class Pass:
     """One rank's pass. Built from what it needs, run with `run()`, which returns the tally.
 
-    captioner; preprocessing: how images are prepared for it. workers: preprocessing workers. cleaning: arguments of
-    `clean`. trust_keys: an image with a caption counts as unchanged without reading it. sampling_seed: None unless
-    words are sampled. figure_seed: of the figure's ten pairs. on_progress(tally, progress): called for every image.
+    work: what is done with each image; preprocessing: how images are prepared for it; None: no image is read, and the
+    content is content(sample). workers: preprocessing workers. identity: see `image_identity`. trust_keys: an image
+    with a result counts as unchanged without reading it. figure_seed: of the figure's ten pairs. on_progress(tally,
+    progress): called for every image.
     """
 
     def __init__(
         self,
-        captioner: Captioner,
-        preprocessing: Preprocessing,
-        captions: PartWriter,
-        failures: PartWriter,
-        done: DoneImages,
+        work: Work,
+        preprocessing: Preprocessing | None,
+        output: Output,
         *,
         batch_size: int,
         workers: int,
-        cleaning: dict[str, bool],
+        content: Callable[[Sample], PreparedImage] | None = None,
+        identity: Callable[[Sample], tuple[str, str]] = image_identity,
         trust_keys: bool = False,
-        sampling_seed: int | None = None,
         figure_seed: int = 0,
         on_progress: Any = None,
     ) -> None:
-        self.captioner, self.preprocessing = captioner, preprocessing
-        self.captions, self.failures, self.done = captions, failures, done
-        self.batch_size, self.workers, self.cleaning = batch_size, workers, cleaning
-        self.reads_keys = getattr(captioner, "reads", "images") == "keys"
-        self.trust_keys = trust_keys or self.reads_keys
-        self.sampling_seed, self.figure_seed = sampling_seed, figure_seed
-        self.on_progress = on_progress
+        self.work, self.preprocessing, self.output = work, preprocessing, output
+        self.batch_size, self.workers, self.content, self.identity = batch_size, workers, content, identity
+        self.trust_keys = trust_keys and preprocessing is not None
+        self.figure_seed, self.on_progress = figure_seed, on_progress
         self.tally = Tally()
         self.failed_in_a_row = 0
+        self._spent: dict[str, float] = {}
+        self._pending: deque[tuple[Item, Pending]] = deque()
 
     def run(self, samples: Iterable[Sample]) -> Tally:
-        """Captions the samples. Raises whatever the captioner raises on every image; OSError when the disk is full."""
-        batch: list[tuple[Sample, PreparedImage]] = []
-        for sample, prepared in self._prepared(samples):
-            if prepared.unchanged:
-                self.tally.done += 1
-            elif prepared.reason is not None:
-                self._fail(sample, prepared.reason, prepared.detail)
-            else:
-                batch.append((sample, prepared))
-            if len(batch) == self.batch_size:
-                self._caption(batch)
-                batch = []
-            if self.on_progress is not None:
-                self.on_progress(self.tally, sample.progress)
-        if batch:
-            self._caption(batch)
-        self.captions.close()
-        self.failures.close()
+        """Works on the samples. Raises whatever the work raises on every image; OSError when the disk is full."""
+        batch: list[Item] = []
+        try:
+            for sample, prepared in self._prepared(samples):
+                if prepared.unchanged:
+                    self.tally.done += 1
+                elif prepared.reason is not None:
+                    self._fail(sample, prepared.reason, prepared.detail)
+                elif self.work.ahead is not None:
+                    self._start(Item(sample, prepared.content, prepared.image))
+                else:
+                    batch.append(Item(sample, prepared.content, prepared.image))
+                if len(batch) >= self.batch_size:
+                    self._write(batch, self._results(batch))
+                    batch = []
+                if self.on_progress is not None:
+                    self.on_progress(self.tally, sample.progress)
+            if batch:
+                self._write(batch, self._results(batch))
+            while self._pending:
+                self._collect()
+        except BaseException:
+            self._salvage()
+            raise
+        for writer in (self.output.results, self.output.failures, self.output.costs):
+            if writer is not None:
+                writer.close()
         return self.tally
+
+    def _start(self, item: Item) -> None:
+        """Begins with one more image; the results are written in the images' order."""
+        self._pending.append((item, self.work.start(item)))
+        while self._pending and (len(self._pending) >= self.work.ahead or self._pending[0][1].done()):
+            self._collect()
+
+    def _collect(self) -> None:
+        """Writes the oldest result, and those behind it that have come."""
+        items, results = [], []
+        while self._pending and (not items or self._pending[0][1].done()):
+            result = self._pending[0][1].result()  # first, since it may end the run: `_salvage` then sees the rest
+            items.append(self._pending.popleft()[0])
+            results.append(result)
+            if len(items) == self.batch_size:
+                break
+        self._write(items, results)
+
+    def _salvage(self) -> None:
+        """The run ends early: results that have come already are kept, they have been paid for."""
+        come = [(item, pending) for item, pending in self._pending if pending.done()]
+        self._pending.clear()
+        for item, pending in come:
+            try:
+                result = pending.result()
+            except UserError:
+                continue
+            if not isinstance(result, Failed):
+                self._write([item], [result])
 
     def _prepared(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, PreparedImage]]:
         new = self._new(samples)
-        if self.reads_keys:
-            return (
-                (sample, without_image(sample) or PreparedImage(content=sample.key, unchanged=known is not None))
-                for sample, known in new
-            )
+        if self.preprocessing is None:
+            return ((sample, self._without_reading(sample, known)) for sample, known in new)
         ahead = 2 * self.batch_size + 4 * self.workers
         fed = feed(self._untrusted(new), self.preprocessing, self.workers, ahead)
         return in_background(fed, self.batch_size) if self.workers else fed
 
+    def _without_reading(self, sample: Sample, known: str | None) -> PreparedImage:
+        prepared = self.content(sample)
+        prepared.unchanged = prepared.reason is None and known is not None and known == prepared.image
+        return prepared
+
     def _new(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, str | None]]:
-        """Each image once, with the digest of the image that was captioned under its key, if any."""
+        """Each image once, with the digest of the image that has a result under its key, if any."""
         keys, ranges = NumberSet(), NumberSet()
         for sample in samples:
-            image_data = sample.image_data if isinstance(sample.image_data, ByteRange) else sample.where
-            is_new = ranges.add(number(f"{sample.key}\n{image_data}"))
-            if not keys.add(number(sample.key)) and sample.key:
+            name, place = self.identity(sample)
+            is_new = ranges.add(number(f"{name}\n{place}"))
+            if not keys.add(number(name)) and sample.key:
                 if not is_new:
                     continue  # another text of the same image, as in tables and COCO's JSON
-                sample.error = "duplicate-key: another image of the source has this key and its caption"
+                sample.error = "duplicate-key: another image of the source has this key and its result"
             self.tally.images += 1
             self._sample_for_figure(sample)
-            yield sample, self.done.image(sample.key)
+            yield sample, self.output.known(sample)
 
     def _untrusted(self, new: Iterable[tuple[Sample, str | None]]) -> Iterator[tuple[Sample, str | None]]:
         """Samples that must be read; the others are counted as done here when keys are trusted."""
@@ -179,28 +238,28 @@ class Pass:
         elif entry[:2] > sampled[0][:2]:
             heapq.heapreplace(sampled, entry)
 
-    def _caption(self, batch: list[tuple[Sample, PreparedImage]]) -> None:
-        if self.sampling_seed is not None:
-            torch.manual_seed(number(f"{self.sampling_seed}\n{batch[0][0].key}") % 2**63)
-        for (sample, prepared), text in zip(batch, self._texts(batch)):
-            if isinstance(text, Exception):
-                self._fail(sample, "captioner-failed", f"{type(text).__name__}: {text}")
-                continue
-            caption = clean(text, **self.cleaning) if text is not None else None
-            if caption:
-                self.captions.write({"key": sample.key, "caption": caption, "image": prepared.image})
-                self.tally.captioned += 1
-            elif text is None:
-                self._fail(sample, "no-caption", "the captioner returned none")
+    def _write(self, items: list[Item], results: list[Result]) -> None:
+        """The lines of some images; when this returns they survive a kill."""
+        for item, result in zip(items, results, strict=True):
+            if isinstance(result, Failed):
+                self._fail(item.sample, result.reason, result.detail)
             else:
-                self._fail(sample, "empty-caption", f"the captioner wrote {text!r}")
-        self.captions.flush()
-        self.failures.flush()
+                self.output.results.write(result)
+                self.tally.captioned += 1
+        if self.output.usage is not None:
+            spent = self.output.usage()
+            growth = {name: total - self._spent.get(name, 0) for name, total in spent.items()}
+            if any(growth.values()):
+                self.output.costs.write({"key": "", **growth})
+            self._spent = spent
+            self.output.costs.flush()
+        self.output.results.flush()
+        self.output.failures.flush()
 
-    def _texts(self, batch: list[tuple[Sample, PreparedImage]]) -> list[str | Exception | None]:
-        """One caption or error for each image. A failed batch is tried again in halves, down to the image at fault."""
+    def _results(self, batch: list[Item]) -> list[Result]:
+        """The result of each image. A failed batch is tried again in halves, down to the image at fault."""
         try:
-            texts = list(self.captioner.caption([prepared.content for _, prepared in batch]))
+            results = self.work.run(batch)
         except UserError:
             raise
         except Exception as error:
@@ -210,19 +269,15 @@ class Pass:
                     torch.cuda.empty_cache()
                     self.batch_size = min(self.batch_size, middle)
                     print(f"out of memory: continuing with batches of {self.batch_size}", file=sys.stderr, flush=True)
-                return self._texts(batch[:middle]) + self._texts(batch[middle:])
+                return self._results(batch[:middle]) + self._results(batch[middle:])
             self.failed_in_a_row += 1
             if self.failed_in_a_row >= HOPELESS:
                 raise  # a broken captioner, not a broken image
-            return [error]
-        if len(texts) != len(batch) or not all(isinstance(text, str | None) for text in texts):
-            raise UserError(
-                f"the captioner returned {len(texts)} results for {len(batch)} images; one string for each is needed"
-            )
+            return [Failed("captioner-failed", f"{type(error).__name__}: {error}")]
         self.failed_in_a_row = 0
-        return texts
+        return results
 
     def _fail(self, sample: Sample, reason: str, detail: str) -> None:
         self.tally.failed[reason] += 1
         self.tally.unread += reason == "broken-input"
-        self.failures.write({"key": sample.key, "where": sample.where, "reason": reason, "detail": detail})
+        self.output.failures.write({"key": sample.key, "where": sample.where, "reason": reason, "detail": detail})

@@ -1,6 +1,7 @@
 """The files of a captions output, and how it resumes after any interruption.
 
     captions.jsonl            {"key", "caption", "image"}: a line for each captioned image; "image": digest of its bytes
+                              (with several captions of an image also "captions", a list of all of them)
     captions-failures.jsonl   {"key", "where", "reason"}: images of the last pass that got no caption
     captions-run.json         settings, versions, counts and the summary
     captions-parts/           lines of runs that are not merged yet; gone when a pass has ended
@@ -8,37 +9,31 @@
 Every process of every run appends to a part file of its own, which is never written again; so a kill can at most
 truncate the last line of a part, and readers skip a truncated line. A pass ends with a merge: the newest line of each
 key wins, the result replaces captions.jsonl in one rename, and the parts are removed. A crash during the merge loses
-nothing: the same lines are read again from captions.jsonl and the remaining parts.
+nothing: the same lines are read again from captions.jsonl and the remaining parts. The merged lines are in the order in
+which they were written, so that one process that was interrupted gives the same file as one that was not.
+
+Scores of captions and rewritten texts are kept in the same way (`CaptionStore.suffix`, `identity`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from alip.build.text_hash import number
 from alip.errors import UserError
 from alip.files import FileLock, LockedError, atomic_write, read_json, write_json
 
 FORMAT, VERSION = "alip-captions", 1
 LOCK_WAIT = 2.0  # seconds: a run that was just killed may still be dying
-
-
-def digest(data: bytes) -> str:
-    """16 hex digits that tell one image's bytes from another's."""
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
-
-
-def number(text: str) -> int:
-    """A 64-bit hash of a text: the same in every process, unlike Python's hash()."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class NumberSet:
@@ -126,14 +121,21 @@ class PartWriter:
         self._file.close()
 
 
+def identity(line: dict[str, Any]) -> str:
+    """What there is one line of: an image, or one of the raw texts of an image (rewritten texts have their digest)."""
+    return f"{line['key']}\0{line['text']}" if "text" in line else line["key"]
+
+
 class CaptionStore:
     """The files of one captions output. One process creates the run (`begin_run`); then each rank opens its part."""
 
+    suffix = ".jsonl"
+
     def __init__(self, output: str | Path) -> None:
         self.output = Path(output)
-        stem = self.output.name.removesuffix(".jsonl")
+        stem = self.output.name.removesuffix(self.suffix)
         if stem == self.output.name:
-            raise UserError(f"--output {self.output} must end in .jsonl")
+            raise UserError(f"--output {self.output} must end in {self.suffix}")
         self.parts = self.output.with_name(stem + "-parts")
         self.failures = self.output.with_name(stem + "-failures.jsonl")
         self.run_file = self.output.with_name(stem + "-run.json")
@@ -185,32 +187,40 @@ class CaptionStore:
         """Replaces the record in one rename."""
         write_json(self.run_file, record, ensure_ascii=False)
 
-    def part_paths(self, run: int, rank: int) -> tuple[Path, Path]:
-        """Paths of this rank's captions and failures in this run."""
-        return (
-            self.parts / f"captions-{run:06d}-{rank:05d}.jsonl",
-            self.parts / f"failures-{run:06d}-{rank:05d}.jsonl",
-        )
+    def part_paths(self, run: int, rank: int) -> tuple[Path, Path, Path]:
+        """Paths of this rank's captions, failures and costs in this run."""
+        return tuple(self.parts / f"{what}-{run:06d}-{rank:05d}.jsonl" for what in ("captions", "failures", "costs"))
 
     def caption_files(self) -> list[Path]:
-        """Every file with captions, the newest run's first."""
-        parts = sorted(self.parts.glob("captions-*.jsonl"), reverse=True)
-        return parts + ([self.output] if self.output.exists() else [])
+        """Every file with captions, the oldest first."""
+        return [self.output] * self.output.exists() + sorted(self.parts.glob("captions-*.jsonl"))
+
+    def lines_of(self, path: Path) -> Iterator[dict[str, Any]]:
+        """The lines of one of `caption_files`."""
+        return read_lines(path)
 
     def done(self) -> DoneImages:
         """The images that have a caption from any run so far."""
         done = DoneImages()
-        for path in self.caption_files():
-            for line in read_lines(path):
-                done.append(line["key"], line.get("image", ""))
+        for path in reversed(self.caption_files()):
+            for line in self.lines_of(path):
+                done.append(identity(line), line.get("image", ""))
         return done
 
     def merged_lines(self) -> Iterator[dict[str, Any]]:
-        """All caption lines, each key once, the newest run's line."""
-        seen = NumberSet()
-        for path in self.caption_files():
-            for line in read_lines(path):
-                if seen.add(number(line["key"])):
+        """All caption lines, each image once, the newest run's line, in the order of writing. 11 bytes for each."""
+        files = self.caption_files()
+        numbers = [np.fromiter((number(identity(line)) for line in self.lines_of(path)), np.uint64) for path in files]
+        # Of equal numbers the last one, from the newest file, stays: np.unique keeps the first of the reversed list.
+        owners = np.repeat(np.arange(len(files), dtype=np.uint16), [len(part) for part in numbers])[::-1]
+        unique, first = np.unique(np.concatenate([*numbers, np.empty(0, np.uint64)])[::-1], return_index=True)
+        newest, written = owners[first], np.zeros(len(unique), bool)
+        del numbers, owners, first
+        for index, path in enumerate(files):
+            for line in self.lines_of(path):
+                position = int(np.searchsorted(unique, np.uint64(number(identity(line)))))
+                if newest[position] == index and not written[position]:
+                    written[position] = True
                     yield line
 
     def merge(self, run: int, observe: Any = None) -> None:
@@ -219,20 +229,33 @@ class CaptionStore:
         observe: called with each merged line.
         """
 
-        def lines() -> Iterator[str]:
+        def lines() -> Iterator[dict[str, Any]]:
             for line in self.merged_lines():
                 if observe is not None:
                     observe(line)
-                yield to_line(line)
+                yield line
 
         failures = sorted(self.parts.glob(f"failures-{run:06d}-*.jsonl"))
         old_parts = sorted(self.parts.glob("*.jsonl"))
         with atomic_write(self.failures, text=True) as file:
             file.writelines(to_line(line) for path in failures for line in read_lines(path))
-        with atomic_write(self.output, text=True) as file:
-            file.writelines(lines())
+        self.write_output(lines())
         for path in old_parts:
             path.unlink()
+
+    def write_output(self, lines: Iterator[dict[str, Any]]) -> None:
+        """Replaces the merged file."""
+        with atomic_write(self.output, text=True) as file:
+            file.writelines(to_line(line) for line in lines)
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        """What each run whose parts are there has cost so far: {run's number: {name: total}}."""
+        totals: dict[str, Counter] = {}
+        for path in sorted(self.parts.glob("costs-*.jsonl")):
+            total = totals.setdefault(str(int(path.name.split("-")[1])), Counter())
+            for line in read_lines(path):
+                total.update({name: value for name, value in line.items() if name != "key"})
+        return {run: dict(total) for run, total in totals.items()}
 
     def finish(self, record: dict[str, Any]) -> None:
         """Writes the final record and releases the lock."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alip.caption.store import number
+from alip.build.text_hash import number
 from alip.tokens import lengths, tokenize
 
 BINS = (0, 5, 10, 15, 20, 25, 30, 40, 50, 75)  # tokens without start and end; 75 fill CLIP's context
@@ -29,7 +29,7 @@ class CaptionSummary:
 
     def observe(self, line: dict[str, Any]) -> None:
         """One line of captions.jsonl."""
-        caption = line["caption"]
+        caption = line["caption"] if "caption" in line else line["rewrite"]
         self._numbers.append(number(caption))
         if len(self._sampled) < SAMPLED:
             self._sampled.append(caption)

@@ -9,6 +9,7 @@ import pytest
 from alip.build.caption_scores import METADATA_KEY, VERSION, CaptionScores, KeptCaptions, scores_path
 from alip.build.joined_texts import TextFiles
 from alip.build.prepare import Policy
+from alip.build.text_hash import text_digest
 from alip.data.shards import read_texts
 from alip.errors import UserError
 from tests.helpers.shards import build_shards, encoded, make_image
@@ -117,8 +118,9 @@ def test_captions_are_told_apart_by_key_and_text(tmp_path):
 
 
 def test_rewritten_raw_texts(folder):
-    lines = [json.dumps({"key": f"{i}.jpg", "rewrite": f"better text {i}", "text": "0" * 16}) + "\n" for i in (1, 4)]
-    (folder / "rewrites.jsonl").write_text("".join(lines))
+    texts = {1: "raw text 1", 4: "raw text 4", 5: "a text that number 5 has no more"}
+    lines = [{"key": f"{i}.jpg", "rewrite": f"better text {i}", "text": text_digest(texts[i])} for i in texts]
+    (folder / "rewrites.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "rewrites-run.json").write_text(json.dumps({"settings": {"captioner": "openai:m", "prompt": "p {text}"}}))
     manifest = build(folder, rewrites=str(folder / "rewrites.jsonl"))
     rows = {row["key"]: row for row in read_texts(manifest)}
@@ -129,6 +131,9 @@ def test_rewritten_raw_texts(folder):
     assert json.loads(rows["1.jpg"]["metadata"]) == {"original_text": "raw text 1"}
     assert "original_text" not in rows["2.jpg"]["metadata"]
     assert manifest.metadata["rewrites"]["made_by"]["captioner"] == "openai:m"
-    (folder / "rewrites.jsonl").write_text('{"key": "other", "rewrite": "x"}\n')
-    with pytest.raises(UserError, match="none of the rewrites' keys"):
+    (folder / "rewrites.jsonl").write_text('{"key": "other", "rewrite": "x", "text": "0"}\n')
+    with pytest.raises(UserError, match=r"none of the rewrites' keys .* like 'other'"):
         build(folder, "set2", rewrites=str(folder / "rewrites.jsonl"))
+    (folder / "rewrites.jsonl").write_text('{"key": "1.jpg", "rewrite": "x"}\n')
+    with pytest.raises(UserError, match="entry 1: should have key, text"):
+        build(folder, "set3", rewrites=str(folder / "rewrites.jsonl"))

@@ -11,6 +11,7 @@ from PIL import Image
 from alip.caption import coca
 from alip.caption.captioners import Decoding
 from alip.caption.choice import CaptionerChoice, open_captioner, weights_type
+from alip.caption.sampling import Sampler, narrow
 from alip.caption.transformers_models import strip_prompt
 from alip.errors import UserError
 from alip.model import precision as model_precision
@@ -51,10 +52,13 @@ def reference(folder, images, prompt):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    config = model.generation_config
+    forced = [config.forced_bos_token_id, config.forced_eos_token_id]  # Florence-2's come on top of the caption's own
+    length = 6 + sum(token is not None for token in forced)
     texts = []
     for image in images:
         inputs = processor(images=image, return_tensors="pt", **({"text": prompt} if prompt else {}))
-        tokens = model.eval().generate(**inputs, max_new_tokens=6, num_beams=2, do_sample=False)
+        tokens = model.eval().generate(**inputs, max_new_tokens=length, num_beams=2, do_sample=False)
         texts.append(processor.batch_decode(tokens, skip_special_tokens=True)[0].strip())
     return texts
 
@@ -72,13 +76,27 @@ def test_batches_equal_the_documented_use_one_by_one(models, images, name, promp
 
 @pytest.mark.parametrize(
     ("name", "prompt"),
-    [("git", "a photo of"), ("blip2", "a photo of"), ("vit_gpt2", None), ("vit_gpt2", "a photo"), ("llava", None)],
+    [("git", "a photo of"), ("blip2", "a photo of"), ("vit_gpt2", None), ("vit_gpt2", "a photo")],
 )
 def test_prompts_are_no_part_of_captions(models, images, name, prompt):
     ours = captions(CaptionerChoice(models(name), prompt=prompt, decoding=SHORT), images)
     assert len(ours) == 3 and all(isinstance(text, str) for text in ours) and any(ours)
     assert not any(prompt and text.startswith(prompt) for text in ours)
     assert all(len(text.split()) <= SHORT.max_new_tokens for text in ours)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("length", [2, 6])
+def test_florence2_has_captions_of_few_tokens(models, images, num_beams, length):
+    """Its first and last token are forced (<s>, </s>); within two or six tokens they left no room for words."""
+    decoding = Decoding(num_beams=num_beams, max_new_tokens=length)
+    captioner = open_captioner(CaptionerChoice(models("florence2"), decoding=decoding), CPU)
+    batch = [captioner.prepare(image) for image in images]
+    assert captioner._generate_arguments["max_new_tokens"] == length + 2
+    tokens = captioner.model.generate(**captioner._fixed_inputs(batch), **captioner._generate_arguments)
+    assert tokens.shape[1] <= 1 + length + 2 and (tokens[:, 1] == 0).all()
+    if length == 6:
+        assert all(captioner.caption(batch))
 
 
 def test_the_prompt_matters(models, images):
@@ -90,15 +108,16 @@ def test_the_prompt_matters(models, images):
 
 
 @pytest.mark.parametrize("name", ["blip", "coca"])
-def test_sampling_follows_torchs_seed(models, images, name):
+def test_a_sampled_caption_depends_on_its_own_seed_only(models, images, name):
     choice = CaptionerChoice(models(name), decoding=Decoding(num_beams=1, sample=True, max_new_tokens=5))
     captioner = open_captioner(choice, CPU)
     batch = [captioner.prepare(image) for image in images]
-    sampled = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        sampled.append(captioner.caption(batch))
-    assert sampled[0] == sampled[1] != sampled[2]
+    sampled = captioner.caption(batch, [1, 2, 3])
+    assert captioner.caption(batch, [1, 2, 3]) == sampled
+    assert captioner.caption(batch[2:], [3]) == sampled[2:]
+    assert captioner.caption(batch[::-1], [3, 2, 1]) == sampled[::-1]
+    assert captioner.caption(batch, [4, 5, 6]) != sampled
+    assert captioner.caption([batch[0]] * 8, list(range(8))).count(sampled[0]) < 8
 
 
 @pytest.mark.parametrize("name", ["blip", "coca"])
@@ -205,10 +224,20 @@ def test_minimum_length_and_repetition_penalty():
 
 def test_narrow():
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
-    assert torch.allclose(coca.narrow(logits, 0, 1.0), torch.tensor([[0.1, 0.4, 0.2, 0.3]]))
-    assert torch.allclose(coca.narrow(logits, 2, 1.0), torch.tensor([[0.0, 4 / 7, 0.0, 3 / 7]]))
-    assert torch.allclose(coca.narrow(logits, 0, 0.5), torch.tensor([[0.0, 4 / 7, 0.0, 3 / 7]]))
-    assert torch.allclose(coca.narrow(logits, 0, 0.01), torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
+    assert torch.allclose(narrow(logits, 0, 1.0), torch.tensor([[0.1, 0.4, 0.2, 0.3]]))
+    assert torch.allclose(narrow(logits, 2, 1.0), torch.tensor([[0.0, 4 / 7, 0.0, 3 / 7]]))
+    assert torch.allclose(narrow(logits, 0, 0.5), torch.tensor([[0.0, 4 / 7, 0.0, 3 / 7]]))
+    assert torch.allclose(narrow(logits, 0, 0.01), torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
+
+
+def test_words_are_sampled_with_their_probabilities():
+    probabilities = torch.tensor([0.05, 0.0, 0.6, 0.25, 0.1])
+    logits = probabilities.log().expand(20_000, 5)
+    words = Sampler(Decoding(num_beams=1, sample=True), range(20_000), 20_000)(logits)
+    found = torch.bincount(words, minlength=5) / len(words)
+    assert found[1] == 0 and torch.allclose(found, probabilities, atol=0.015)
+    hot = Sampler(Decoding(num_beams=1, sample=True, temperature=0.1), range(100), 100)(logits[:100])
+    assert (hot == 2).all()
 
 
 # --- what users get wrong --------------------------------------------------------------------------------------------
@@ -235,7 +264,9 @@ def test_coca_needs_no_transformers(monkeypatch, models, images):
         (CaptionerChoice("coca:ViT-B-32"), "no folder"),
         (CaptionerChoice("coca:no-model/no-weights"), "cannot load CoCa"),
         (CaptionerChoice("coca", prompt="a photo of"), "no --prompt"),
-        (CaptionerChoice("blip", options={"top": "2"}), "--option"),
+        (CaptionerChoice("coca", options={"top": "2"}), "--option"),
+        (CaptionerChoice("coca", engine="vllm"), "--engine vllm is for Hugging Face models"),
+        (CaptionerChoice("blip", endpoint={"base_url": "http://localhost"}), "--base-url belongs to"),
         (CaptionerChoice("blip", precision="fp16"), "fp16 needs a GPU"),
     ],
 )

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from alip.build.sources import ByteRange, Sample
+from alip.build.text_hash import digest
 from alip.caption.preprocessing import Preprocessing, feed, in_background
-from alip.caption.store import digest
 from tests.helpers.captioning import png, write_captioner
 
 KILLER = """

@@ -3,7 +3,8 @@ import random
 
 import pytest
 
-from alip.caption.store import CaptionStore, DoneImages, NumberSet, PartWriter, number, read_lines, to_line
+from alip.build.text_hash import number
+from alip.caption.store import CaptionStore, DoneImages, NumberSet, PartWriter, read_lines, to_line
 from alip.errors import UserError
 
 

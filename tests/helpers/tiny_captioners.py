@@ -230,7 +230,11 @@ def save_florence2(folder: Path) -> Path:
     }
     torch.manual_seed(0)
     config = Florence2Config(text_config=text, vision_config=vision, image_token_id=4)
-    Florence2ForConditionalGeneration(config).save_pretrained(folder)
+    model = Florence2ForConditionalGeneration(config)
+    # As in the released generation config: captions begin with <s> and end with </s>, whatever the model makes of it.
+    model.generation_config.forced_bos_token_id, model.generation_config.forced_eos_token_id = 0, 2
+    model.generation_config.no_repeat_ngram_size = 3
+    model.save_pretrained(folder)
     size = {"height": 64, "width": 64}
     image_processor = CLIPImageProcessor(size=size, do_center_crop=False, crop_size=size)
     image_processor.image_seq_length = 4 + 1  # 64 / 32 squared, and their mean
@@ -260,35 +264,4 @@ def save_vit_gpt2(folder: Path) -> Path:
     VisionEncoderDecoderModel(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
-
-
-def save_llava(folder: Path) -> Path:
-    """LLaVA: a chat model, whose prompt goes through a chat template."""
-    from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-
-    tokenizer = bart_tokenizer(extra_special_tokens={"image_token": "<image>"})
-    text = {
-        "model_type": "llama",
-        "vocab_size": len(tokenizer),
-        "num_key_value_heads": 2,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 1,
-    } | _vision()
-    vision = {"model_type": "clip_vision_model"} | _vision(image_size=32, patch_size=8)
-    torch.manual_seed(0)
-    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=4, vision_feature_layer=-1)
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    crop = {"height": 32, "width": 32}
-    LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-        chat_template="{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
-        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} is",
-    ).save_pretrained(folder)
     return folder

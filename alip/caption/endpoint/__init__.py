@@ -1,0 +1,1 @@
+"""Captions from a server: any endpoint that speaks OpenAI's chat completions."""

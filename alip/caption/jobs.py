@@ -1,0 +1,105 @@
+"""What one run of the command does, put together from its arguments: captions of images, or rewritten raw texts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from alip.build.sources import Sample
+from alip.caption.captioners import Decoding
+from alip.caption.choice import CaptionerChoice, decoding_for, open_captioner
+from alip.caption.preprocessing import PreparedImage, Preprocessing, without_image
+from alip.caption.run import image_identity
+from alip.caption.store import DoneImages
+from alip.caption.work import CaptionWork, Work
+from alip.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do with each sample of a source.
+
+    settings: must not change between the runs that write one file. metadata: for the record. preprocessing,
+    content, identity: see Pass. by_image: one result for each image, not for each text. usage, close: of a server.
+    """
+
+    work: Work
+    settings: dict[str, Any]
+    metadata: dict[str, Any]
+    preprocessing: Preprocessing | None = None
+    content: Callable[[Sample], PreparedImage] | None = None
+    identity: Callable[[Sample], tuple[str, str]] = image_identity
+    by_image: bool = True
+    usage: Callable[[], dict[str, float]] | None = None
+    close: Callable[[], None] = lambda: None
+
+    def known(self, done: DoneImages) -> Callable[[Sample], str | None]:
+        """The digest under which a sample has a result already, None if it has none."""
+        return lambda sample: done.image(self.identity(sample)[0])
+
+
+def choice_of(arguments: argparse.Namespace) -> CaptionerChoice:
+    """The captioner that the arguments name."""
+    decoding = Decoding(
+        **{
+            name: getattr(arguments, name)
+            for name in Decoding.__dataclass_fields__
+            if name not in ("num_beams", "sample")
+        },
+        num_beams=1,
+        sample=arguments.sample or (arguments.captions_per_image > 1 and not arguments.captioner.startswith("file:")),
+    )
+    names = ("base_url", "concurrency", "request_timeout", "outage_timeout", "retries", "price_in", "price_out")
+    return CaptionerChoice(
+        name=arguments.captioner,
+        prompt=arguments.prompt,
+        decoding=decoding_for(arguments.captioner, arguments.engine, decoding, arguments.num_beams),
+        precision=arguments.precision,
+        options=dict(option.split("=", 1) for option in arguments.option),
+        max_side=arguments.max_side,
+        engine=arguments.engine,
+        endpoint={name: getattr(arguments, name) for name in names} | {"key_variable": arguments.api_key_env},
+    )
+
+
+def job_of(choice: CaptionerChoice, arguments: argparse.Namespace, device: torch.device) -> Job:
+    """The job that the arguments ask for. UserError for a captioner that cannot be opened."""
+    cleaning = {"strip_lead": arguments.strip_lead, "collapse_repeats": not arguments.keep_repeats}
+    settings = choice.settings() | {"cleaning": cleaning}
+    settings["shard"] = [arguments.shard.index + 1, arguments.shard.count]
+    if arguments.rewrite:
+        return _rewriting(choice, arguments, settings, cleaning)
+    per_image = arguments.captions_per_image
+    if per_image > 1:
+        if choice.source()[0] == "existing":
+            raise UserError("--captions-per-image samples captions: existing ones are what they are")
+        settings |= {"captions_per_image": per_image, "seed": arguments.seed}
+    captioner = open_captioner(choice, device)
+    sampled = choice.decoding.sample or per_image > 1
+    work = CaptionWork(captioner, cleaning, arguments.seed if sampled else None, per_image)
+    shared = {"usage": getattr(captioner, "usage", None), "close": getattr(captioner, "close", lambda: None)}
+    metadata = getattr(captioner, "metadata", {})
+    if getattr(captioner, "reads", "images") == "keys":
+        return Job(work, settings, metadata, content=_by_key, **shared)
+    module_file = choice.source()[1] if choice.source()[0] == "file" else None
+    preprocessing = Preprocessing.of(captioner, module_file, arguments.max_pixels, arguments.max_side)
+    return Job(work, settings, metadata, preprocessing=preprocessing, **shared)
+
+
+def _rewriting(
+    choice: CaptionerChoice, arguments: argparse.Namespace, settings: dict[str, Any], cleaning: dict[str, bool]
+) -> Job:
+    from alip.caption.rewriting import RewriteWork
+
+    work = RewriteWork(choice.endpoint_settings(), choice.prompt, choice.decoding, cleaning, arguments.captions)
+    settings = settings | {"rewrite": True, "prompt": work.prompt}
+    functions = {"content": work.content, "identity": work.identity, "usage": work.usage, "close": work.close}
+    return Job(work, settings, work.metadata, by_image=False, **functions)
+
+
+def _by_key(sample: Sample) -> PreparedImage:
+    return without_image(sample) or PreparedImage(content=sample.key)
