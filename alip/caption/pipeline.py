@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
                 from alip.caption.dry_run import dry_run
 
                 return dry_run(job, source, arguments)
-            return caption(source, job, store, world, arguments)
+            with contextlib.closing(store):
+                return caption(source, job, store, world, arguments)
 
 
 def open_input(arguments: argparse.Namespace) -> Source:

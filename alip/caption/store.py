@@ -257,13 +257,17 @@ class CaptionStore:
                 total.update({name: value for name, value in line.items() if name != "key"})
         return {run: dict(total) for run, total in totals.items()}
 
+    def close(self) -> None:
+        """Releases the lock, if it is held: the run has ended, or will be resumed."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def finish(self, record: dict[str, Any]) -> None:
         """Writes the final record and releases the lock."""
         self.write_run(record)
         (self.parts / "lock").unlink(missing_ok=True)  # while the lock is held: the next run makes a new file
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self.close()
         if self.parts.is_dir() and not any(self.parts.iterdir()):
             self.parts.rmdir()
 

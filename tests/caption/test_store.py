@@ -47,7 +47,7 @@ def test_lines_keep_keys_that_are_no_utf8(tmp_path):
 
 
 def write_part(store, run, rank, lines, failures=()):
-    captions, failed = (PartWriter(path) for path in store.part_paths(run, rank))
+    captions, failed = (PartWriter(path) for path in store.part_paths(run, rank)[:2])
     for key, caption in lines:
         captions.write({"key": key, "caption": caption, "image": "00"})
     for key in failures:

@@ -25,6 +25,7 @@ from alip.caption.endpoint.settings import EndpointSettings
 from alip.errors import UserError
 
 LONGEST_REPLY = 1 << 23  # bytes
+FIRST_PAUSE = 1.0  # seconds before a request is repeated
 LONGEST_PAUSE = 30.0  # seconds between two attempts, unless the server asks for more
 HOPELESS = 16  # images in a row that fail in other ways than by a refusal: then it is not the images
 COUNTS = ("requests", "retries", "tokens_in", "tokens_out", "cut_off")
@@ -186,7 +187,7 @@ class Endpoint:
         """Seconds before the next attempt: doubled each time, with jitter so that requests do not come back together;
         at least what the server asks for."""
         times = max(own_faults, self.health.failures_in_a_row // self.settings.concurrency)
-        pause = min(LONGEST_PAUSE, self.settings.backoff * 2 ** min(times, 20)) * random.uniform(0.5, 1.0)
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(times, 20)) * random.uniform(0.5, 1.0)
         return max(pause, error.wait or 0.0)
 
     def _test_in_doubt(self) -> None:

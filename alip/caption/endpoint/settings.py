@@ -20,8 +20,7 @@ class EndpointSettings:
     model: the server's name of it. base_url: what stands before /chat/completions. key_variable: the environment
     variable that holds the API key. concurrency: requests at a time. request_timeout, outage_timeout: seconds; for one
     reply, and for a server that answers nothing. retries: of a request that fails while others succeed. price_in,
-    price_out: per million tokens. fields: of the request's body, beyond ours; None removes one. backoff: seconds before
-    the first retry.
+    price_out: per million tokens. fields: of the request's body, beyond ours; None removes one.
     """
 
     model: str
@@ -34,7 +33,6 @@ class EndpointSettings:
     price_in: float = 0.0
     price_out: float = 0.0
     fields: dict[str, Any] = field(default_factory=dict)
-    backoff: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.model:
