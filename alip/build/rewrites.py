@@ -44,7 +44,9 @@ def _fill(path: str, database: Path) -> None:
     try:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("CREATE TABLE rewrites (key TEXT, text TEXT, rewrite TEXT, PRIMARY KEY (key, text)) WITHOUT ROWID")
+        connection.execute(
+            "CREATE TABLE rewrites (key TEXT, text TEXT, rewrite TEXT, PRIMARY KEY (key, text)) WITHOUT ROWID"
+        )
         connection.executemany("INSERT OR REPLACE INTO rewrites VALUES (?, ?, ?)", _entries(path))
         connection.commit()
     except sqlite3.OperationalError as error:
