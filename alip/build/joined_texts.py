@@ -8,6 +8,7 @@ from typing import Any
 
 from alip.build.caption_scores import KeptCaptions, scores_path
 from alip.build.caption_table import CaptionTable
+from alip.build.rewrites import RewriteTable
 from alip.build.sources import Sample
 from alip.errors import UserError
 from alip.files import read_json, sha256_of_file
@@ -68,22 +69,22 @@ class JoinedTexts:
 
     def __init__(self, files: TextFiles, folder: Path, several: bool = False):
         self.captions: CaptionTable | None = None
-        self.rewrites: CaptionTable | None = None
+        self.rewrites: RewriteTable | None = None
         if files.captions:
             index = folder / "captions-table.sqlite"  # (captions.sqlite is how earlier versions called theirs)
             tables = files.scores_files if not index.exists() else []
             keeps = [KeptCaptions(scores, files.keep) for scores in tables]
             self.captions = CaptionTable(files.captions, index, keeps, several=several)
         if files.rewrites:
-            self.rewrites = CaptionTable([files.rewrites], folder / "rewrites-table.sqlite", column="rewrite")
+            self.rewrites = RewriteTable(files.rewrites, folder / "rewrites-table.sqlite")
 
     def apply(self, sample: Sample) -> None:
         """Gives a sample its texts, in place. They come before the source's own: the user named these files."""
         if self.captions:
             found = self.captions.get(sample.key)
             sample.captions = sample.captions if found is None else tuple(found)
-        if self.rewrites and (rewrites := self.rewrites.get(sample.key)):
-            sample.metadata["original_text"], sample.text = sample.text, rewrites[0]
+        if self.rewrites and sample.text and (rewrite := self.rewrites.get(sample.key, sample.text)):
+            sample.metadata["original_text"], sample.text = sample.text, rewrite
 
     def check_found(self, samples: int, whole: bool) -> None:
         """UserError for a file none of whose keys is one of the input. samples: how many are usable so far; whole: the
@@ -91,8 +92,9 @@ class JoinedTexts:
         suspicious = ((self.captions, "captions", samples == 0), (self.rewrites, "rewrites", whole or samples == 0))
         for table, what, is_suspicious in suspicious:
             if is_suspicious and table and table.found == 0:
+                same = " with the same raw text" if table is self.rewrites else ""
                 raise UserError(
-                    f"none of the {what}' keys is a key of the input: the {what} have keys like {table.example()!r}"
+                    f"none of the {what}' keys is a key of the input{same}: their keys are like {table.example()!r}"
                 )
 
     def dropped(self) -> int:

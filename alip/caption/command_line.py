@@ -20,7 +20,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description="Writes synthetic captions for the images of a source, or rewrites its raw texts. Run it again "
         "after any interruption: it resumes. See docs/captions.md.",
     )
-    _input_flags(parser.add_argument_group("input and output"))
+    input_flags(parser.add_argument_group("input and output"))
     _captioner_flags(parser.add_argument_group("captioner"))
     _server_flags(parser.add_argument_group("server, with --captioner openai:MODEL"))
     _decoding_flags(parser.add_argument_group("decoding and cleaning"))
@@ -41,11 +41,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def _input_flags(group) -> None:
+def input_flags(group, output: str = "FILE.jsonl; its record, failures and figure are written beside it") -> None:
+    """Which images, and where to write."""
     group.add_argument(
         "--input", nargs="+", help="images: anything that data2rec.py reads (tars, table, COCO JSON, folder)"
     )
-    group.add_argument("--output", help="FILE.jsonl; its record, failures and figure are written beside it")
+    group.add_argument("--output", help=output)
     group.add_argument("--source-type", choices=["webdataset", "table", "coco", "karpathy", "folder"])
     group.add_argument("--image-root", help="folder of relative image paths in tables and JSON")
     group.add_argument("--image-field", help="column with the image's path")

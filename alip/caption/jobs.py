@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from alip.caption.captioners import Decoding
 from alip.caption.choice import CaptionerChoice, decoding_for, open_captioner
 from alip.caption.preprocessing import PreparedImage, Preprocessing, without_image
 from alip.caption.run import image_identity
-from alip.caption.store import DoneImages
+from alip.caption.store import CaptionStore
 from alip.caption.work import CaptionWork, Work
 from alip.errors import UserError
 
@@ -37,9 +37,14 @@ class Job:
     usage: Callable[[], dict[str, float]] | None = None
     close: Callable[[], None] = lambda: None
 
-    def known(self, done: DoneImages) -> Callable[[Sample], str | None]:
-        """The digest under which a sample has a result already, None if it has none."""
+    def known(self, store: CaptionStore) -> Callable[[Sample], str | None]:
+        """A function: the digest under which a sample has a result already, None if it has none."""
+        done = store.done()
         return lambda sample: done.image(self.identity(sample)[0])
+
+    def samples(self, samples: Iterator[Sample]) -> Iterator[Sample]:
+        """The samples of a source, as this job takes them."""
+        return samples
 
 
 def choice_of(arguments: argparse.Namespace) -> CaptionerChoice:

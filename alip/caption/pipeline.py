@@ -94,7 +94,7 @@ def run_pass(
         Output(
             PartWriter(results),
             PartWriter(failures),
-            job.known(store.done()),
+            job.known(store),
             job.usage,
             PartWriter(costs) if job.usage else None,
         ),
@@ -105,7 +105,7 @@ def run_pass(
         trust_keys=arguments.trust_keys,
         figure_seed=arguments.seed,
         on_progress=bar,
-    ).run(shard.samples(source, arguments.limit, job.by_image))
+    ).run(job.samples(shard.samples(source, arguments.limit, job.by_image)))
     if bar is not None:
         bar.close()
     return run, tally
@@ -120,7 +120,7 @@ def finish(store: CaptionStore, run: int, tallies: list[Tally], job: Job, argume
     record = begin_record(store)
     store.merge(run, summary.observe)
     result = summary.result()
-    complete_record(record, total, result["captions"], arguments.allow_failures)
+    complete_record(record, total, summary.lines, arguments.allow_failures)
     record["summary"] = result
     if total.sampled and result["captions"] and job.by_image:
         pairs = read_pairs(total, summary.captions_of)

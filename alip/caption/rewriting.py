@@ -68,7 +68,7 @@ class RewriteWork:
             return PreparedImage(reason=reason, detail=detail)
         if sample.text is None:
             return PreparedImage(reason="no-text", detail="the source has no raw text for it")
-        caption = self._captions[1].get(sample.key) if self._captions else ""
+        caption = (self._captions[1].get(sample.key) or [None])[0] if self._captions else ""
         if caption is None:
             return PreparedImage(reason="no-caption", detail="the prompt names {caption}, and --captions has none")
         return PreparedImage(text_digest(f"{sample.text}\0{caption}"), (sample.text, caption))
@@ -115,4 +115,4 @@ def checked_prompt(prompt: str | None, captions: str | None) -> str:
 
 def _open_captions(path: str | None) -> tuple[tempfile.TemporaryDirectory, CaptionTable]:
     folder = tempfile.TemporaryDirectory(prefix="alip-captions-")
-    return folder, CaptionTable(str(path), Path(folder.name) / "captions.sqlite")
+    return folder, CaptionTable([str(path)], Path(folder.name) / "captions.sqlite")

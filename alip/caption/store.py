@@ -1,7 +1,7 @@
 """The files of a captions output, and how it resumes after any interruption.
 
     captions.jsonl            {"key", "caption", "image"}: a line for each captioned image; "image": digest of its bytes
-                              (with several captions of an image also "captions", a list of all of them)
+                              (with several captions of an image "captions", a list, instead of "caption")
     captions-failures.jsonl   {"key", "where", "reason"}: images of the last pass that got no caption
     captions-run.json         settings, versions, counts and the summary
     captions-parts/           lines of runs that are not merged yet; gone when a pass has ended

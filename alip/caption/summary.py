@@ -21,6 +21,7 @@ class CaptionSummary:
     """Observes every merged line once (`observe`), then summarises (`result`). Memory: 8 bytes per caption."""
 
     def __init__(self, seed: int, wanted_keys: set[str] | None = None) -> None:
+        self.lines = 0
         self._numbers = array("Q")
         self._random = random.Random(seed)
         self._sampled: list[str] = []
@@ -29,16 +30,18 @@ class CaptionSummary:
 
     def observe(self, line: dict[str, Any]) -> None:
         """One line of captions.jsonl."""
-        caption = line["caption"] if "caption" in line else line["rewrite"]
-        self._numbers.append(number(caption))
-        if len(self._sampled) < SAMPLED:
-            self._sampled.append(caption)
-        else:
-            position = self._random.randrange(len(self._numbers))
-            if position < SAMPLED:
-                self._sampled[position] = caption
+        self.lines += 1
+        texts = line.get("captions") or [line["caption"] if "caption" in line else line["rewrite"]]
+        for text in texts:
+            self._numbers.append(number(text))
+            if len(self._sampled) < SAMPLED:
+                self._sampled.append(text)
+            else:
+                position = self._random.randrange(len(self._numbers))
+                if position < SAMPLED:
+                    self._sampled[position] = text
         if line["key"] in self._wanted:
-            self.captions_of[line["key"]] = caption
+            self.captions_of[line["key"]] = texts[0]
 
     def result(self) -> dict[str, Any]:
         """Plain values: captions, distinct, duplicate_fraction (captions that another image has too), most_common of

@@ -115,8 +115,8 @@ class CaptionWork:
         captions = [caption for caption in (clean(text, **self.cleaning) for text in given) if caption]
         if not captions:
             return Failed("empty-caption", f"the captioner wrote {given[0]!r}")
-        line = {"key": item.key, "caption": captions[0], "image": item.digest}
-        return line if self.per_image == 1 else line | {"captions": captions}
+        texts = {"caption": captions[0]} if self.per_image == 1 else {"captions": captions}
+        return {"key": item.key, **texts, "image": item.digest}
 
 
 def caption_seed(seed: int, key: str, k: int) -> int:
