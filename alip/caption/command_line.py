@@ -116,8 +116,19 @@ def _server_flags(group) -> None:
         help="environment variable with the key, if the server wants one (default: %(default)s)",
     )
     add = group.add_argument
-    add("--concurrency", type=command.whole(1, 4096), default=defaults.concurrency, help="requests at a time (default: %(default)s)")
-    add("--request-timeout", type=command.positive_number, default=defaults.request_timeout, metavar="S", help="default: %(default)g s")
+    add(
+        "--concurrency",
+        type=command.whole(1, 4096),
+        default=defaults.concurrency,
+        help="requests at a time (default: %(default)s)",
+    )
+    add(
+        "--request-timeout",
+        type=command.positive_number,
+        default=defaults.request_timeout,
+        metavar="S",
+        help="default: %(default)g s",
+    )
     add(
         "--outage-timeout",
         type=command.number(0),
@@ -125,8 +136,19 @@ def _server_flags(group) -> None:
         metavar="S",
         help="how long to wait for a server that answers nothing (default: %(default)g s)",
     )
-    add("--retries", type=command.natural, default=defaults.retries, help="of one image's request (default: %(default)s)")
-    add("--price-in", type=command.number(0), default=0.0, metavar="PRICE", help="of a million prompt tokens, for the summary")
+    add(
+        "--retries",
+        type=command.natural,
+        default=defaults.retries,
+        help="of one image's request (default: %(default)s)",
+    )
+    add(
+        "--price-in",
+        type=command.number(0),
+        default=0.0,
+        metavar="PRICE",
+        help="of a million prompt tokens, for the summary",
+    )
     add("--price-out", type=command.number(0), default=0.0, metavar="PRICE", help="of a million generated tokens")
 
 
@@ -183,7 +205,7 @@ def _run_flags(group) -> None:
     )
     group.add_argument(
         "--dry-run",
-        type=command.natural,
+        type=command.count,
         nargs="?",
         const=10,
         metavar="N",

@@ -250,7 +250,7 @@ class Pass:
             spent = self.output.usage()
             growth = {name: total - self._spent.get(name, 0) for name, total in spent.items()}
             if any(growth.values()):
-                self.output.costs.write({"key": "", **growth})
+                self.output.costs.write({"key": "", "costs": growth})
             self._spent = spent
             self.output.costs.flush()
         self.output.results.flush()

@@ -21,12 +21,13 @@ from alip.errors import run_command
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's arguments, checked."""
+    from alip import command
     from alip.build.caption_scores import scores_path
     from alip.build.input_shard import InputShard
     from alip.caption.command_line import input_flags
     from alip.model.precision import canonical
 
-    parser = argparse.ArgumentParser(
+    parser = command.CommandParser(
         prog="python -m alip.caption.score",
         description="Scores captions: their fit to the image by a CLIP model, and rules for their text. Run it again "
         "after any interruption, or with new captions: it resumes. See docs/captions.md.",
@@ -46,16 +47,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--precision", type=canonical, default="fp32", help="auto, amp_bf16, amp or fp32 (default: fp32)"
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:K")
-    group.add_argument("--batch-size", type=int, default=64, help="images per step and rank (default: %(default)s)")
-    group.add_argument("--workers", type=int, default=4, help="decoding processes per rank (default: %(default)s)")
+    group.add_argument(
+        "--batch-size", type=command.count, default=64, help="images per step and rank (default: %(default)s)"
+    )
+    group.add_argument(
+        "--workers", type=command.workers, default=4, help="decoding processes per rank (default: %(default)s)"
+    )
     group.add_argument("--trust-keys", action="store_true", help="do not read images that have scores already")
     group.add_argument("--restart", action="store_true", help="discard the scores in --output and start over")
-    group.add_argument("--allow-failures", type=float, default=0.0, metavar="FRACTION", help="as for alip.caption")
+    group.add_argument(
+        "--allow-failures", type=command.number(0, 1), default=0.0, metavar="FRACTION", help="as for alip.caption"
+    )
     arguments = parser.parse_args(argv)
     if not arguments.input:
         parser.error("--input is needed: the images, the same as for the captions")
-    if arguments.batch_size < 1 or arguments.workers < 0 or not 0 <= arguments.allow_failures <= 1:
-        parser.error("--batch-size must be at least 1, --workers at least 0, and --allow-failures between 0 and 1")
     if arguments.model and not arguments.checkpoint:
         parser.error("--model names the architecture of a bare --checkpoint: give that too")
     arguments.output = arguments.output or str(scores_path(arguments.captions))

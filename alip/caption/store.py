@@ -254,7 +254,7 @@ class CaptionStore:
         for path in sorted(self.parts.glob("costs-*.jsonl")):
             total = totals.setdefault(str(int(path.name.split("-")[1])), Counter())
             for line in read_lines(path):
-                total.update({name: value for name, value in line.items() if name != "key"})
+                total.update(line.get("costs", {}))
         return {run: dict(total) for run, total in totals.items()}
 
     def close(self) -> None:
@@ -319,9 +319,26 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield line
 
 
+_TEXTS = ("key", "caption", "image", "reason", "rewrite", "text", "digest")
+_CONTENTS = ("caption", "captions", "rewrite", "reason", "costs")  # one of these makes a line
+
+
 def _is_whole(line: dict[str, Any]) -> bool:
-    texts = all(isinstance(line.get(name, ""), str) for name in ("key", "caption", "image", "reason"))
-    return texts and "key" in line and ("caption" in line or "reason" in line) and _is_digest(line.get("image", ""))
+    texts = all(isinstance(line.get(name, ""), str) for name in _TEXTS)
+    digests = texts and all(_is_digest(line.get(name, "")) for name in ("image", "text", "digest"))
+    captions, scores, costs = line.get("captions", [""]), line.get("scores", []), line.get("costs", {})
+    lists = isinstance(captions, list) and isinstance(scores, list) and isinstance(costs, dict)
+    return (
+        digests
+        and "key" in line
+        and any(name in line for name in _CONTENTS)
+        and lists
+        and bool(captions)
+        and all(isinstance(caption, str) for caption in captions)
+        and all(isinstance(one, dict) for one in scores)
+        and ("scores" not in line or len(scores) == len(captions))
+        and all(isinstance(value, int | float) for value in costs.values())
+    )
 
 
 def _is_digest(text: str) -> bool:

@@ -366,7 +366,7 @@ def test_thoughts_and_cut_answers(folder, capsys):
         (["--base-url", "http://me:secret@host/v1"], "put the key into"),
         (["--base-url", "http://host:port/v1"], "is no base URL"),
         (["--captioner", "openai:"], "needs the model's name"),
-        (["--concurrency", "0"], "--concurrency must be"),
+        (["--concurrency", "0"], "--concurrency"),
         (["--num-beams", "3"], "no beam search"),
         (["--price-in", "-1"], "--price-in"),
     ],
