@@ -30,7 +30,7 @@ def read_captions(path: str, column: str = "caption") -> Iterator[tuple[str, str
 
 
 def read_entries(path: str, column: str = "caption") -> Iterator[tuple[str, list[str]]]:
-    """(key, captions) of every entry of a captions file, in its order; empty captions are left out.
+    """(key, captions) of every entry of a captions file, in its order; empty captions and repeated ones are left out.
 
     An entry has its captions as `caption`, `caption_2`, `caption_3` …, or as a list `captions` (for another `column`:
     by its name), or both. UserError names the entry that has neither, or a list that is not one of texts.
@@ -88,7 +88,7 @@ def _short(value: object) -> str:
 def _checked(where: str, key: str, captions: list[object]) -> Iterator[tuple[str, list[str]]]:
     """The entry, if one of its captions is not empty. UserError if key or caption is no text."""
     try:
-        texts = [text for text in map(as_text, captions) if text is not None]
+        texts = list(dict.fromkeys(text for text in map(as_text, captions) if text is not None))
         for one in (key, *texts):
             one.encode("utf-8")
     except UnicodeEncodeError:

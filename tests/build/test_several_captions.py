@@ -146,6 +146,7 @@ def test_every_way_to_give_several(tmp_path):
     for file in (
         ("a.jsonl", lines({"key": "k", "captions": want})),
         ("b.jsonl", lines({"key": "k", "caption": "one", "captions": ["two", None, "three", " "]})),
+        ("i.jsonl", lines({"key": "k", "caption": "one", "captions": ["one", "two", "three"]})),
         ("c.jsonl", lines({"key": "k", "caption_10": "three", "caption": "one", "caption_2": "two", "caption_x": "?"})),
         ("d.csv", "key,caption,caption_2,caption_3\nk,one,two,three\n"),
         ("e.csv", "key,caption\nk,one\nother,x\nk,two\nk,three\n"),
