@@ -37,7 +37,7 @@ from alip.files import atomic_write  # noqa: E402
 RESULTS = study.ROOT / "benchmarks/notes/caption_study.jsonl"
 MISMATCHED, SPOILED = 0.4, 0.3  # of the raw texts; of the captions, in the arms in which they are spoiled
 CAPTIONS = (1, 3, 5)  # of each image
-FILTERS = {"none": "all kept", "random": "30 % at random", "clipscore": "lowest 30 % of S_xc", "truth": "all spoiled"}
+FILTERS = {"none": "nothing", "random": "30 % at random", "clipscore": "lowest 30 % of S_xc", "truth": "all spoiled"}
 METRICS = report.METRICS
 
 

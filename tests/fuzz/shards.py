@@ -19,14 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
+from alip.build.joined_texts import TextFiles
+from alip.build.prepare import CaptionPolicy, Policy
 from alip.build.verify import dataset_faults, verify_shard
 from alip.data.loader import create_loader
 from alip.data.manifest_schema import manifest_checksum
-from alip.data.shards import TOKENIZER, load_manifest, read_texts
+from alip.data.shards import TOKENIZER, load_manifest, read_texts, row_captions
 from alip.distributed import World
 from alip.errors import UserError
 from tests.fuzz import Target
-from tests.helpers.shards import build_shards, make_tars
+from tests.helpers.shards import build_shards, make_captioned_tars, make_tars
 
 SAMPLES, PER_SHARD = 11, 4
 Mutator = Callable[[random.Random, Path], None]
@@ -36,29 +38,50 @@ ODD = (
 )
 
 
-@lru_cache(maxsize=1)
-def sound() -> tuple[Path, Counter, Counter]:
-    """A small dataset, and the samples in it: (tokens, image), and the same with key, text and caption."""
+@lru_cache(maxsize=2)
+def sound(several: bool = False) -> tuple[Path, Counter, Counter]:
+    """A small dataset, and the samples in it: (tokens, image), and the same with key, text and captions. several: with
+    up to three captions per image."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-shards-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    build_shards(make_tars(folder / "tars", SAMPLES), folder / "shards" / "set", samples_per_shard=PER_SHARD)
+    options = {"samples_per_shard": PER_SHARD}
+    if several:
+        tars, captions = make_captioned_tars(folder / "tars", SAMPLES, 3)
+        options |= {"texts": TextFiles(captions=(str(captions),)), "policy": Policy(captions=CaptionPolicy(3))}
+    else:
+        tars = make_tars(folder / "tars", SAMPLES)
+    build_shards(tars, folder / "shards" / "set", **options)
     return folder / "shards", Counter(samples(folder / "shards")), Counter(samples(folder / "shards", texts=True))
 
 
 def samples(data: Path, texts: bool = False) -> list[tuple]:
     """What the loader reads of a dataset, one tuple a sample; with its strings on request."""
     form = {"image_size": 8, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    loader = create_loader(data, 3, world=World(), reader="torch", threads=1, shuffle=False, drop_last=False, **form)
+    loader = create_loader(
+        data,
+        3,
+        world=World(),
+        reader="torch",
+        threads=1,
+        shuffle=False,
+        drop_last=False,
+        caption_sampling="first",
+        **form,
+    )
     tokens = [
         row.tobytes()
         for batch in loader.epoch(0)
         for row in np.concatenate([batch.text_tokens, batch.caption_tokens], 1)
     ]
+    if loader.manifest.captions_per_image > 1:
+        counts, captions = loader.records.captions(np.arange(loader.manifest.samples))
+        parts = np.split(captions, np.cumsum(counts)[:-1])
+        tokens = [one + part.tobytes() for one, part in zip(tokens, parts, strict=True)]
     images = [bytes(one) for one in loader.records.read(np.arange(loader.manifest.samples))[1]]
     pairs = list(zip(tokens, images, strict=True))
     if not texts:
         return pairs
-    rows = [(row["key"], row["text"], row["caption"]) for row in read_texts(loader.manifest)]
+    rows = [(row["key"], row["text"], row["caption"], *row_captions(row)) for row in read_texts(loader.manifest)]
     return [(*pair, *row) for pair, row in zip(pairs, rows, strict=True)]
 
 
@@ -72,9 +95,9 @@ def is_sound(data: Path) -> bool:
     return not faults
 
 
-def check(data: Path, complete: bool) -> None:
+def check(data: Path, complete: bool, several: bool = False) -> None:
     """complete: the manifest is the dataset's own, so that the loader must find all samples or refuse."""
-    _, known, known_with_texts = sound()
+    _, known, known_with_texts = sound(several)
     refusal = None
     try:
         read = Counter(samples(data))
@@ -279,12 +302,14 @@ def whole_files(rng: random.Random, folder: Path) -> None:
             path.symlink_to("/dev/zero")
 
 
-def target(name: str, *mutators: Mutator, complete: bool = True, manifest: bool = True) -> Target:
-    """Up to three mutations of one kind. manifest=False: the rec files alone, as released ones."""
+def target(
+    name: str, *mutators: Mutator, complete: bool = True, manifest: bool = True, several: bool = False
+) -> Target:
+    """Up to three mutations of one kind. manifest=False: the rec files alone, as released ones; several: captions."""
 
     def make(rng: random.Random, folder: Path) -> Callable[[], None]:
         data = folder / "data"
-        shutil.copytree(sound()[0], data)
+        shutil.copytree(sound(several)[0], data)
         if not manifest:
             for path in [data / "set.json", *data.glob("*.parquet")]:
                 path.unlink()
@@ -295,7 +320,7 @@ def target(name: str, *mutators: Mutator, complete: bool = True, manifest: bool 
                 rng.choice(mutators)(rng, data)
             except (ValueError, LookupError, OSError, TypeError, AttributeError):
                 break  # the mutation before has left nothing to mutate
-        return lambda: check_released(data) if not manifest else check(data, complete)
+        return lambda: check_released(data) if not manifest else check(data, complete, several)
 
     return Target(f"shards: {name}", make)
 
@@ -318,5 +343,7 @@ TARGETS = [
     target("sidecar", sidecar),
     target("files", whole_files),
     target("everything", of("*.rec"), records, index, sidecar, whole_files),
+    target("several captions", of("*.rec"), records, sidecar, several=True),
+    target("manifest of several captions", values, complete=False, several=True),
     target("without a manifest", of("*.rec"), records, index, manifest=False),
 ]
