@@ -32,6 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     choice = choice_of(arguments)
     source = open_input(arguments)
     with world_of_ranks(arguments.output) as world:
+        if arguments.engine == "vllm" and world.world_size > 1:
+            raise UserError(
+                "--engine vllm takes its GPUs itself: start it without torchrun, with --option tensor_parallel_size=N "
+                "for one large model, or once for each GPU with --shard K/N"
+            )
         store = CaptionStore(arguments.output) if arguments.output else None
         device = distributed.pick_device(arguments.device, world.local_rank)
         job = job_of(choice, arguments, device)
