@@ -19,7 +19,7 @@ class VllmCaptioner:
 
     model_name: a Hugging Face name or a local folder. prompt: the question; None: CHAT_PROMPT. precision: a name of
     alip.model.precision. max_side: larger images are shrunk to it. options: further arguments of `vllm.LLM`, such as
-    max_model_len, tensor_parallel_size, gpu_memory_utilization. UserError without vLLM, or if the engine does not start.
+    max_model_len, tensor_parallel_size, gpu_memory_utilization. UserError without vLLM, or if it does not start.
     """
 
     takes_seeds = True
