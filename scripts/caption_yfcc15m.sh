@@ -14,7 +14,7 @@ OUTPUT=${OUTPUT:-}                            # FILE.jsonl
 CAPTIONER=${CAPTIONER:-blip}                  # blip, florence2, qwen2.5-vl, coca …, a model name, file:PATH, openai:MODEL
                                               # (with --base-url URL), or existing:FILE for the paper's captions by OFA
 BATCH_SIZE=${BATCH_SIZE:-128}                 # images per GPU and step; halved when memory runs out
-NUM_BEAMS=${NUM_BEAMS:-}                       # default 3 (servers: 1); 1 is about twice as fast, with plainer sentences
+NUM_BEAMS=${NUM_BEAMS:-}                      # default 3 (servers: 1); 1 is about twice as fast, with plainer sentences
 MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-30}          # the paper's captions have mostly 10 to 15 tokens
 WORKERS=${WORKERS:-8}                         # decoding processes for each GPU
 ALLOW_FAILURES=${ALLOW_FAILURES:-0.001}       # fraction of images without a caption up to which the status is 0
