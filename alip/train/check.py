@@ -39,10 +39,12 @@ def describe(
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     every, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
     micro = plan.global_batch // (plan.accum_freq * world.world_size)
+    several = getattr(data, "captions_per_image", 1)
+    captions = f" with up to {several} captions" if several > 1 else ""
     names = ", ".join(evaluation.name for evaluation in evaluations) or "none"
     return [
         f"model        {model_name}: {every / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained",
-        f"data         {data.folder / data.name}: {data.samples} samples, fingerprint {data.fingerprint}",
+        f"data         {data.folder / data.name}: {data.samples} samples{captions}, fingerprint {data.fingerprint}",
         f"batch        {plan.global_batch} ({micro} x {plan.accum_freq} micro-batches x {world.world_size} ranks)",
         f"length       {plan.total} steps, {plan.steps_per_epoch} an epoch",
         f"optimizer    {type(optimizer).__name__}: {_settings(optimizer)}",
