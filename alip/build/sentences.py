@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import re
 
-# Before a full stop they do not end a sentence, whatever follows.
-_TITLES = re.compile("mr|mrs|ms|mx|dr|prof|rev|hon|st|mt|ft|jr|sr|gen|col|capt|lt|sgt|gov|sen|rep|pres|messrs")
-_SHORT = re.compile(
-    r"vs|etc|cf|al|approx|ca|c|figs?|nos?|vol|pp|eds?|depts?|est|inc|ltd|corp|co|bros|ave|blvd|rd|str|nr|bzw|usw|ggf|"
-    r"jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs?|fri|sat|sun|ph\.d"
+# Abbreviations: before a full stop they do not end a sentence, whatever follows.
+_ALWAYS = re.compile(
+    "mr|mrs|ms|mx|dr|prof|jr|sr|messrs|vs|etc|cf|al|vol|eds|inc|ltd|corp|bros|ave|blvd|rd|dept|bzw|usw|ggf|"
+    r"ph\.d"
 )
-_UNITS = re.compile("nos?|figs?|vol|pp?|ca|c|approx|nr")  # a number follows them
+# The same with a capital letter; with a small one they are mostly words: "the cat sat.", "in the sun."
+_CAPITALISED = re.compile(
+    "Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tues?|Wed|Thu|Thurs?|Fri|Sat|Sun|St|Mt|Ft|Gen|Col|Capt|Lt|Sgt|"
+    "Gov|Sen|Rep|Pres|Rev|Hon|Co|Ed|Est|Str"
+)
+_UNITS = re.compile("nos?|figs?|pp?|ca|c|approx|nr")  # a number follows them
 _CLOSERS = "\"'”’»)]}*_"
 _OPENERS = "\"'“‘«([{*_¿¡-–—"
 _WIDE_CLOSERS = "”’»）】》」』"
@@ -21,9 +25,8 @@ _END = re.compile(
 )
 _BULLET = re.compile(r"^(?:[-–—*•·▪‣]+\s+|\d{1,3}[.)]\s+|#{1,6}\s+)+")
 _WORD = re.compile(r"[^\s" + re.escape(_OPENERS) + r"]*$")
-_LOOK = (
-    40  # characters looked at on either side of a mark: a text of a million takes no longer than its length asks for
-)
+# Characters looked at on either side of a mark, so that the time that a text takes grows with its length only.
+_LOOK = 40
 _INITIAL = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J, or U.S (its last full stop is the one in question)
 
 
@@ -56,13 +59,14 @@ def _ends(line: str, start: int, match: re.Match, has_capitals: bool) -> bool:
     mark = match["mark"].rstrip(_CLOSERS + _WIDE_CLOSERS)
     if mark != ".":
         return True
-    word = _WORD.search(line, max(start, match.start() - _LOOK), match.start()).group().lower()
-    if _TITLES.fullmatch(word) or (len(word) > 1 and _INITIAL.fullmatch(word)):
+    spelled = _WORD.search(line, max(start, match.start() - _LOOK), match.start()).group()
+    word = spelled.lower()
+    if _ALWAYS.fullmatch(word) or _CAPITALISED.fullmatch(spelled):
+        return False
+    if len(word) > 1 and _INITIAL.fullmatch(word):
         return False  # "U.S.", "e.g.", "p.m."
-    if len(word) == 1 and line[match.start() - 1].isupper():
+    if len(word) == 1 and spelled.isupper():
         return False  # "J. Smith"
     if _UNITS.fullmatch(word):
         return not following.isdigit()  # "No. 5", but "I said no."
-    if _SHORT.fullmatch(word):
-        return False
     return not (word.isdigit() and not line[start : match.start() - len(word)].strip())  # "1. The dog": a list's number

@@ -254,6 +254,10 @@ SENTENCES = [
     ("a dog runs. 2 cats sleep. they dream", ["a dog runs.", "2 cats sleep.", "they dream"]),
     ("狗在跑。猫在睡！天气很好", ["狗在跑。", "猫在睡！", "天气很好"]),
     ("J. R. R. Tolkien left the U.S. in May. Good.", ["J. R. R. Tolkien left the U.S. in May.", "Good."]),
+    (
+        "A cat sat. It sees the sun. On Sat. Mr. Jones comes.",
+        ["A cat sat.", "It sees the sun.", "On Sat. Mr. Jones comes."],
+    ),
     ("No. 5 is red. She said no. He left.", ["No. 5 is red.", "She said no.", "He left."]),
     ('She said "Stop!" and left. "Go." He did.', ['She said "Stop!" and left.', '"Go."', "He did."]),
     ("1. A dog.\n2. A cat.\n- a third\n\n## Title", ["A dog.", "A cat.", "a third", "Title"]),
