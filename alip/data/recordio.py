@@ -20,7 +20,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -243,11 +243,17 @@ class IndexedReader:
     """Random access to the records of a `.rec` file. Safe to share between threads (it holds no file position).
 
     rec, idx: the two files. Item i is the payload of line i of the index. RecordError names the file and byte.
+    read_offsets: how to get the offsets of the index; None: parse it.
     """
 
-    def __init__(self, rec: str | os.PathLike, idx: str | os.PathLike):
+    def __init__(
+        self,
+        rec: str | os.PathLike,
+        idx: str | os.PathLike,
+        read_offsets: Callable[[str | os.PathLike], np.ndarray] | None = None,
+    ):
         self.path = Path(rec)
-        self.offsets = read_index(idx)[1]
+        self.offsets = read_index(idx)[1] if read_offsets is None else read_offsets(idx)
         try:
             self._file = open_file(self.path)
         except FileNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import threading
 import zlib
@@ -19,6 +20,7 @@ from alip.data.shards import Manifest, record_fault
 from alip.errors import UserError
 from alip.tokens import unpack_captions
 
+OPEN_SHARDS = 1024  # files that stay open; of more shards the one opened first is closed
 _CHECKED_SHARDS = 64  # of which first and last record are looked at before a run starts
 Choose = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (captions of each sample, samples) → number of one caption
 
@@ -41,7 +43,7 @@ class Records:
         self._opening = threading.Lock()
         self._flags = np.array([(shard.sha256 is not None, shard.crc32) for shard in manifest.shards])
         self._advice = f" (`python data2rec.py --verify {manifest.folder / manifest.name}` checks everything)"
-        _allow_open_files(len(manifest.shards) + 256)
+        _allow_open_files(2 * min(OPEN_SHARDS, len(manifest.shards)) + 256)  # the file, and the map of its offsets
 
     def check_tokens(self) -> None:
         """Looks at the manifest's largest token of each shard."""
@@ -56,8 +58,9 @@ class Records:
         """Looks for the shards' files, and at some records of some of them: what is wrong with one is mostly wrong with
         all, and should be known before a run starts."""
         self.check_tokens()
+        there = set(os.listdir(self.manifest.folder)) if os.path.isdir(self.manifest.folder) else ()
         for shard in self.manifest.shards:
-            if not self.manifest.path(shard.rec).exists():
+            if shard.rec not in there:
                 raise UserError(f"no such rec file: {self.manifest.path(shard.rec)}")
         step = max(1, len(self.manifest.shards) // _CHECKED_SHARDS)
         starts = self.manifest.starts
@@ -82,7 +85,8 @@ class Records:
         order = np.argsort(index)  # the order of the disk
         shards = np.searchsorted(self.manifest.starts, index[order], side="right") - 1
         numbers = index[order] - self.manifest.starts[shards]
-        descriptors, starts, ends = self._spans(shards, numbers)
+        readers, starts, ends = self._spans(shards, numbers)
+        descriptors = [reader.fileno() for reader in readers]
         buffer, at, spans = read_spans(descriptors, starts, ends - starts)
         found = parse(buffer, at, spans, 2 * length, self._longest_label)
         sound = found["usual"]
@@ -108,16 +112,17 @@ class Records:
             labels[i] = self._take_texts(label, int(index[i]), choose)
         return self._tokens(labels, index), encoded, sizes
 
-    def _spans(self, shards: np.ndarray, numbers: np.ndarray) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """For each record its file's descriptor, and start and end in it. shards: ascending."""
-        descriptors: list[int] = []
+    def _spans(self, shards: np.ndarray, numbers: np.ndarray) -> tuple[list[IndexedReader], np.ndarray, np.ndarray]:
+        """For each record its file, and start and end in it. shards: ascending. A file is open as long as somebody
+        holds its reader."""
+        readers: list[IndexedReader] = []
         starts, ends = np.empty(len(shards), np.int64), np.empty(len(shards), np.int64)
         for shard in np.unique(shards).tolist():
             one = slice(*np.searchsorted(shards, [shard, shard + 1]).tolist())
             reader = self._reader(shard)
             starts[one], ends[one] = reader.spans(numbers[one])
-            descriptors += [reader.fileno()] * (one.stop - one.start)
-        return descriptors, starts, ends
+            readers += [reader] * (one.stop - one.start)
+        return readers, starts, ends
 
     def _are_sound(self, buffer: np.ndarray, found: dict, shards: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """(n,) bool: the answer of `record_fault` for records of the usual form, for many of them."""
@@ -227,11 +232,13 @@ class Records:
             with self._opening:
                 reader = self._readers.get(shard) or self.manifest.open_shard(shard)
                 self._readers[shard] = reader
+                while len(self._readers) > OPEN_SHARDS:
+                    self._readers.pop(next(iter(self._readers)))  # closed when nobody reads from it
         return reader
 
 
 def _allow_open_files(count: int) -> None:
-    """Every shard stays open. Systems that allow 1,024 files unasked allow many more to those who ask."""
+    """Systems that allow 1,024 files unasked allow many more to those who ask."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < count:
         wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)

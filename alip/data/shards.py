@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alip.data.index_cache import read_offsets
 from alip.data.manifest_schema import FORMAT, check_manifest, label_layout, manifest_checksum
 from alip.data.recordio import IndexedReader, RecordError, payload_crc32, read_index, record_ids
 from alip.errors import UserError
@@ -26,7 +27,7 @@ SIDECAR_COLUMNS = ("key", "text", "caption", "metadata", "source")
 CAPTIONS_COLUMN = "captions"  # a list of all captions, in the sidecars of datasets with several captions per image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One rec file with its index and sidecar. Names are relative to the manifest's folder.
 
@@ -105,7 +106,7 @@ class Manifest:
         """A reader of one shard; UserError naming the file if it or its index is not as the manifest has."""
         shard = self.shards[number]
         try:
-            reader = IndexedReader(self.path(shard.rec), self.path(shard.idx))
+            reader = IndexedReader(self.path(shard.rec), self.path(shard.idx), read_offsets)
         except (RecordError, OSError) as error:
             raise UserError(
                 f"{error} (`python data2rec.py --verify {self.folder / self.name}` checks everything)"
