@@ -100,6 +100,8 @@ def arguments() -> argparse.Namespace:
 
     add = parser.add_argument_group("running").add_argument
     add("--workers", type=command.workers, default=os.cpu_count(), help="processes; 0: only this one")
+    add("--engine", choices=("local", "ray"), default="local", help="ray: on all machines of a Ray cluster")
+    add("--ray-address", default="auto", metavar="HOST:PORT", help="of the cluster; local: this machine alone")
     add("--decode", action="store_true", help="with --verify: decode every image too")
     add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args()
@@ -175,6 +177,11 @@ def build(args: argparse.Namespace) -> int:
     source = open_source(args.input, args.source_type, fields=fields, image_root=args.image_root, splits=splits)
     captions = CaptionPolicy(args.captions_per_image, args.caption_sentences)
     image = ImagePolicy(args.short_side, args.quality, args.max_pixels, args.min_side, args.any_name)
+    engine = None
+    if args.engine == "ray":
+        from alip.build.ray_engine import RayEngine
+
+        engine = RayEngine(args.ray_address)
     summary = writer.build(
         source,
         args.output,
@@ -186,6 +193,7 @@ def build(args: argparse.Namespace) -> int:
         input_shard=InputShard.parse(args.shard),
         overwrite=args.overwrite,
         scratch=args.scratch,
+        engine=engine,
         quiet=args.quiet,
     )
     print(summary.text())

@@ -172,6 +172,12 @@ class RejectsFile:
         line = {"key": key, "where": where, "reason": reason, "message": message}
         self._file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
 
+    def extend(self, path: Path, counts: dict[str, int]) -> None:
+        """Appends the lines of another rejects file."""
+        self.counts.update(counts)
+        with open(path, "rb") as file:
+            shutil.copyfileobj(file, self._file)
+
     def sync(self) -> None:
         """All lines are on the disk when this returns."""
         self._file.flush()

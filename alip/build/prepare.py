@@ -240,8 +240,11 @@ def _texts(text: str | None, captions: list[str], rows: dict, policy: Policy) ->
     return (chosen[0] if known is None else text), chosen
 
 
-def prepare_all(samples: Iterable[Sample], policy: Policy, workers: int) -> Iterator[PreparedSample | Rejected]:
-    """The records of a stream of samples, in order, made by `workers` processes (0: in this one).
+def prepare_all(
+    samples: Iterable[Sample], policy: Policy, workers: int, fork: bool = True
+) -> Iterator[PreparedSample | Rejected]:
+    """The records of a stream of samples, in order, made by `workers` processes (0: in this one). fork: False where
+    threads run that must not be forked.
 
     Memory holds a few chunks for each worker, however long the stream.
     """
@@ -254,7 +257,7 @@ def prepare_all(samples: Iterable[Sample], policy: Policy, workers: int) -> Iter
     from alip.tokens import tokenize
 
     tokenize(["loaded before the workers are forked, so that they share it"])
-    pool = _Pool(policy, workers)
+    pool = _Pool(policy, workers, fork)
     try:
         waiting: deque = deque()
         for chunk in chunks:
@@ -274,17 +277,16 @@ class _Pool:
     their own, and, if that dies too, sample by sample: so the killer is found and rejected, and the others are kept.
     """
 
-    def __init__(self, policy: Policy, workers: int):
-        self._policy, self._workers = policy, workers
+    def __init__(self, policy: Policy, workers: int, fork: bool = True):
+        self._policy, self._workers, self._fork = policy, workers, fork
         self._executor = self._new(workers)
         self._alone: ProcessPoolExecutor | None = None
         self._killed = 0
 
-    @staticmethod
-    def _new(workers: int) -> ProcessPoolExecutor:
+    def _new(self, workers: int) -> ProcessPoolExecutor:
         # Forked workers start at once and share the tokenizer. macOS cannot fork safely, nor can the threads that read
         # from a store.
-        can_fork = sys.platform == "linux" and not in_use()
+        can_fork = self._fork and sys.platform == "linux" and not in_use()
         context = multiprocessing.get_context("fork" if can_fork else "spawn")
         return ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(os.getpid(),))
 

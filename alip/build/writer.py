@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -21,10 +22,11 @@ from alip.build.remote_output import disk_of, open_output
 from alip.build.shard_writer import ShardWriter
 from alip.build.shuffle import ExternalShuffle
 from alip.build.sources import Sample, Source
+from alip.build.units import Engine, UnitJob, build_units
 from alip.data.shards import Manifest, Shard
 from alip.errors import UserError
 from alip.files import sync
-from alip.remote.urls import name_of
+from alip.remote.urls import is_url, name_of
 
 SAMPLES_PER_SHARD = 20_000
 
@@ -73,17 +75,22 @@ def build(
     input_shard: InputShard | None = None,
     overwrite: bool = False,
     scratch: str | None = None,
+    engine: Engine | None = None,
     quiet: bool = False,
 ) -> BuildSummary:
     """Builds `DIR/NAME-00000.rec …` and `DIR/NAME.json` from a source, or resumes a build that was interrupted.
 
     output: DIR/NAME, also at a URL. texts: files whose texts are joined by key. shuffle_seed: mix samples across shards
     (needs the disk space twice for a while); None: keep the source's order. input_shard: build only this shard of the
-    input. overwrite: remove what is there under this name first. scratch: see open_output.
+    input. overwrite: remove what is there under this name first. scratch: see open_output. engine: what distributes the
+    work over machines (units.py); None: `workers` processes of this one. The dataset is the same.
     UserError: a full disk, other options than those of the build to resume, no usable sample at all.
     """
     input_shard, texts = input_shard or InputShard(), texts or TextFiles()
     name = input_shard.name(name_of(str(output)))
+    if engine is not None and (is_url(str(output)) or shuffle_seed is not None):
+        what = "an --output at a URL" if shuffle_seed is None else "--shuffle"
+        raise UserError(f"{what} is not possible with --engine ray: build into a shared folder, in the source's order")
     options = {
         "input": source.describe(),
         "source": source.source_type,
@@ -102,7 +109,7 @@ def build(
         if target.finished:
             return BuildSummary(target.finished, already_there=True)
         job = stack.enter_context(closing(_Build(source, target, options, policy, input_shard, texts)))
-        return BuildSummary(job.run(workers, quiet))
+        return BuildSummary(job.run(workers, quiet) if engine is None else job.run_on(engine, quiet))
 
 
 def _recorded(options: dict) -> dict:
@@ -147,10 +154,33 @@ class _Build:
 
     def run(self, workers: int, quiet: bool) -> Manifest:
         """Everything that is still to do."""
+        if self.journal.last("engine"):
+            raise UserError(
+                f"{self.journal.folder} holds a build of --engine ray: resume it with that, or give --overwrite"
+            )
         if not self.journal.last("all_read"):
             self._read_all(workers, quiet)
         if self.seed is not None:
             self._gather(quiet)
+        return self._finish()
+
+    def run_on(self, engine: Engine, quiet: bool) -> Manifest:
+        """Everything that is still to do, by an engine."""
+        if self.shards or self.journal.last("cursor"):
+            raise UserError(
+                f"{self.journal.folder} holds a build of --engine local: resume it with that, or give --overwrite"
+            )
+        texts = JoinedTexts(self.texts, self.journal.folder)  # its indices are made once, here
+        if not self.journal.last("engine"):
+            self.journal.add({"engine": "units"})
+        parts = (self.source, self.policy, self.texts, self.input_shard, self.folder, self.name, self.journal.folder)
+        done = build_units(UnitJob(*parts, os.getcwd()), engine, self.samples_per_shard, self.rejects, quiet)
+        self.shards, self.counts = done.shards, done.counts
+        for what, count in done.found.items():
+            getattr(texts, what).found = count
+        texts.check_found(self.counts["samples"], True)
+        self.rejects.sync()
+        self.journal.add({"captions_dropped": texts.dropped()})
         return self._finish()
 
     def _read_all(self, workers: int, quiet: bool) -> None:

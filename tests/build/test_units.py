@@ -1,0 +1,165 @@
+"""Builds cut into pieces: the dataset of one process, whoever does them, and whoever dies on the way."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from alip.build import units, writer
+from alip.build.joined_texts import TextFiles
+from alip.build.open_source import open_source
+from alip.build.prepare import Policy
+from alip.build.units import plan_shards
+from alip.errors import UserError
+from tests.helpers import waiting_pieces
+from tests.helpers.shards import ROOT, make_tars
+
+
+class InTurn:
+    """An engine in this process. dies(function, piece): raises where a driver is to die. order: of the pieces."""
+
+    def __init__(self, dies=lambda function, piece: False, order=reversed):
+        self.dies, self.order, self.calls = dies, order, []
+
+    def run(self, function, job, pieces):
+        for piece in self.order(list(pieces)):
+            if self.dies(function.__name__, piece):
+                raise KeyboardInterrupt
+            self.calls.append((function.__name__, piece[0]))
+            try:
+                yield piece, function(job, *piece)
+            except UserError as error:
+                yield piece, error
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("units")
+    make_tars(folder / "tars", 100, per_tar=20, broken=(4, 41))
+    lines = [json.dumps({"key": f"{i:07d}", "caption": f"joined {i}"}) for i in range(90)]
+    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def build(tars, output, **options):
+    texts = TextFiles(str(tars / "captions.jsonl"))
+    options = {"policy": Policy(), "workers": 0, "samples_per_shard": 32, "quiet": True, "texts": texts, **options}
+    return writer.build(open_source(str(tars / "tars")), output, **options).manifest
+
+
+@pytest.fixture(scope="module")
+def local(tars):
+    return build(tars, tars / "local" / "set")
+
+
+def content(folder):
+    """Every file of a dataset, but for the manifest."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "set.json"}
+
+
+def test_byte_for_byte_the_build_of_one_process(tars, local, tmp_path):
+    manifest = build(tars, tmp_path / "set", engine=InTurn())
+    assert manifest.fingerprint == local.fingerprint and manifest.shards == local.shards
+    assert content(tmp_path) == content(local.folder)
+    assert manifest.to_json() == local.to_json()
+    assert build(tars, tmp_path / "set").fingerprint == local.fingerprint, "there already, for either engine"
+
+
+@pytest.mark.parametrize("dies_at", [("prepare_unit", 2), ("write_shard", 1)])
+def test_a_driver_may_die(tars, local, tmp_path, dies_at):
+    first = InTurn(lambda function, piece: (function, piece[0]) == dies_at)
+    with pytest.raises(KeyboardInterrupt):
+        build(tars, tmp_path / "set", engine=first)
+    (tmp_path / "set.partial" / "units" / "tmp-of-a-killed-worker").mkdir()
+    with pytest.raises(UserError, match="holds a build of --engine ray"):
+        build(tars, tmp_path / "set")
+    second = InTurn()
+    assert build(tars, tmp_path / "set", engine=second).shards == local.shards
+    assert not set(first.calls) & set(second.calls), "nothing is done twice"
+    assert content(tmp_path) == content(local.folder)
+
+
+def test_a_failed_piece_is_named_and_costs_itself_only(tars, local, tmp_path, monkeypatch):
+    real = units.prepare_unit
+
+    def prepare_unit(job, unit, careful=False):
+        if unit == 3:
+            raise UserError("no such luck")
+        return real(job, unit, careful)
+
+    monkeypatch.setattr(units, "prepare_unit", prepare_unit)
+    with pytest.raises(UserError, match=r"1 of 5 pieces of work failed, the first: 00003\.tar: no such luck"):
+        build(tars, tmp_path / "set", engine=InTurn())
+    monkeypatch.undo()
+    second = InTurn()
+    assert build(tars, tmp_path / "set", engine=second).shards == local.shards
+    assert [number for name, number in second.calls if name == "prepare_unit"] == [3]
+
+
+def test_what_an_engine_cannot_do_is_one_line(tars, tmp_path):
+    for options in ({"shuffle_seed": 1}, {"output": "s3://bucket/set"}):
+        output = options.pop("output", tmp_path / "set")
+        with pytest.raises(UserError, match="is not possible with --engine ray"):
+            build(tars, output, engine=InTurn(), **options)
+
+
+@pytest.mark.parametrize("counts", [[], [0, 0], [5], [3, 0, 10, 1], [1] * 9])
+def test_the_plan_of_the_shards(counts):
+    plan = plan_shards(list(enumerate(counts)), 4)
+    flat = [(unit, i) for parts in plan for unit, first, last in parts for i in range(first, last)]
+    assert flat == [(unit, i) for unit, count in enumerate(counts) for i in range(count)]
+    sizes = [sum(last - first for _, first, last in parts) for parts in plan]
+    assert all(size == 4 for size in sizes[:-1]) and all(0 < size <= 4 for size in sizes)
+
+
+def test_without_a_cluster_one_line(tars, tmp_path):
+    pytest.importorskip("ray")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    words = ["--input", tars / "tars", "--output", tmp_path / "set", "--engine", "ray", "--quiet"]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "data2rec.py"), *map(str, words)]
+    environment["RAY_TMPDIR"] = str(tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert "no Ray cluster answers" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_nodes_loses_one(tars, local, tmp_path, monkeypatch):
+    """The node is killed while a piece is at work on it."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    from alip.build.ray_engine import RayEngine
+
+    monkeypatch.setattr(units, "prepare_unit", waiting_pieces.prepare_unit)
+    memory = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**memory, "include_dashboard": False})
+    engine = None
+    try:
+        other = cluster.add_node(**memory)
+        cluster.wait_for_nodes()
+        log = tmp_path / waiting_pieces.LOG
+        log.write_text("")
+        log.with_suffix(".doomed").write_text(other.node_id)
+
+        def kill():
+            while other.node_id not in log.read_text():
+                time.sleep(0.1)
+            cluster.remove_node(other, allow_graceful=False)
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        engine = RayEngine(cluster.address)
+        manifest = build(tars, tmp_path / "out" / "set", engine=engine)
+        killer.join(10)
+    finally:
+        if engine:
+            engine.close()
+        cluster.shutdown()
+    assert manifest.fingerprint == local.fingerprint and content(tmp_path / "out") == content(local.folder)
+    attempts = [line.split()[0] for line in log.read_text().splitlines()]
+    assert sorted(set(attempts)) == ["0", "1", "2", "3", "4"] and len(attempts) == 6, "the lost one twice, others once"
