@@ -57,6 +57,11 @@ class UnitJob:
     work: Path
     directory: str
 
+    @property
+    def several(self) -> bool:
+        """True if an image may have several captions."""
+        return self.policy.captions.per_image > 1
+
     def path(self, name: str) -> Path:
         """A file of the units' folder."""
         return self.work / UNITS / name
@@ -67,9 +72,9 @@ def prepare_unit(job: UnitJob, unit: int, careful: bool = False) -> dict:
     killed this piece before. Returns what its JSON file holds."""
     os.chdir(job.directory)
     name = f"unit-{unit:06d}"
-    texts = JoinedTexts(job.texts, job.work)
+    texts = JoinedTexts(job.texts, job.work, job.several)
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=job.path("")) as temporary:
-        shard = ShardWriter(job.path(""), name, Path(temporary))
+        shard = ShardWriter(job.path(""), name, Path(temporary), job.several)
         rejects = RejectsFile(Path(temporary) / "rejects.jsonl", None)
         untouched = 0
         for result in _results(job, unit, texts, careful):
@@ -109,7 +114,7 @@ def write_shard(job: UnitJob, number: int, parts: list[tuple[int, int, int]]) ->
     """Second pass: one shard, from (unit, first, last) of the units that it lies across. Returns its manifest entry."""
     os.chdir(job.directory)
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=job.path("")) as temporary:
-        shard = ShardWriter(job.folder, f"{job.name}-{number:05d}", Path(temporary))
+        shard = ShardWriter(job.folder, f"{job.name}-{number:05d}", Path(temporary), job.several)
         for unit, first, last in parts:
             name = f"unit-{unit:06d}"
             rows = pyarrow.parquet.read_table(job.path(f"{name}.parquet")).slice(first, last - first).to_pylist()

@@ -170,7 +170,8 @@ class _Build:
             raise UserError(
                 f"{self.journal.folder} holds a build of --engine local: resume it with that, or give --overwrite"
             )
-        texts = JoinedTexts(self.texts, self.journal.folder)  # its indices are made once, here
+        several = self.policy.captions.per_image > 1
+        texts = JoinedTexts(self.texts, self.journal.folder, several)  # its indices are made once, here
         if not self.journal.last("engine"):
             self.journal.add({"engine": "units"})
         parts = (self.source, self.policy, self.texts, self.input_shard, self.folder, self.name, self.journal.folder)

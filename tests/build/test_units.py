@@ -12,7 +12,7 @@ import pytest
 from alip.build import units, writer
 from alip.build.joined_texts import TextFiles
 from alip.build.open_source import open_source
-from alip.build.prepare import Policy
+from alip.build.prepare import CaptionPolicy, Policy
 from alip.build.units import plan_shards
 from alip.errors import UserError
 from tests.helpers import waiting_pieces
@@ -46,7 +46,7 @@ def tars(tmp_path_factory):
 
 
 def build(tars, output, **options):
-    texts = TextFiles(str(tars / "captions.jsonl"))
+    texts = TextFiles((str(tars / "captions.jsonl"),))
     options = {"policy": Policy(), "workers": 0, "samples_per_shard": 32, "quiet": True, "texts": texts, **options}
     return writer.build(open_source(str(tars / "tars")), output, **options).manifest
 
@@ -67,6 +67,18 @@ def test_byte_for_byte_the_build_of_one_process(tars, local, tmp_path):
     assert content(tmp_path) == content(local.folder)
     assert manifest.to_json() == local.to_json()
     assert build(tars, tmp_path / "set").fingerprint == local.fingerprint, "there already, for either engine"
+
+
+def test_several_captions(tars, tmp_path):
+    lines = [json.dumps({"key": f"{i:07d}", "caption": f"second {i}"}) for i in range(0, 100, 2)]
+    (tmp_path / "more.jsonl").write_text("\n".join(lines) + "\n")
+    texts = TextFiles((str(tars / "captions.jsonl"), str(tmp_path / "more.jsonl")))
+    options = {"policy": Policy(captions=CaptionPolicy(2)), "texts": texts}
+    one, other = (
+        build(tars, tmp_path / name / "set", engine=e, **options) for name, e in (("a", None), ("b", InTurn()))
+    )
+    assert one.to_json() == other.to_json() and content(one.folder) == content(other.folder)
+    assert one.captions_per_image == 2
 
 
 @pytest.mark.parametrize("dies_at", [("prepare_unit", 2), ("write_shard", 1)])

@@ -118,7 +118,7 @@ def test_tables_and_their_images(s3, tmp_path):
     for name in ("rows.parquet", "rows.jsonl"):
         writing.upload(tmp_path / name, f"s3://bucket/table/{name}")
         captions = "s3://bucket/table/captions.jsonl"
-        manifest = build(f"s3://bucket/table/{name}", tmp_path / name[-5:] / "set", None, texts=TextFiles(captions))
+        manifest = build(f"s3://bucket/table/{name}", tmp_path / name[-5:] / "set", None, texts=TextFiles((captions,)))
         assert manifest.samples == 4 and manifest.rejects == {"foreign-url": 1, "missing-image": 1}
         found.append([(row["key"], row["caption"]) for row in read_texts(manifest)])
     assert found[0] == found[1] == [(f"images/{i}.jpg", "joined") for i in range(4)]
