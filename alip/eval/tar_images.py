@@ -5,6 +5,7 @@ The tars are WebDataset's: neighbouring members that share a name up to its firs
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -24,6 +25,7 @@ from alip.eval.image_readers import NO_LABEL, read_rgb, short_hash, stat_key
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 _HASH_THREADS = 4
+_HASH_BLOCK = 256  # images
 _OPEN_FILES = 64  # per process
 
 
@@ -77,21 +79,25 @@ class TarImages:
         return stat_key(self.paths, [self.labels.tolist()])
 
     def content_hash(self) -> str:
-        def digest(indices: range) -> str:
-            found = hashlib.blake2b(digest_size=16)
-            for index in indices:
-                try:
-                    found.update(hashlib.blake2b(self.data(index), digest_size=16).digest())
-                except OSError:
-                    found.update(b"unreadable")
-            return found.hexdigest()
+        blocks = [range(first, min(first + _HASH_BLOCK, len(self))) for first in range(0, len(self), _HASH_BLOCK)]
+        with ThreadPoolExecutor(_HASH_THREADS) as pool:
+            return short_hash([*pool.map(self._hash_of, blocks), str(self.labels.tolist())])
 
-        blocks = [range(first, min(first + 256, len(self))) for first in range(0, len(self), 256)]
-        for number in {*self.tar.tolist()}:
-            self._file(number) if len(self.paths) <= _OPEN_FILES else None
-        threads = _HASH_THREADS if len(self.paths) <= _OPEN_FILES else 1  # the table of open files is not locked
-        with ThreadPoolExecutor(threads) as pool:
-            return short_hash([*pool.map(digest, blocks), str(self.labels.tolist())])
+    def _hash_of(self, indices: range) -> str:
+        """Of some images, through files of its own: the table of open ones is not for several threads."""
+        found = hashlib.blake2b(digest_size=16)
+        with contextlib.ExitStack() as stack:
+            files: dict[int, int] = {}
+            for index in indices:
+                number = int(self.tar[index])
+                try:
+                    if number not in files:
+                        files[number] = stack.enter_context(open(self.paths[number], "rb")).fileno()
+                    data = os.pread(files[number], int(self.size[index]), int(self.start[index]))
+                except OSError:
+                    data = b"unreadable"
+                found.update(hashlib.blake2b(data, digest_size=16).digest())
+        return found.hexdigest()
 
 
 @dataclass

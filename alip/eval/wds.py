@@ -95,7 +95,12 @@ def _train(folder: Path) -> TarImages:
 
 def _groups(folder: Path, content: TarContent) -> np.ndarray:
     arrays = content.arrays.reshape(len(content.images), -1)
-    if not np.issubdtype(arrays.dtype, np.number) or not np.isfinite(arrays[:, 0]).all() or (arrays[:, 0] < 0).any():
+    if (
+        not arrays.size
+        or not np.issubdtype(arrays.dtype, np.number)
+        or not np.isfinite(arrays[:, 0]).all()
+        or (arrays[:, 0] < 0).any()
+    ):
         raise UserError(f"{folder}: the first number of a .npy must be a group, 0 or higher")
     return arrays.astype(np.int64)
 
