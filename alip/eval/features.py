@@ -194,8 +194,7 @@ def encode_texts(model: nn.Module, texts: Sequence[str], encoding: Encoding, lab
     if not unique:
         raise UserError("no texts to encode")
     tokens = torch.cat([model.tokenizer(unique[i : i + 4096]) for i in range(0, len(unique), 4096)])
-    order = torch.argsort((tokens != 0).sum(1), stable=True)
-    batches = list(order.split(encoding.batch_size))
+    batches = batches_of_texts((tokens != 0).sum(1), encoding.batch_size, tokens.shape[1])
     mine = range(world.rank, len(batches), world.world_size)
     parts = []
     with encoding.computing():
@@ -210,6 +209,21 @@ def encode_texts(model: nn.Module, texts: Sequence[str], encoding: Encoding, lab
     features[gathered.to(world.device)] = rows
     row_of = {text: number for number, text in enumerate(unique)}
     return features[torch.tensor([row_of[text] for text in texts], device=world.device)]
+
+
+def batches_of_texts(lengths: Tensor, batch_size: int, longest: int) -> list[Tensor]:
+    """Positions of texts, shortest first, in batches of about as many tokens as `batch_size` texts of full length.
+
+    lengths (n,): in tokens. A batch has at most 4 × batch_size texts: short ones need fewer, larger batches.
+    """
+    order = torch.argsort(lengths, stable=True)
+    batches, start = [], 0
+    for position, length in enumerate(lengths[order].tolist()):
+        count = position + 1 - start
+        if count > 1 and (count * length > batch_size * longest or count > 4 * batch_size):
+            batches.append(order[start:position])
+            start = position
+    return [*batches, order[start:]]
 
 
 def gather_rows(rows: Tensor, world: World) -> Tensor:

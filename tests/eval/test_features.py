@@ -12,11 +12,11 @@ from alip.eval import features
 from alip.eval.baseline import pixel_classification, pixel_retrieval
 from alip.eval.caption_files import RetrievalDataset
 from alip.eval.datasets import ClassificationDataset, open_retrieval
-from alip.eval.features import Encoding, encode_images, encode_texts
+from alip.eval.features import Encoding, FeatureMemory, batches_of_texts, encode_images, encode_texts
 from alip.eval.image_readers import ImageFiles, JoinedImages, read_rgb
 from alip.model import create_model
 from alip.model.weights import weights_hash
-from tests.helpers.pairs import write_pairs
+from tests.helpers.pairs import write_classes, write_pairs
 
 QUIET = {"workers": 0, "progress": False}
 
@@ -136,3 +136,42 @@ def test_pixel_baseline(tmp_path):
     dataset = ClassificationDataset("noise", ImageFiles(images, [n % 3 for n in range(12)]), kinds, ["{}"])
     labelled = [(path, kinds[n % 3]) for n, (path, _) in enumerate(train)]
     assert pixel_classification(labelled, dataset, kinds, k=1)["primary"] == 100
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_batches_of_texts(batch_size):
+    """Every text once, ascending, within the number of tokens of a batch of full texts."""
+    lengths = torch.randint(1, 78, (200,), generator=torch.Generator().manual_seed(0))
+    batches = batches_of_texts(lengths, batch_size, 77)
+    assert sorted(torch.cat(batches).tolist()) == list(range(200))
+    assert (lengths[torch.cat(batches)].diff() >= 0).all()
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * int(lengths[batch].max()) <= batch_size * 77
+        assert 0 < len(batch) <= 4 * batch_size
+    assert len(batches_of_texts(torch.full((10,), 8), 2, 77)) == 2  # 8 and 2 short texts
+    assert len(batches_of_texts(torch.full((10,), 77), 2, 77)) == 5
+
+
+def test_several_tasks_decode_the_images_once(model, tmp_path):
+    """One command's memory: by files, also through links, and within its number of rows."""
+
+    class Counted(ImageFiles):
+        reads = 0
+
+        def __getitem__(self, index):
+            type(self).reads += 1
+            return super().__getitem__(index)
+
+    paths = write_classes(tmp_path / "sorts", images=12).rglob("*.png")
+    images = Counted(sorted(paths), [0] * 12)
+    encoding = Encoding(batch_size=4, workers=0, progress=False, memory=FeatureMemory())
+    first = encode_images(model, images, encoding)
+    (tmp_path / "link").symlink_to(tmp_path / "sorts")
+    linked = Counted([tmp_path / "link" / path.relative_to(tmp_path / "sorts") for path in images.paths], [0] * 12)
+    assert torch.equal(encode_images(model, linked, encoding).features, first.features) and Counted.reads == 12
+    encode_images(model, Counted(images.paths[:6], [0] * 6), encoding)
+    assert Counted.reads == 18
+    small = Encoding(batch_size=4, workers=0, progress=False, memory=FeatureMemory(rows=11))
+    encode_images(model, images, small)
+    encode_images(model, images, small)
+    assert Counted.reads == 42
