@@ -130,11 +130,19 @@ def _sun(part: str) -> Opener:
     return open_part
 
 
-def _imagenet_test(root: Path, protocol: str) -> Images:
-    rec = root / "imagenet" / "val.rec"
-    if rec.is_file():
-        return RecordImages(rec)
-    return TorchvisionImages(torchvision_datasets.ImageFolder(root / "imagenet" / "val"))
+def _imagenet(part: str) -> Opener:
+    """part: "val" or "train"; PART.rec and PART.idx, or a folder PART with the 1,000 synsets."""
+
+    def open_part(root: Path, protocol: str) -> Images:
+        rec = root / "imagenet" / f"{part}.rec"
+        if rec.is_file():
+            return RecordImages(rec)
+        dataset = torchvision_datasets.ImageFolder(root / "imagenet" / part)
+        if part == "train" and dataset.classes != list(folders("imagenet")):
+            raise UserError(f"{root / 'imagenet' / part}: {len(dataset.classes)} folders, not the 1,000 synsets")
+        return TorchvisionImages(dataset)
+
+    return open_part
 
 
 def _imagenet_own(images: Images) -> Sequence[str]:
@@ -276,8 +284,8 @@ PAPER: dict[str, ClassificationRecord] = {
         classnames.IMAGENET,
         "imagenet",
         "top1",
-        _imagenet_test,
-        None,
+        _imagenet("val"),
+        _imagenet("train"),
         50_000,
         "imagenet/val/SYNSET/*.JPEG, or imagenet/val.rec and val.idx",
         _imagenet_own,

@@ -1,6 +1,7 @@
 """Probes: on stored features, few-shot, from folders and files of one's own, and by the command."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from alip.eval.image_readers import ImageFiles
 from alip.eval.logistic import FeaturesInMemory, fit_sklearn, fit_torch
 from alip.eval.probe import measure_few_shot, measure_probe
 from alip.eval.probe_data import with_training_images
+from tests.helpers import archives
 
 PLAIN = Encoding(batch_size=16, workers=0, progress=False)
 
@@ -197,7 +199,7 @@ def test_the_command(run, parts, tmp_path, capsys):
 
     for wrong, message in (
         ("--task probes", "choose from zeroshot, probe, few-shot"),
-        ("--task few-shot --shots 0", "must be at least 1"),
+        ("--task few-shot --shots 0", "--shots"),
         (f"--task probe --datasets {parts} {parts / 'test'} --probe-train x", "names 2"),
         (f"--task probe --datasets {parts / 'test'}", "--probe-train"),
     ):
@@ -211,3 +213,16 @@ def test_a_list_of_images(model, tmp_path):
     files = ImageFiles(paths, [0] * 6 + [1] * 6)
     dataset = ClassificationDataset("c", files, ["a", "b"], ["{}"], train=lambda: files)
     assert measure_probe(model, dataset, PLAIN).numbers["top1"] > 50
+
+
+def test_imagenets_training_images(tmp_path, monkeypatch):
+    """imagenet/train in one folder per synset, with the numbers of the validation images' classes."""
+    archives.write("imagenet", tmp_path, monkeypatch)
+    dataset = open_classification("imagenet", tmp_path)
+    assert few_shot.labels_without_reading(dataset.train()) == list(range(1000))
+    shutil.rmtree(tmp_path / "imagenet" / "train" / "n01440764")
+    with pytest.raises(UserError, match="999 folders, not the 1,000 synsets"):
+        dataset.train()
+    shutil.rmtree(tmp_path / "imagenet" / "train")
+    with pytest.raises(UserError, match="imagenet"):
+        dataset.train()

@@ -175,6 +175,7 @@ def aircraft(root):
 def imagenet(root):
     for number, synset in enumerate(ImageNetInfo().label_names()):
         write_image(root / "imagenet" / "val" / synset / f"ILSVRC2012_val_{number + 1:08d}.JPEG", number)
+        write_image(root / "imagenet" / "train" / synset / f"{synset}_{number}.JPEG", number)
     return 1000
 
 
