@@ -124,7 +124,10 @@ def _open_winogavil(task: Task, root: Path, protocol: str) -> Opened | str:
                 number[name] = len(places)
                 places.append((row, item))
     candidates = [[number[name] for name in own] for own in columns["candidates"]]
-    right = [[number[n] for n in own if n in number] for own in columns["associations"]]
+    right = [
+        [number[name] for name in own if name in {*answers}]
+        for own, answers in zip(columns["candidates"], columns["associations"])
+    ]
     if any(not own for own in right):
         raise UserError(f"{files[0]}: a question without a right image")
     prompts = [cue_prompt(cue) for cue in columns["cue"]]

@@ -126,10 +126,12 @@ def datacomp(root):
     rows = {"candidates": [], "candidate_images": [], "cue": [], "associations": []}
     for number, size in enumerate((5, 10, 12)):
         own = rng.choice(14, size, replace=False).tolist()
-        rows["candidates"].append([words[i] for i in own])
+        names = [words[i] for i in own]
+        rows["candidates"].append(names)
         rows["candidate_images"].append([encoded[i] for i in own])
         rows["cue"].append(("Ocean", "tree", "sun")[number])
-        rows["associations"].append([words[i] for i in own[:2]])
+        # The last one is no candidate of this question, and does not count.
+        rows["associations"].append([words[i] for i in own[:2]] + [word for word in words if word not in names][:1])
     arrow(cache, "winogavil", rows)
 
 
@@ -220,3 +222,16 @@ def test_retrieval_of_the_suite_from_our_own_layout(tmp_path):
 
 def test_cue():
     assert [cue_prompt(cue) for cue in ("Ocean", "tree", "umbrella")] == ["An ocean", "A tree", "An umbrella"]
+
+
+def test_winogavil_of_the_cache(tmp_path):
+    """The right images are the candidates that are associations, as DataComp's isin has it."""
+    datacomp(tmp_path)
+    opened = {task.key: dataset for task, dataset in open_suite("datacomp", tmp_path).datasets}["misc/winogavil"]
+    candidates, right = (json.loads(text) for text in opened.content[-2:])
+    assert [len(own) for own in candidates] == [5, 10, 12] and [len(own) for own in right] == [2, 2, 2]
+    assert all({*answers} <= {*own} for own, answers in zip(candidates, right))
+    assert opened.texts == ["An ocean", "A tree", "A sun"] and len(opened.images) == len(
+        {image for own in candidates for image in own}
+    )
+    assert opened.images[3][0].size == (18, 20)
