@@ -1,6 +1,6 @@
 """Scores of captions: how well each fits its image, seen by a CLIP model, and what the rules find in its text.
 
-The table has a row for each caption, in the order of the captions: see `SCORES` for its columns.
+The table has a row for each caption, in the order of the images: see `SCORES` for its columns.
 """
 
 from __future__ import annotations

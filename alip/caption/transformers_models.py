@@ -200,6 +200,8 @@ def _load(model_name: str, precision: torch.dtype) -> tuple[Any, Any, Any, Any]:
         ) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if model_name.lower().startswith("ofa-sys/ofa"):  # before the hub is asked for it
+        raise UserError(OFA_ADVICE.format(model_name))
     try:
         model = transformers.AutoModelForImageTextToText.from_pretrained(model_name, dtype=precision)
         if model.config.model_type == "vision-encoder-decoder":  # these folders have two halves and no processor
@@ -223,14 +225,10 @@ def _load(model_name: str, precision: torch.dtype) -> tuple[Any, Any, Any, Any]:
 
 OFA_ADVICE = (
     "{!r} is an OFA checkpoint, and transformers has never had OFA: caption with OFA's own code and give its result as "
-    "--captioner existing:test_predict.json (docs/captions.md, OFA, has the commands), or choose another, such as blip"
+    "--captioner existing:test_predict.json (docs/captioners.md has the commands), or choose another, such as blip"
 )
 
 
 def _is_ofa(model_name: str, reason: str) -> bool:
-    """Whether a model that does not load is OFA: config.json says so, or, where that cannot be read, its name."""
-    return (
-        "`ofa`" in reason
-        or "'ofa'" in reason
-        or model_name.replace("\\", "/").split("/")[-1].lower().startswith("ofa-")
-    )
+    """Whether a model that does not load is OFA: its config.json or its name says so."""
+    return "`ofa`" in reason or "'ofa'" in reason or model_name.rstrip("/").split("/")[-1].lower().startswith("ofa-")

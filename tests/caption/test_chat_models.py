@@ -129,5 +129,6 @@ def test_options_reach_the_image_processor(models, images):
 
 def test_ofa_checkpoints_say_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "ofa", "architectures": ["OFAModel"]}))
-    with pytest.raises(UserError, match=r"is an OFA checkpoint, .*existing:test_predict\.json"):
-        opened(str(tmp_path))
+    for name in (str(tmp_path), "OFA-Sys/ofa-base"):
+        with pytest.raises(UserError, match=r"is an OFA checkpoint, .*existing:test_predict\.json"):
+            opened(name)

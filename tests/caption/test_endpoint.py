@@ -224,6 +224,17 @@ def test_a_server_that_fails_on_everything_ends_the_run(folder):
         main(arguments(folder, server, "--retries", 0))
 
 
+def test_a_server_that_refuses_everything_ends_the_run(folder, monkeypatch):
+    monkeypatch.setattr("alip.caption.endpoint.client.REFUSED", 6)
+
+    def answer(body, number):
+        return seeing(body, number) if image_of(body).size == (64, 64) else error(400, "context too long")
+
+    named = pytest.raises(UserError, match="refuses 6 images in a row; the last: HTTP 400: context too long")
+    with serving(answer) as server, named:
+        main(arguments(folder, server))
+
+
 def test_an_outage_in_the_middle_is_waited_for(folder, capfd):
     down_until = [None]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from alip.caption.captioners import CHAT_PROMPT, Decoding
-from alip.caption.endpoint.client import Body, Endpoint
+from alip.caption.endpoint.client import Body, Endpoint, to_stderr
 from alip.caption.endpoint.settings import EndpointSettings
 from alip.caption.preprocessing import shrink
 from alip.errors import UserError
@@ -36,7 +35,7 @@ class EndpointCaptioner:
         prompt: str | None,
         decoding: Decoding,
         max_side: int,
-        report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        report: Callable[[str], None] = to_stderr,
     ) -> None:
         self.prompt = prompt or CHAT_PROMPT
         self.prepare, self.short_side = JpegUrl(max_side), max_side

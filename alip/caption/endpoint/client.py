@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import queue
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -28,8 +29,14 @@ LONGEST_REPLY = 1 << 23  # bytes
 FIRST_PAUSE = 1.0  # seconds before a request is repeated
 LONGEST_PAUSE = 30.0  # seconds between two attempts, unless the server asks for more
 HOPELESS = 16  # images in a row that fail in other ways than by a refusal: then it is not the images
+REFUSED = 64  # images in a row that are refused: then it is the request
 COUNTS = ("requests", "retries", "tokens_in", "tokens_out", "cut_off")
 Body = dict[str, Any]
+
+
+def to_stderr(line: str) -> None:
+    """Shows a line beside the progress bar."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class Endpoint:
@@ -39,9 +46,7 @@ class Endpoint:
     when an outage begins and ends.
     """
 
-    def __init__(
-        self, settings: EndpointSettings, test_body: Body, report: Callable[[str], None] = lambda line: None
-    ) -> None:
+    def __init__(self, settings: EndpointSettings, test_body: Body, report: Callable[[str], None] = to_stderr) -> None:
         self.settings, self.report = settings, report
         self._test_body = test_body
         self._key = settings.key()
@@ -108,7 +113,7 @@ class Endpoint:
                         continue
                     raise self._fatal(f"{self.settings.base_url} refuses a test request: {error}") from None
                 self.health.succeeded()  # the server works
-                raise
+                raise self._refused(error) from None
             except Trouble as error:
                 if is_test and error.status == 404 and not self.health.successes:
                     raise self._fatal(f"{self.settings.url} does not exist: {error}; check --base-url") from None
@@ -123,7 +128,7 @@ class Endpoint:
             else:
                 if not is_test:
                     self.health.succeeded()
-                    self.health.failed_images = 0
+                    self.health.failed_images = self.health.refused_images = 0
                 elif not self.health.successes:
                     self.health.succeeded()
                 return answer
@@ -211,6 +216,15 @@ class Endpoint:
             return self._fatal(f"{self.settings.base_url} fails on {failed} images in a row; the last: {error}")
         return Refusal("server-failed", str(error), error.status)
 
+    def _refused(self, error: Refusal) -> Exception:
+        """The refusal of one image; of REFUSED images in a row, the end of the run."""
+        with self._lock:
+            self.health.refused_images += 1
+            refused = self.health.refused_images
+        if refused >= REFUSED:
+            return self._fatal(f"{self.settings.base_url} refuses {refused} images in a row; the last: {error}")
+        return error
+
     def _adapt(self, error: Refusal) -> bool:
         """Newer models of some servers take the token limit under another name: then requests use that one."""
         if "max_completion_tokens" not in str(error) or "max_completion_tokens" in self._changes:
@@ -240,7 +254,7 @@ class Health:
         self._settings, self._report, self._lock = settings, report, threading.Lock()
         self._since: float | None = None  # the first failure since the last success
         self._announced = False
-        self.successes = self.failures_in_a_row = self.failed_images = 0
+        self.successes = self.failures_in_a_row = self.failed_images = self.refused_images = 0
 
     def succeeded(self) -> None:
         """The server has handled a request."""
