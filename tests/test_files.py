@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from alip.files import FileLock, LockedError, atomic_path, atomic_write, remove_leftovers
+from alip.errors import UserError
+from alip.files import FileLock, LockedError, atomic_path, atomic_write, read_text, remove_leftovers
 from tests.helpers.shards import ROOT
 
 HOLD = """
@@ -126,3 +127,10 @@ def test_leftovers_of_older_versions_are_files(tmp_path):
     (tmp_path / ".x.rank0.tmp").write_text("not an atomic write's")
     remove_leftovers(tmp_path, "x")
     assert [path.name for path in tmp_path.iterdir()] == [".x.rank0.tmp"]
+
+
+def test_a_text_of_ten_gigabytes_is_not_read(tmp_path):
+    with open(tmp_path / "x.json", "wb") as file:
+        file.truncate(10 << 30)
+    with pytest.raises(UserError, match=r"x\.json: 10,737,418,240 bytes"):
+        read_text(tmp_path / "x.json")

@@ -119,3 +119,16 @@ def test_a_record_with_the_names_from_before_resumes(tmp_path):
     settings = {"captioner": "blip", "precision": "amp_bf16", "decoding": new, "shard": [1, 1]}
     assert CaptionStore(tmp_path / "c.jsonl").begin_run(settings, {}) == 2
     assert CaptionStore(tmp_path / "c.jsonl").read_run()["settings"] == settings
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"key": "a"}', '{"key": 3, "caption": "x"}', '{"key": "a", "caption": ["x"]}', "[" * 5000, "3"),
+        *('{"key": "a", "caption": "x", "image": 7}', '{"key": "a", "caption": "x", "image": "zz"}'),
+    ],
+)
+def test_lines_that_this_command_never_writes_are_captioned_again(tmp_path, line):
+    path = tmp_path / "part.jsonl"
+    path.write_text(line + "\n" + to_line({"key": "b", "caption": "ä", "image": "0f"}))
+    assert [line["key"] for line in read_lines(path)] == ["b"]

@@ -175,3 +175,13 @@ def test_several_tasks_decode_the_images_once(model, tmp_path):
     encode_images(model, images, small)
     encode_images(model, images, small)
     assert Counted.reads == 42
+
+
+def test_a_file_of_ten_gigabytes_is_no_image(tmp_path):
+    path = tmp_path / "a.png"
+    with open(path, "wb") as file:
+        file.truncate(10 << 30)
+    images = ImageFiles([path])
+    with pytest.raises(OSError, match="no image is so large"):
+        images[0]
+    assert images.content_hash() == ImageFiles([path]).content_hash()  # without reading it

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -327,3 +328,17 @@ def test_two_files_have_two_names(tmp_path):
     (path.parent / "mine.jsonl").write_text(path.read_text())
     assert open_retrieval(path).name == open_retrieval(path.parent).name == "photos"
     assert open_retrieval(path.parent / "mine.jsonl").name == "photos/mine"
+
+
+def test_evaluations_side_by_side_lose_no_entry(tmp_path):
+    numbers = dict.fromkeys(("top1", "top5", "mean_per_class", "primary", "images", "classes", "unreadable"), 1.0)
+
+    def save(name: str) -> None:
+        for number in range(10):
+            results.save(tmp_path, [results.entry("probe", "standard", numbers, [], dataset=f"{name}-{number}")])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(save, "abc"))
+    found = json.loads((tmp_path / "results.json").read_text())["entries"]
+    assert sorted(one["dataset"] for one in found) == sorted(f"{a}-{number}" for a in "abc" for number in range(10))
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

@@ -192,7 +192,7 @@ def webp(rng: random.Random) -> bytes:
         if at > 0:
             data[at + 12 : at + 18] = rng.randbytes(6)
     elif action == 3:
-        return encoded(Image.new("RGB", (rng.choice((4_000, 9_000)), 4_000)), "WEBP", lossless=True, method=0)
+        return encoded(Image.new("RGB", (4_000, rng.choice((500, 2_500)))), "WEBP", lossless=True, method=0)
     return bytes(data)
 
 
@@ -243,10 +243,10 @@ def _make(rng: random.Random, folder: Path) -> Callable[[], object]:
     path = folder / f"a.{rng.choice((form, form, 'jpg'))}"
     path.write_bytes(data)
     policy = ImagePolicy(short_side=rng.choice((0, 24, 256)))
-    return lambda: _read(path, policy)
+    return lambda: read(path, policy)
 
 
-def _read(path: Path, policy: ImagePolicy) -> None:
+def read(path: Path, policy: ImagePolicy) -> None:
     _read_image(path, policy)
     read_all(ImageFiles([path]))
 

@@ -222,3 +222,13 @@ def test_another_number_of_ranks_continues_with_the_same_batches(flags, tmp_path
     # The first two ranks' schedule was a shorter one (--steps 4), so the weights differ a little; the batches do not.
     expected = {line["step"]: line["loss"] for line in train_lines(tmp_path / "whole")}
     assert all(abs(losses[s] - expected[s]) < 0.2 for s in losses)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"starts": 3}', ""])
+def test_a_damaged_run_json_is_noted_and_no_reason_not_to_resume(flags, tmp_path, content):
+    run = tmp_path / "run"
+    train_here(*flags, "--steps", "2", "--output", run)
+    (run / "run.json").write_text(content)
+    assert train_here(*flags, "--steps", "2", "--output", run, "--resume", "auto") == 0
+    (start,) = json.loads((run / "run.json").read_text())["starts"]
+    assert any("the earlier starts of this run are lost" in note for note in start["notes"])
