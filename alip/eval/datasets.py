@@ -40,7 +40,7 @@ _ROW = {
 def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None) -> RetrievalDataset:
     """A retrieval dataset: a name of the table, or a caption file of any form in `alip.eval.caption_files`.
 
-    data_root: the folder that holds the datasets; for a file, a further place to look for its images.
+    data_root: the folder that holds the datasets; for a file, a further folder where its images may be.
     A file is named after itself and its folder (`coco/my`), `captions.jsonl` after its folder alone.
     """
     name = str(name_or_path)

@@ -252,8 +252,8 @@ class Recorder:
         """Images that were left out cost the exit status, on every rank."""
         self.left_out += len(unreadable)
 
-    def plot(self, kind: str, draw: Callable[[Path], None]) -> None:
-        """Draws KIND-DATASET of the newest entry; with the entry's id where another one has that name already."""
+    def plot(self, figure: str, draw: Callable[[Path], None]) -> None:
+        """Plots FIGURE-DATASET of the newest entry; with the entry's id where another one has that name already."""
         if not self.plots:
             return
         one = self.entries[-1]
@@ -265,7 +265,7 @@ class Recorder:
         )
         if any(results.file_slug(other["dataset"]) == slug for other in others):
             slug += f"-{one['id'][:6]}"
-        plot_or_warn(draw, self.folder / f"{kind}-{slug}")
+        plot_or_warn(draw, self.folder / f"{figure}-{slug}")
 
     def finish(self) -> int:
         """Prints the tables and writes the report from everything in results.json; returns the exit status."""

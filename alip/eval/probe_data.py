@@ -1,4 +1,4 @@
-"""Training images for a probe from a place of one's own: another dataset with the same classes."""
+"""Training images for a probe that the dataset itself does not have: those of another one with the same classes."""
 
 from __future__ import annotations
 
