@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from tests.fuzz import evaluation, run_case
+from tests.fuzz import benchmarks, evaluation, run_case
 
 CASES = {"dataset archive": 12, "plotted text": 8}  # the slow ones; 60 of each other target
 
 
-@pytest.mark.parametrize("target", evaluation.TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize("target", [*evaluation.TARGETS, *benchmarks.TARGETS], ids=lambda target: target.name)
 def test_no_mutation_escapes(target, tmp_path):
     outcomes = set()
     for number in range(CASES.get(target.name, 60)):

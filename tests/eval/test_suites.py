@@ -13,6 +13,7 @@ from alip.errors import UserError
 from alip.eval import metrics
 from alip.eval.suite_tasks import DATACOMP, SUITES
 from alip.eval.suites import averages, cue_prompt, folder_names, open_suite
+from tests.helpers.text_archives import noise as write_noise
 from tests.helpers.wds import noise, write_wds
 
 NAMES = ["tench", "gold fish", "shark", "ray", "hen", "ostrich"]
@@ -209,13 +210,11 @@ def test_alip_suite_is_the_papers_eleven(tmp_path, monkeypatch, run):
 
 
 def test_retrieval_of_the_suite_from_our_own_layout(tmp_path):
-    from tests.eval.test_text_benchmarks import noise as image
-
     rows = [{"image": f"{i}.jpg", "caption": [f"a {i}"]} for i in range(3)]
     (tmp_path / "coco").mkdir()
     (tmp_path / "coco" / "coco_karpathy_test.json").write_text(json.dumps(rows))
     for i in range(3):
-        image(tmp_path / "coco" / f"{i}.jpg", i)
+        write_noise(tmp_path / "coco" / f"{i}.jpg", i)
     suite = open_suite("datacomp", tmp_path)
     assert [(task.title, len(dataset.images)) for task, dataset in suite.datasets] == [("MSCOCO", 3)]
 
