@@ -1,0 +1,85 @@
+"""`--captions-per-image K`: seeds by (seed, key, k), whatever the batches, and after an interruption."""
+
+import json
+
+import pytest
+
+from alip.build.caption_files import read_entries
+from alip.caption.pipeline import main
+from alip.caption.work import caption_seed
+from alip.errors import UserError
+from tests.helpers import tiny_captioners as tiny
+from tests.helpers.captioning import numbered, write_captioner, write_tar
+
+SEEDED = """
+class Seeded:
+    takes_seeds = True
+
+    def caption(self, batch, seeds=None):
+        return ["dog" if seed % 7 == 0 else f"seed {seed}" for seed in seeds]
+
+def create_captioner(device, options):
+    return Seeded()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images and a captioner that writes its seeds."""
+    write_tar(tmp_path / "a.tar", numbered(0, 12))
+    write_captioner(tmp_path, SEEDED)
+    return tmp_path
+
+
+def arguments(folder, *more, output="c.jsonl"):
+    given = ["--input", folder / "a.tar", "--output", folder / output, "--captioner", f"file:{folder / 'sizes.py'}"]
+    return [*map(str, given), "--workers", "0", "--captions-per-image", "3", "--seed", "4", *map(str, more)]
+
+
+def test_each_caption_has_a_seed_of_its_own(folder):
+    assert main(arguments(folder, "--batch-size", 5)) == 0
+    entries = dict(read_entries(str(folder / "c.jsonl")))
+    assert list(entries) == [f"k{n:04d}" for n in range(12)]
+    for key, captions in entries.items():
+        seeds = [caption_seed(4, key, k) for k in range(3)]
+        texts = ["dog" if seed % 7 == 0 else f"seed {seed}" for seed in seeds]
+        assert captions == list(dict.fromkeys(texts))  # the same caption twice is one
+    assert main(arguments(folder, "--batch-size", 1, output="d.jsonl")) == 0
+    assert (folder / "c.jsonl").read_bytes() == (folder / "d.jsonl").read_bytes()
+    settings = json.loads((folder / "c-run.json").read_text())["settings"]
+    assert settings["captions_per_image"] == 3 and settings["seed"] == 4
+    with pytest.raises(UserError, match="seed was 4, is 5"):
+        main(arguments(folder, "--seed", 5))
+
+
+def test_an_interrupted_run_resumes_with_the_same_captions(folder):
+    whole = write_tar(folder / "a.tar", numbered(0, 12))
+    assert main(arguments(folder, "--limit", 5)) == 0
+    assert main(arguments(folder)) == 0
+    assert main(arguments(folder, output="whole.jsonl")) == 0 and whole.exists()
+    assert (folder / "c.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
+
+
+def test_empty_captions_are_left_out_and_none_is_a_failure(folder):
+    text = SEEDED.replace('"dog" if seed % 7 == 0', '" " if seed % 2 == 0')
+    write_captioner(folder, text)
+    status = main(arguments(folder))
+    entries = dict(read_entries(str(folder / "c.jsonl")))
+    odd = {f"k{n:04d}": sum(caption_seed(4, f"k{n:04d}", k) % 2 for k in range(3)) for n in range(12)}
+    assert {key: len(captions) for key, captions in entries.items()} == {key: n for key, n in odd.items() if n}
+    assert status == (0 if all(odd.values()) else 1)
+
+
+def test_a_model_samples(folder):
+    tiny.save_blip(folder / "blip")
+    captioner = ["--captioner", str(folder / "blip"), "--max-new-tokens", "8", "--precision", "fp32"]
+    assert main(arguments(folder, *captioner, "--batch-size", 12)) == 0
+    assert main(arguments(folder, *captioner, "--batch-size", 2, output="d.jsonl")) == 0
+    entries = dict(read_entries(str(folder / "c.jsonl")))
+    assert sum(len(set(captions)) for captions in entries.values()) > 24
+    same = sum(captions == entries[key] for key, captions in read_entries(str(folder / "d.jsonl")))
+    assert same >= 11  # (rounding depends on the batch, and could decide between two words)
+    with pytest.raises(UserError, match="use --num-beams 1"):
+        main(arguments(folder, *captioner, "--num-beams", 3))
+    with pytest.raises(UserError, match="existing ones are what they are"):
+        main(arguments(folder, "--captioner", f"existing:{folder / 'c.jsonl'}", output="e.jsonl"))
