@@ -224,6 +224,17 @@ def test_a_server_that_fails_on_everything_ends_the_run(folder):
         main(arguments(folder, server, "--retries", 0))
 
 
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_an_image_that_only_ever_meets_the_rate_limit_does_not_hold_up_the_run(folder, concurrency):
+    def answer(body, number):
+        return error(429, "too large for your tokens per minute") if red(body) == 4 else seeing(body, number)
+
+    with serving(answer) as server:
+        assert main(arguments(folder, server, "--outage-timeout", 1, "--concurrency", concurrency)) == 1
+    assert read_failures(folder / "c-failures.jsonl") == {"k0004": "server-failed"}
+    assert len(read_captions(folder / "c.jsonl")) == COUNT - 1
+
+
 def test_a_server_that_refuses_everything_ends_the_run(folder, monkeypatch):
     monkeypatch.setattr("alip.caption.endpoint.client.REFUSED", 6)
 

@@ -99,7 +99,8 @@ class Endpoint:
 
     def _send_with_patience(self, body: Body, is_test: bool = False) -> Answer:
         """The answer to a request, however often it takes. Raises Refusal, UserError."""
-        own_faults, successes, pause = 0, self.health.successes, 0.0
+        own_faults, successes, pause, since = 0, self.health.successes, 0.0, None
+        first_successes = successes
         while self.gate.wait(pause):
             if self._error:
                 raise self._error
@@ -120,7 +121,10 @@ class Endpoint:
                 pause = self._pause_after(error, own_faults)
                 if self.health.successes > successes:  # others succeed meanwhile
                     successes, own_faults = self.health.successes, own_faults + (error.status != 429)
-                if own_faults > self.settings.retries:
+                # A request that only ever meets the rate limit may be too large for it.
+                since = since or time.monotonic()
+                has_waited = time.monotonic() - since > 2 * self.settings.outage_timeout
+                if own_faults > self.settings.retries or (has_waited and successes > first_successes):
                     raise self._given_up(error) from None
                 self._count("retries")
                 if not is_test:
