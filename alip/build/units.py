@@ -34,6 +34,7 @@ from alip.files import read_json, write_json
 from alip.remote.urls import name_of
 
 UNITS = "units"
+_GROUP = 1000
 
 
 class Engine(Protocol):
@@ -62,19 +63,26 @@ class UnitJob:
         """True if an image may have several captions."""
         return self.policy.captions.per_image > 1
 
-    def path(self, name: str) -> Path:
-        """A file of the units' folder."""
-        return self.work / UNITS / name
+    @property
+    def units(self) -> Path:
+        """The folder of the pieces."""
+        return self.work / UNITS
+
+    def path(self, what: str, number: int, ending: str) -> Path:
+        """A file of a piece: what is "unit" or "shard". A folder has at most a few thousand of them: listing it, as
+        writing a file does, has to stay cheap."""
+        return self.units / f"{number // _GROUP:04d}" / f"{what}-{number:06d}{ending}"
 
 
 def prepare_unit(job: UnitJob, unit: int, careful: bool = False) -> dict:
     """First pass: the records of one input file. careful: each sample in a process of its own, since one of them has
     killed this piece before. Returns what its JSON file holds."""
     os.chdir(job.directory)
-    name = f"unit-{unit:06d}"
+    done = job.path("unit", unit, ".json")
+    done.parent.mkdir(exist_ok=True)
     texts = JoinedTexts(job.texts, job.work, job.several)
-    with tempfile.TemporaryDirectory(prefix="tmp-", dir=job.path("")) as temporary:
-        shard = ShardWriter(job.path(""), name, Path(temporary), job.several)
+    with tempfile.TemporaryDirectory(prefix="tmp-", dir=job.units) as temporary:
+        shard = ShardWriter(done.parent, done.stem, Path(temporary), job.several)
         rejects = RejectsFile(Path(temporary) / "rejects.jsonl", None)
         untouched = 0
         for result in _results(job, unit, texts, careful):
@@ -87,12 +95,12 @@ def prepare_unit(job: UnitJob, unit: int, careful: bool = False) -> dict:
                 untouched += result.untouched
         rejects.sync()
         rejects.close()
-        os.replace(rejects.path, job.path(f"{name}-rejects.jsonl"))
+        os.replace(rejects.path, job.path("unit", unit, "-rejects.jsonl"))
         samples = shard.samples
         shard.commit()
     found = {what: table.found for what in ("captions", "rewrites") if (table := getattr(texts, what))}
     content = {"samples": samples, "untouched": untouched, "rejects": dict(rejects.counts), "found": found}
-    write_json(job.path(f"{name}.json"), content)
+    write_json(done, content)
     return content
 
 
@@ -113,17 +121,19 @@ def _results(job: UnitJob, unit: int, texts: JoinedTexts, careful: bool) -> Iter
 def write_shard(job: UnitJob, number: int, parts: list[tuple[int, int, int]]) -> dict:
     """Second pass: one shard, from (unit, first, last) of the units that it lies across. Returns its manifest entry."""
     os.chdir(job.directory)
-    with tempfile.TemporaryDirectory(prefix="tmp-", dir=job.path("")) as temporary:
+    with tempfile.TemporaryDirectory(prefix="tmp-", dir=job.units) as temporary:
         shard = ShardWriter(job.folder, f"{job.name}-{number:05d}", Path(temporary), job.several)
         for unit, first, last in parts:
-            name = f"unit-{unit:06d}"
-            rows = pyarrow.parquet.read_table(job.path(f"{name}.parquet")).slice(first, last - first).to_pylist()
-            with IndexedReader(job.path(f"{name}.rec"), job.path(f"{name}.idx")) as records:
+            rec, idx, sidecar = (job.path("unit", unit, ending) for ending in (".rec", ".idx", ".parquet"))
+            rows = pyarrow.parquet.read_table(sidecar).slice(first, last - first).to_pylist()
+            with IndexedReader(rec, idx) as records:
                 for i, row in zip(range(first, last), rows, strict=True):
                     payload = records[i]
                     shard.add_record(payload, unpack_label(payload)[0], tuple(row.values()))
         entry = asdict(shard.commit())
-    write_json(job.path(f"shard-{number:05d}.json"), entry)
+    path = job.path("shard", number, ".json")
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, entry)
     return entry
 
 
@@ -141,20 +151,20 @@ def build_units(job: UnitJob, engine: Engine, samples_per_shard: int, rejects: R
 
     UserError names the first of the input files that failed; the others are done then.
     """
-    (job.work / UNITS).mkdir(exist_ok=True)
-    for leftover in job.path("").glob("tmp-*"):
+    job.units.mkdir(exist_ok=True)
+    for leftover in job.units.glob("tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     units = job.input_shard.units(job.source)
     sizes = {unit: job.source.sizes[unit] for unit in units}
-    done = _all_pieces(job, engine, prepare_unit, "unit-{:06d}.json", {unit: (unit,) for unit in units}, sizes, quiet)
+    done = _all_pieces(job, engine, prepare_unit, "unit", {unit: (unit,) for unit in units}, sizes, quiet)
     counts, found = Counter(), Counter()
     for unit in units:
         counts.update(samples=done[unit]["samples"], untouched=done[unit]["untouched"])
         found.update(done[unit]["found"])
-        rejects.extend(job.path(f"unit-{unit:06d}-rejects.jsonl"), done[unit]["rejects"])
+        rejects.extend(job.path("unit", unit, "-rejects.jsonl"), done[unit]["rejects"])
     plan = plan_shards([(unit, done[unit]["samples"]) for unit in units], samples_per_shard)
     pieces = {number: (number, parts) for number, parts in enumerate(plan)}
-    made = _all_pieces(job, engine, write_shard, "shard-{:05d}.json", pieces, dict.fromkeys(pieces, 1), quiet)
+    made = _all_pieces(job, engine, write_shard, "shard", pieces, dict.fromkeys(pieces, 1), quiet)
     return UnitResult([Shard(**made[number]) for number in range(len(plan))], counts, found)
 
 
@@ -176,17 +186,18 @@ def plan_shards(counts: list[tuple[int, int]], samples_per_shard: int) -> list[l
 
 
 def _all_pieces(
-    job: UnitJob, engine: Engine, function: Callable, file: str, pieces: dict[int, tuple], sizes: dict, quiet: bool
+    job: UnitJob, engine: Engine, function: Callable, what: str, pieces: dict[int, tuple], sizes: dict, quiet: bool
 ) -> dict[int, dict]:
     """The results of one pass by number: those that are there already, and the engine's."""
-    there = {path.name for path in job.path("").glob("*.json")}
-    done = {number: read_json(job.path(file.format(number))) for number in pieces if file.format(number) in there}
+    there = {path.name for path in job.units.glob(f"*/{what}-*.json")}
+    paths = {number: job.path(what, number, ".json") for number in pieces}
+    done = {number: read_json(path) for number, path in paths.items() if path.name in there}
     missing = [piece for number, piece in pieces.items() if number not in done]
     failed: dict[int, Exception] = {}
     with tqdm(
         total=sum(sizes.values()),
         initial=sum(sizes[number] for number in done),
-        desc="files" if function is prepare_unit else "shards",
+        desc={"unit": "files", "shard": "shards"}[what],
         bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
         disable=quiet,
     ) as bar:
@@ -199,9 +210,9 @@ def _all_pieces(
             bar.update(sizes[piece[0]])
     if failed:
         number = min(failed)
-        what = name_of(job.source.units[number]) if function is prepare_unit else f"shard {number}"
+        first = name_of(job.source.units[number]) if what == "unit" else f"shard {number}"
         raise UserError(
-            f"{len(failed)} of {len(pieces)} pieces of work failed, the first: {what}: {failed[number]}; fix that and "
+            f"{len(failed)} of {len(pieces)} pieces of work failed, the first: {first}: {failed[number]}; fix that and "
             "run the same command again, the others are done"
         )
     return done

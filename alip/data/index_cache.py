@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from alip.data.recordio import read_index
-from alip.files import atomic_write, sha256_of_file
+from alip.files import sha256_of_file
 
 LEAST_BYTES = 1 << 16  # of an index; a shorter one (4,000 records) is parsed each time
-_HEADER = struct.Struct("<8sQQ32s8x")  # magic, size and time of the index, its SHA-256; a multiple of 8 bytes
+_HEADER = struct.Struct("<8sQQ32sI4x")  # magic, size and time of the index, its SHA-256; CRC-32 of what follows
 _MAGIC = b"ALIPOFF1"
 
 
@@ -43,9 +45,17 @@ def read_offsets(idx: str | os.PathLike) -> np.ndarray:
 
 
 def _save(path: Path, offsets: np.ndarray, state: os.stat_result, sha256: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(_HEADER.pack(_MAGIC, state.st_size, state.st_mtime_ns, sha256))
-        file.write(np.ascontiguousarray(offsets, "<i8").tobytes())
+    """Neither flushed to the disk nor written by atomic_write, which lists the folder each time: there may be 300,000
+    files in it, and this is done for hundreds of shards in a row. A torn file has another CRC-32 and is made again."""
+    content = np.ascontiguousarray(offsets, "<i8").tobytes()
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(_HEADER.pack(_MAGIC, state.st_size, state.st_mtime_ns, sha256, zlib.crc32(content)))
+            file.write(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path, idx: Path, state: os.stat_result) -> np.ndarray | None:
@@ -54,10 +64,12 @@ def _load(path: Path, idx: Path, state: os.stat_result) -> np.ndarray | None:
         with open(path, "rb") as file:
             head = file.read(_HEADER.size)
             size = os.fstat(file.fileno()).st_size
-            magic, length, time, sha256 = _HEADER.unpack(head)
+            magic, length, time, sha256, crc32 = _HEADER.unpack(head)
             if magic != _MAGIC or length != state.st_size or (size - _HEADER.size) % 8:
                 return None
             offsets = np.memmap(file, "<i8", "r", offset=_HEADER.size)
+            if zlib.crc32(offsets) != crc32:
+                return None
         if time != state.st_mtime_ns:  # as after a copy
             if sha256.hex() != sha256_of_file(idx):
                 return None

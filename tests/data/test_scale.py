@@ -39,8 +39,12 @@ def test_offsets_are_mapped_and_follow_their_index(index):
     assert read_offsets(index)[-1] == 499004
 
 
-@pytest.mark.parametrize("damage", [b"", b"ALIPOFF1", b"x" * 64, b"x" * 4064])
+@pytest.mark.parametrize("damage", [b"", b"ALIPOFF1", b"x" * 64, b"x" * 4064, "bit"])
 def test_damaged_offsets_are_made_again(index, damage):
+    if damage == "bit":
+        read_offsets(index)
+        damage = bytearray(index.with_suffix(".offsets").read_bytes())
+        damage[100] ^= 8
     index.with_suffix(".offsets").write_bytes(damage)
     assert (read_offsets(index) == read_index(index)[1]).all()
     index.with_suffix(".offsets").unlink()
