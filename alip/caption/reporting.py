@@ -21,6 +21,7 @@ from alip.caption.run import Tally
 from alip.caption.store import CaptionStore
 from alip.caption.summary import as_text
 from alip.distributed import World
+from alip.remote.urls import is_url, redact
 
 
 def judge(images: int, failed: int, unread: int, allowed: float) -> int:
@@ -101,6 +102,7 @@ def describe_run(captioner: dict[str, Any], source: Source, world: World) -> dic
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
+    first = source.units[0]
     return {
         "captioner": json.loads(json.dumps(captioner, default=str)),
         "versions": versions,
@@ -108,7 +110,7 @@ def describe_run(captioner: dict[str, Any], source: Source, world: World) -> dic
         "source": {
             "type": source.source_type,
             "files": len(source.units),
-            "first": str(Path(source.units[0]).absolute()),
+            "first": redact(first) if is_url(first) else str(Path(first).absolute()),
         },
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

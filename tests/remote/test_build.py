@@ -13,7 +13,7 @@ from alip.build.prepare import Policy
 from alip.data.shards import load_manifest, read_texts
 from alip.errors import UserError
 from alip.remote import reading, writing
-from alip.remote.access import RemoteError
+from alip.remote.access import RemoteError, filesystem
 from tests.helpers.s3 import environment
 from tests.helpers.shards import ROOT, encoded, make_image, make_tars
 
@@ -122,6 +122,22 @@ def test_tables_and_their_images(s3, tmp_path):
         assert manifest.samples == 4 and manifest.rejects == {"foreign-url": 1, "missing-image": 1}
         found.append([(row["key"], row["caption"]) for row in read_texts(manifest)])
     assert found[0] == found[1] == [(f"images/{i}.jpg", "joined") for i in range(4)]
+
+
+def test_captions_of_images_in_the_store(s3, stored, tmp_path):
+    from alip.caption.pipeline import main
+
+    address = f"http://user:secret@{s3.url.removeprefix('http://')}/bucket/in/00000.tar?token=secret"
+    files, path = filesystem("s3://bucket/in/00000.tar")
+    files.chmod(path, "public-read")
+    captioner = f"file:{ROOT / 'examples' / 'captioner_colours.py'}"
+    for number, source in enumerate(("s3://bucket/in/*.tar", address)):
+        output = tmp_path / str(number) / "captions.jsonl"
+        output.parent.mkdir()
+        words = ["--input", source, "--output", output, "--captioner", captioner, "--workers", 0, "--device", "cpu"]
+        assert main([str(word) for word in words]) in (0, 1), "one image is broken"
+        assert len(output.read_text().splitlines()) == (59, 19)[number]
+        assert not any("secret" in file.read_text(errors="replace") for file in output.parent.rglob("*.json*"))
 
 
 @pytest.mark.slow
