@@ -20,6 +20,7 @@ from alip.eval.outcomes import Outcomes
 
 LEVEL = 0.95
 RESAMPLES = 2000
+_LARGE = 100_000  # images with their captions: beyond, fewer resamples, which differ little for so many
 _STRATUM = 10  # images of the smallest class: below, resampling within a class would understate the spread
 _CHUNK = 1 << 23  # numbers of one chunk of resampled weights
 
@@ -35,12 +36,18 @@ def describe(outcomes: Outcomes, seed: int = 0) -> dict[str, Any]:
     return {
         "method": f"percentile bootstrap over {over}",
         "level": LEVEL,
-        "resamples": RESAMPLES,
+        "resamples": resamples_of(outcomes),
         "seed": seed,
     }
 
 
-def intervals(outcomes: Outcomes, metric: str, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[float]]:
+def resamples_of(outcomes: Outcomes) -> int:
+    """How many test sets are resampled: fewer, but 200 at least, where a retrieval dataset is very large."""
+    images = len(outcomes.get("image_rank", ()))
+    return RESAMPLES if images <= _LARGE else max(200, RESAMPLES * _LARGE // images)
+
+
+def intervals(outcomes: Outcomes, metric: str, seed: int = 0, resamples: int | None = None) -> dict[str, list[float]]:
     """{metric: [low, high]} in the metrics' own units, for every number that the outcomes decide.
 
     metric: what `primary` stands for: "top1", "mean_per_class", "mean R@1" or a name of alip.eval.metrics ("mean_ap"
@@ -51,12 +58,13 @@ def intervals(outcomes: Outcomes, metric: str, seed: int = 0, resamples: int = R
     return {name: [float(one) for one in np.quantile(found, tails)] for name, found in values.items()}
 
 
-def resampled_values(several: list[Outcomes], metric: str, seed: int = 0, resamples: int = RESAMPLES) -> list[Values]:
+def resampled_values(several: list[Outcomes], metric: str, seed: int = 0, resamples: int | None = None) -> list[Values]:
     """The metrics of every resampled test set, one dict for each of `several`: the same test sets for all of them.
 
     several: outcomes of the same items (`outcomes.same_items`), by different models.
     """
     first = several[0]
+    resamples = resamples or resamples_of(first)
     if "caption_owner" in first:
         return _retrieval(several, seed, resamples)
     if "label" in first:
@@ -79,6 +87,10 @@ def point_values(outcomes: Outcomes, metric: str) -> dict[str, float]:
             found["primary"] = 100 * _SPECIAL[metric][1](outcomes)(np.ones((1, len(outcomes["label"]))))
     else:
         found = {name: array[None].mean(1) * 100 for name, array in _hit_arrays(outcomes).items()}
+        if "group" in outcomes:
+            hits = next(iter(_hit_arrays(outcomes).values()))
+            counted = [number for number in np.unique(outcomes["group"]) if number >= 0]
+            found["primary"] = np.array([100 * np.mean([hits[outcomes["group"] == one].mean() for one in counted])])
     return {name: float(one[0]) for name, one in found.items()}
 
 
@@ -113,15 +125,27 @@ def _hit_arrays(outcomes: Outcomes) -> Mapping[str, np.ndarray]:
 
 
 def _hits(several: list[Outcomes], seed: int, resamples: int) -> list[Values]:
+    """The metrics are mean hits; with `group` (n,), `primary` is the mean over the groups from 0 on of their hits."""
+    group = several[0].get("group")
     columns = [(i, name, array) for i, one in enumerate(several) for name, array in _hit_arrays(one).items()]
-    if not columns:
+    items = len(columns[0][2]) if columns else 0
+    if not items:
         return [{} for _ in several]
-    rows, sizes = np.unique(np.column_stack([array for _, _, array in columns]), axis=0, return_counts=True)
-    found: list[Values] = [{} for _ in several]
-    chunks = list(_weights(sizes, np.zeros(len(sizes), int), resamples, seed))
-    for column, (i, name, _) in enumerate(columns):
-        found[i][name] = np.concatenate([100 * (chunk @ rows[:, column]) / sizes.sum() for chunk in chunks])
-    return found
+    strata = np.zeros(items, int) if group is None else group
+    rows, sizes = np.unique(np.column_stack([strata, *(array for _, _, array in columns)]), axis=0, return_counts=True)
+    within = rows[:, 0] if group is not None and _is_stratified(group - group.min()) else np.zeros(len(rows))
+    starts = np.flatnonzero(np.diff(rows[:, 0], prepend=rows[0, 0] - 1))
+    counted = rows[starts, 0] >= 0
+    found: list[dict[str, list[np.ndarray]]] = [{} for _ in several]
+    for weights in _weights(sizes, within, resamples, seed):
+        count = np.add.reduceat(weights, starts, axis=1)[:, counted]
+        for column, (i, name, _) in enumerate(columns, 1):
+            found[i].setdefault(name, []).append(100 * (weights @ rows[:, column]) / items)
+            if group is not None:
+                right = np.add.reduceat(weights * rows[:, column], starts, axis=1)[:, counted]
+                mean = (right / np.maximum(count, 1)).sum(1) / np.maximum((count > 0).sum(1), 1)
+                found[i].setdefault("primary", []).append(100 * mean)
+    return [{name: np.concatenate(parts) for name, parts in one.items()} for one in found]
 
 
 # Classification ------------------------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 Arrays by name, in the order of the dataset's items:
 
-classification: `label` (n,); `rank` (n,) or (seeds, n), how many classes come before the right one; `rank_truncated`.
+classification: `label` (n,); `rank` (n,) or (seeds, n), how many classes come before the right one; `rank_truncated`;
+`prediction`, `score` (second class over first) or `group` (n,), where the primary metric needs it.
 retrieval: `image_rank` (images,), -1 without a caption; `caption_rank`, `caption_owner` (captions,); `single_…` too.
-its `prediction`, `score` (second class over first) or `group` (n,), where the primary metric needs one of them.
-anything else: `hit_NAME` (n,), 1 where the item counts for the metric NAME, else 0.
+anything else: `hit_NAME` (n,), 1 where the item counts for the metric NAME, else 0; `group` (n,) where the primary
+metric is a mean over groups, -1 for one that is not in it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def same_items(one: Outcomes, other: Outcomes) -> bool:
     """Whether both are of the same items, so that they may be paired."""
     if {name: array.shape[-1] for name, array in one.items()} != {name: a.shape[-1] for name, a in other.items()}:
         return False
-    return all(np.array_equal(one[name], other[name]) for name in ("label", "caption_owner") if name in one)
+    return all(np.array_equal(one[name], other[name]) for name in ("label", "caption_owner", "group") if name in one)
 
 
 def class_ranks(logits: Tensor, labels: Tensor) -> Tensor:

@@ -141,7 +141,9 @@ def in_groups(
             raise UserError(f"no group of questions is counted: the largest has {max(map(len, by_name.values()))}")
         numbers["primary"] = 100.0 * float(np.mean([hits.mean() for hits in counted.values()]))
         numbers["groups"] = len(counted)
-        return Judged(numbers, {"hit_accuracy": hit.astype(np.uint8)}, len(hit))
+        number = {name: i for i, name in enumerate(counted)}
+        groups = np.array([number.get(str(name), -1) for name in own], dtype=np.int32)
+        return Judged(numbers, {"hit_accuracy": hit.astype(np.uint8), "group": groups}, len(hit))
 
     return judge
 

@@ -136,6 +136,22 @@ def test_other_metrics_of_classification(metric):
     assert values.std() == pytest.approx(np.std(expected), rel=0.15)
 
 
+@pytest.mark.parametrize("sizes", [(40, 60, 25), (3, 60, 25)])
+def test_means_over_groups(sizes):
+    """Of questions in groups, one of which is not in the mean; resampled within groups where all have ten."""
+    rng = np.random.default_rng(0)
+    group = np.repeat([-1, 0, 1], sizes)
+    hit = (rng.random(len(group)) < np.repeat([0.9, 0.7, 0.3], sizes)).astype(np.uint8)
+    items = {"hit_accuracy": hit, "group": group}
+    point = bootstrap.point_values(items, "mean over groups")
+    assert point["primary"] == pytest.approx(50 * (hit[group == 0].mean() + hit[group == 1].mean()))
+    values = bootstrap.resampled_values([items], "mean over groups", resamples=5000)[0]
+    variances = [hit[group == g].mean() * (1 - hit[group == g].mean()) / sizes[g + 1] for g in (0, 1)]
+    assert values["primary"].mean() == pytest.approx(point["primary"], abs=0.5)
+    assert values["primary"].std() == pytest.approx(50 * np.sqrt(sum(variances)), rel=0.08)
+    assert values["accuracy"].mean() == pytest.approx(100 * hit.mean(), abs=0.5)
+
+
 def test_it_is_seeded_and_degenerate_cases_do_not_fail():
     logits, labels = classified(4, 12)
     items = items_of(logits, labels)
@@ -155,8 +171,8 @@ def test_both_commands_store_intervals_and_outcomes(run, tmp_path):
     for entry in results.load(tmp_path / "out"):
         items = outcomes.load(tmp_path / "out", entry["id"])
         point = bootstrap.point_values(items, entry["primary_metric"])
-        constants = {"images", "captions", "classes", "unreadable"}
-        assert set(entry["intervals"]) == set(entry["numbers"]) - constants
+        constants = {"images", "captions", "classes", "unreadable", "texts_cut"}
+        assert set(entry["intervals"]) == set(entry["numbers"]) - constants, entry["numbers"]
         for name, (low, high) in entry["intervals"].items():
             assert point[name] == pytest.approx(entry["numbers"][name]), name
             assert low <= entry["numbers"][name] + 1e-9 and high >= entry["numbers"][name] - 1e-9, name
