@@ -97,8 +97,11 @@ def main() -> None:
             for name, run in contestants.items():
                 start[name] = min(start[name], run(one))
                 whole[name] = min(whole[name], run(many))
+        from comparisons import record
+
         rates = {name: args.samples / (whole[name][0] - start[name][0]) for name in contestants}
         for name in contestants:
+            record(f"building shards, {inputs}", {"data2rec": "ours"}.get(name, name), "images/s", [rates[name]])
             seconds, busy = (all_of - of_one for all_of, of_one in zip(whole[name], start[name]))
             print(
                 f"{inputs:<8}  {name:<8}  {rates[name]:>8.0f}  {busy / seconds:>10.2f}  {args.samples / busy:>14.0f}  "

@@ -21,7 +21,9 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from comparisons import record  # noqa: E402
 
 from alip.data.batch import Batch  # noqa: E402
 from alip.distributed import World  # noqa: E402
@@ -136,6 +138,9 @@ def compare(args: argparse.Namespace, device: torch.device) -> None:
             times["bare"].append(bare(theirs, batches, args.steps))
             times["engine"].append(engine(ours, batches, args.steps, Path(folder) / str(n)))
     milliseconds = {name: 1e3 * statistics.median(values) / args.steps for name, values in times.items()}
+    for name, variant in (("engine", "ours"), ("bare", "bare loop")):
+        per_step = [1e3 * value / args.steps for value in times[name]]
+        record("training engine's own cost", variant, "ms a step", per_step, more_is_better=False)
     ratios = [ours / theirs for ours, theirs in zip(times["engine"], times["bare"])]
     print(f"\nupdate of {args.batch_size}, width {args.width}, {device}    ms per step   ratio")
     print(f"  bare loop                              {milliseconds['bare']:12.3f}")

@@ -44,7 +44,7 @@ def peak_gib(device: torch.device) -> float:
 
 
 def forget(device: torch.device) -> None:
-    """Starts the account of memory anew."""
+    """Frees what is unused and resets the peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

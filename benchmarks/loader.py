@@ -171,6 +171,8 @@ def prepare(work: Path, samples: int) -> str:
 
 def main() -> None:
     """Prints the table."""
+    from comparisons import record
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-loader", help="work folder")
     parser.add_argument("--samples", type=int, default=2000)
@@ -184,6 +186,7 @@ def main() -> None:
         return
     pythons = dict.fromkeys(CONTESTANTS, sys.executable) | {"open_clip": prepare(args.work, args.samples)}
     best: dict[tuple[str, int], dict[str, float]] = {}
+    seen: dict[tuple[str, int], list[float]] = {}
     for _ in range(args.rounds):
         for threads in args.threads:
             for name in CONTESTANTS:
@@ -193,7 +196,10 @@ def main() -> None:
                 line = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).splitlines()[-1]
                 result = json.loads(line)
                 key = (name, threads)
+                seen.setdefault(key, []).append(result["rate"])
                 best[key] = max(best.get(key, result), result, key=lambda one: one["rate"])
+    for (name, threads), rates in seen.items():
+        record(f"loader, {threads} threads", name, "images/s", rates)
     print(f"{'threads':>7}  {'reader':<10}  {'images/s':>8}  {'busy cores':>10}  {'per core':>8}  {'ours is':>8}")
     for threads in args.threads:
         ours = best["ours", threads]["rate"]

@@ -26,6 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from comparisons import record
+
 SCALE = 50.0
 # Matrices of N × N fp32 that stand at the peak: to leave out what cannot fit, before it brings the machine down.
 MATRICES = {"ours": 0, "ClipLoss": 6, "plain": 8}
@@ -182,10 +185,16 @@ def main() -> None:
             for name in MATRICES:
                 runs[name].append(run_apart(name, n, arguments))
         best = {name: best_of(results) for name, results in runs.items()}
+        for name, results in runs.items():
+            fitting = [one for one in results if one]
+            if fitting:
+                record(f"loss, N = {n:,}", name, "s", [one["seconds"] for one in fitting], more_is_better=False)
+                megabytes = [one["bytes"] / 1e6 for one in fitting]
+                record(f"loss, N = {n:,}, memory", name, "MB", megabytes, more_is_better=False)
         seconds = [f"{b['seconds']:10.3f}" if b else "         -" for b in best.values()]
         memory = [f"{b['bytes'] / 1e6:10.0f}" if b else "         -" for b in best.values()]
         ours, plain = best["ours"], best["plain"]
-        ratios = [f"{plain[key] / ours[key]:10.2f} ×" if plain else "  no room" for key in ("seconds", "bytes")]
+        ratios = [f"{plain[key] / max(ours[key], 1e-9):10.2f} ×" if plain else "  no room" for key in ours]
         print(f"{n:6d} " + "".join(seconds) + " " + "".join(memory) + "      " + "   ".join(ratios), flush=True)
 
 

@@ -26,6 +26,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from comparisons import record
+
 from alip.data.batch import Batch
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
@@ -105,21 +107,21 @@ def released_loss(image, text, caption, logit_scale, history=(0.0, 0.0, 0.0)) ->
     return total
 
 
-def our_step(device: str, precisions: list[str], **options) -> Callable:
+def our_step(name: str, device: str, precisions: list[str], **options) -> Callable:
     """train.py's step, set up as there: step(batch, precision)."""
     target = torch.device(device)
     set_up(target, precisions[-1], seed=0, deterministic=False, cpu_threads=torch.get_num_threads())
-    model = create_model("ViT-B-32", **options).to(target)
+    model = create_model(name, **options).to(target)
     loss = AdaptiveContrastiveLoss(check_finite=False, even_batches=True).to(target)
     optimizer = create_optimizer(model, lr=1e-6)
     steps = {p: TrainStep(model, loss, optimizer, target, precision=p) for p in precisions}
     return lambda batch, precision: steps[precision]([batch], 1e-6)
 
 
-def open_clip_step(device: str, checkpointing: bool, text_passes: int, loss: Callable) -> Callable:
+def open_clip_step(name: str, device: str, checkpointing: bool, text_passes: int, loss: Callable) -> Callable:
     """open_clip's own model with padded texts, in one or two passes through the text tower: step(batch, precision)."""
     torch.manual_seed(0)
-    net = CLIP(**create_model("ViT-B-32").config["model_cfg"]).to(device).train()
+    net = CLIP(**create_model(name).config["model_cfg"]).to(device).train()
     net.set_grad_checkpointing(checkpointing)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6)
 
@@ -136,20 +138,20 @@ def open_clip_step(device: str, checkpointing: bool, text_passes: int, loss: Cal
     return step
 
 
-def build(name: str, device: str, precisions: list[str]) -> Callable:
+def build(name: str, model: str, device: str, precisions: list[str]) -> Callable:
     """The variant of that name: step(batch, precision)."""
     if name == "open_clip, padded":
         adaptive = AdaptiveContrastiveLoss().to(device)
-        return open_clip_step(device, False, 1, lambda *features: adaptive(*features).loss)
+        return open_clip_step(model, device, False, 1, lambda *features: adaptive(*features).loss)
     if name == "released design":
-        return open_clip_step(device, True, 2, released_loss)
+        return open_clip_step(model, device, True, 2, released_loss)
     options = {"ours, compiled": {"compile": True}, "ours, texts padded": {"pad_texts": True}}.get(name, {})
-    return our_step(device, precisions, **options)
+    return our_step(model, device, precisions, **options)
 
 
-def count_operations(size: int, real_tokens: float) -> dict[str, float]:
+def count_operations(name: str, size: int, real_tokens: float) -> dict[str, float]:
     """Operations of one step of each variant, by name."""
-    model = create_model("ViT-B-32")
+    model = create_model(name)
     needed = step_operations(model, size, real_tokens)
     return {
         "ours": needed,
@@ -164,7 +166,7 @@ def run_variant(pipe, name: str, arguments: argparse.Namespace) -> None:
     """A variant's own process: sends back the seconds of each counted step, by precision."""
     torch.set_num_threads(arguments.threads)
     device = arguments.device
-    step = build(name, device, arguments.precisions)
+    step = build(name, arguments.model, device, arguments.precisions)
     stream = batches(arguments.batch_size, 224, device)
     data = [next(stream) for _ in range(arguments.rounds)]
     seconds: dict[str, list[float]] = {precision: [] for precision in arguments.precisions}
@@ -202,6 +204,7 @@ def peak(precision: str, device: str) -> float:
 def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file, for images of 224 pixels")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3, help="how often each variant's process is started")
     parser.add_argument("--rounds", type=int, default=3, help="steps that count in each turn and precision")
@@ -220,10 +223,11 @@ def main() -> None:
     real_tokens = lengths(texts).sum().item() / len(data)
     raw = torch.cat([lengths(batch.text_tokens) for batch in data]).float()
     print(
-        f"ViT-B/32, batch {size}, {arguments.threads} threads, {device}; tokens: raw text mean {raw.mean():.1f}, "
-        f"longest {raw.max():.0f}; with the caption {real_tokens / size:.1f} a pair, padded {2 * CONTEXT}"
+        f"{Path(arguments.model).stem}, batch {size}, {arguments.threads} threads, {device}; tokens: "
+        f"raw text mean {raw.mean():.1f}, longest {raw.max():.0f}; "
+        f"with the caption {real_tokens / size:.1f} a pair, padded {2 * CONTEXT}"
     )
-    operations = count_operations(size, real_tokens)
+    operations = count_operations(arguments.model, size, real_tokens)
     names = [name for name in operations if arguments.compile or name != "ours, compiled"]
     seconds = measure(names, arguments)
     report(operations, names, seconds, size, {p: peak(p, device) for p in arguments.precisions})
@@ -256,6 +260,7 @@ def report(operations: dict[str, float], names, seconds, size: int, peaks: dict[
         for name in names:
             times = seconds[precision, name]
             typical = statistics.median(times)
+            record(f"training step, {precision}", name, "samples/s", [size / one for one in times])
             print(
                 f"| {name} | {precision} | {size / typical:.2f} | {size / min(times):.2f} "
                 f"| {base['open_clip, padded'] / typical:.2f} | {base['released design'] / typical:.2f} "

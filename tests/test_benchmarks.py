@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.shards import ROOT
 
 SCRIPTS = sorted(
-    path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text() and path.name[0] != "_"
+    path for path in (ROOT / "benchmarks").glob("*.py") if "argparse" in path.read_text() and path.name[0] != "_"
 )
 
 
@@ -19,3 +19,49 @@ def test_a_benchmark_starts(script, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+QUICK = ["eval", "loss", "evaluation-suite"]
+
+
+def test_one_command_runs_them_and_writes_a_report(tmp_path):
+    words = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path), "--only", *QUICK]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = (tmp_path / "report.md").read_text()
+    for words in ("| ranks for retrieval", "a sort of every row", "ClipLoss", "torch 2", "spread", "quick run"):
+        assert words in report
+    assert (tmp_path / "comparisons.png").stat().st_size > 1000 and (tmp_path / "logs" / "eval.txt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["step", "engine", "reading", "growth", "breakdown"])
+def test_a_tiny_run_of_each(name, tmp_path):
+    words = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path), "--only", name]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + "".join(path.read_text() for path in (tmp_path / "logs").glob("*"))
+    assert name == "reading" or f"- {name}: " in (tmp_path / "report.md").read_text()
+
+
+def test_ratios_say_how_many_times_better_ours_is():
+    import benchmarks.__main__ as main
+
+    rows = [
+        main.Row("speed", "ours", "images/s", (10.0, 12.0, 11.0), True),
+        main.Row("speed", "peer", "images/s", (5.5,), True),
+        main.Row("memory", "ours", "MB", (10.0,), False),
+        main.Row("memory", "peer", "MB", (25.0,), False),
+    ]
+    table = main.comparisons(rows)
+    assert table[0] == ["speed", "ours", "11 images/s", "", "18%", "3"]
+    assert [row[3] for row in table] == ["", "2.00 ×", "", "2.50 ×"]
+
+
+def test_what_cannot_run_here_is_left_out_with_its_reason(tmp_path, monkeypatch):
+    import benchmarks.__main__ as main
+
+    monkeypatch.setenv("ALIP_MXNET_PYTHON", "/nowhere/python")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert "requirements-mxnet" in main.run("data2rec", tmp_path, True, 1)
+    assert "registry" in main.run("loader", tmp_path, True, 1)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,190 @@
+"""Every side-by-side measurement that this machine allows, one after the other: `python -m benchmarks`.
+
+    python -m benchmarks                          # about two hours on two cores → build/benchmarks/report.md
+    python -m benchmarks --only step loss
+    python -m benchmarks --quick                  # seconds each: shows that they run; the figures mean nothing
+
+Each benchmark lets its variants take turns and runs each in a process of its own. The report has a table (what, ours,
+each peer, ratio, spread), a plot of it, machine and versions; logs/ has what each benchmark printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from comparisons import ROWS, Row, advantage, read_rows  # noqa: E402
+
+from alip.files import atomic_write  # noqa: E402
+from alip.text_table import markdown_table  # noqa: E402
+
+PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "open_clip_torch", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """script: its file here; quick: arguments of a tiny run; needs: what it cannot do without."""
+
+    script: str
+    quick: str
+    needs: str | None = None
+
+
+TINY = "--model " + str(ROOT / "benchmarks" / "tiny.json")
+BENCHMARKS = {
+    "step": Benchmark("step.py", f"{TINY} --batch-size 2 --turns 1 --rounds 1 --warmup 0 --precisions fp32"),
+    "loss": Benchmark("loss.py", "--sizes 32 --dim 8 --rounds 1 --repeats 1"),
+    "trainer": Benchmark("trainer.py", "--samples 16 --batch-size 4", "network"),
+    "loader": Benchmark("loader.py", "--samples 64 --batch-size 8 --threads 1 --rounds 1", "network"),
+    "data2rec": Benchmark("data2rec.py", "--samples 8 --rounds 1 --inputs ready", "mxnet"),
+    "engine": Benchmark("engine.py", "--width 8 --batch-size 8 --steps 2 --rounds 1 --micro 2"),
+    "eval": Benchmark("eval.py", "--images 50 --captions 250 --width 16"),
+    "evaluation-suite": Benchmark("eval_suite.py", "--quick", "eval_suite.py"),
+    "reading": Benchmark("reading.py", "--records 200 --lines 1000"),
+    "growth": Benchmark("growth.py", f"{TINY} --batch-sizes 1 2 --lengths 4 8 --dataset-sizes 1000 2000 --rounds 1"),
+    "breakdown": Benchmark("breakdown.py", f"{TINY} --batch-size 2 --steps 1"),
+}
+
+
+def missing(needs: str | None) -> str | None:
+    """Why a benchmark cannot run here; None if it can."""
+    if needs == "mxnet":
+        python = os.environ.get("ALIP_MXNET_PYTHON") or ROOT / ".venv-mxnet" / "bin" / "python"
+        return None if Path(python).exists() else "no .venv-mxnet (see requirements-mxnet.txt)"
+    if needs == "network" and os.environ.get("PIP_NO_INDEX"):
+        return "needs the package registry"
+    if needs is not None and needs.endswith(".py") and not (ROOT / "benchmarks" / needs).exists():
+        return "not part of this version"
+    return None
+
+
+def run(name: str, output: Path, quick: bool, minutes: float) -> str:
+    """Runs one benchmark; its state, in words. What it recorded is in rows/NAME.jsonl, what it printed in logs/."""
+    one = BENCHMARKS[name]
+    reason = missing(one.needs)
+    if reason:
+        return f"left out: {reason}"
+    rows, log = output / "rows" / f"{name}.jsonl", output / "logs" / f"{name}.txt"
+    for path in (rows, log):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    words = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / one.script)]
+    if quick:
+        words += one.quick.split()
+    if name in ("reading", "loader", "data2rec", "trainer"):
+        words += ["--work", str(output / "work" / f"{name}{'-quick' if quick else ''}")]
+    start = time.monotonic()
+    environment = {**os.environ, ROWS: str(rows.resolve())}
+    try:
+        with log.open("w") as file:
+            done = subprocess.run(
+                words, cwd=output, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=60 * minutes
+            )
+    except subprocess.TimeoutExpired:
+        return f"ended after {minutes:g} minutes"
+    if done.returncode:
+        last = log.read_text().strip().splitlines()[-1:] or ["no output"]
+        return f"failed with status {done.returncode}: {last[0][:200]}"
+    return f"{time.monotonic() - start:.0f} s"
+
+
+def machine() -> list[str]:
+    """Lines about where this runs."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    versions = []
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{package} not installed")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    return [f"{model}, {cores} cores{load}; {gpu()}; Python {platform.python_version()}", ", ".join(versions)]
+
+
+def gpu() -> str:
+    """The GPU's name."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+def comparisons(rows: list[Row]) -> list[list[str]]:
+    """Table rows: each variant of each comparison, and how many times better ours is."""
+    table = []
+    for what in dict.fromkeys(row.what for row in rows):
+        variants = [row for row in rows if row.what == what]
+        ours = next((row for row in variants if row.variant == "ours"), None)
+        for row in variants:
+            ratio = f"{advantage(ours, row):.2f} ×" if ours is not None and row is not ours else ""
+            median = f"{row.typical:.4g} {row.unit}"
+            table.append([what, row.variant, median, ratio, f"{row.spread:.0%}", str(len(row.values))])
+    return table
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """A bar for each peer of each comparison: how many times better ours is."""
+    from alip import plot_style
+
+    bars = []
+    for what in dict.fromkeys(row.what for row in rows):
+        variants = {row.variant: row for row in rows if row.what == what}
+        ours = variants.pop("ours", None)
+        bars += [(f"{what}: {name}", advantage(ours, peer)) for name, peer in variants.items() if ours is not None]
+    if not bars:
+        return
+    with plot_style.figure(path, plot_style.PAGE, 0.6 + 0.22 * len(bars)) as figure:
+        axes = figure.add_subplot()
+        positions = range(len(bars), 0, -1)
+        axes.barh(positions, [ratio for _, ratio in bars], color=plot_style.BLUE)
+        axes.axvline(1, color=plot_style.GREY, linewidth=0.8)
+        axes.set_yticks(positions, [plot_style.shorten(name, 60) for name, _ in bars])
+        axes.set_xlabel("how many times better ours is (median of runs)")
+        for at, (_, ratio) in zip(positions, bars):
+            axes.text(ratio, at, f" {ratio:.2f}", va="center", fontsize=7)
+
+
+def main() -> int:
+    """Runs, writes the report, and gives the exit status: 1 if a benchmark failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "benchmarks", help="folder of the report")
+    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), help="some of them")
+    parser.add_argument("--quick", action="store_true", help="tiny runs: shows that they work")
+    parser.add_argument("--minutes", type=float, default=40, help="of one benchmark at most")
+    args = parser.parse_args()
+    output = args.output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    head = machine()
+    states = {}
+    for name in args.only:
+        print(f"{name} …", end=" ", flush=True)
+        states[name] = run(name, output, args.quick, args.minutes)
+        print(states[name], flush=True)
+    rows = [row for name in args.only for row in read_rows(output / "rows" / f"{name}.jsonl")]
+    headings = ["what", "variant", "median", "ours is better by", "spread", "runs"]
+    lines = ["# Benchmarks", "", *head, "", *(["A quick run: the figures mean nothing.", ""] if args.quick else [])]
+    lines += [markdown_table(headings, comparisons(rows)), ""]
+    lines += [f"- {name}: {state}" for name, state in states.items()]
+    draw(rows, output / "comparisons")
+    lines += ["", "![comparisons](comparisons.png)"]
+    with atomic_write(output / "report.md", text=True) as file:
+        file.write("\n".join(lines) + "\n")
+    print(output / "report.md")
+    return int(any(state.startswith(("failed", "ended")) for state in states.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
