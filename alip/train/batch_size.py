@@ -212,7 +212,7 @@ class DryStep:
         margin: int,
         device: torch.device,
     ):
-        # Not compiled: each size would be compiled by itself, and the graphs of whole blocks need less memory, not more.
+        # Not compiled: each size would be compiled by itself, and whole blocks as graphs need less memory, not more.
         self.model = create_model(name, **{**model, "pretrained": None, "compile": False}).to(device)
         scaler = create_scaler(precision, device)
         average = EMA(self.model, 0.9) if ema else None
