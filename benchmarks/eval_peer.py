@@ -271,6 +271,8 @@ def prepare(args: argparse.Namespace, folder: Path) -> Path:
 
 def compare(args: argparse.Namespace, folder: Path) -> None:
     """Prints a row for each precision and case, as they are measured."""
+    from comparisons import record
+
     from alip.eval.datasets import open_classification
 
     model, data = prepare(args, folder), folder / "data"
@@ -289,6 +291,10 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
                 for side in times:
                     times[side].append(measure(side, case, args, data, model, precision))
             check(times["ours"][0]["found"], times["peer"][0]["found"], images, precision)
+            for side, variant in (("ours", "ours"), ("peer", "clip-benchmark")):
+                for name, kind in (("wall", "s"), ("cpu", "processor s")):
+                    values = [one[name] for one in times[side]]
+                    record(f"evaluation, {case}, {precision}, {kind}", variant, kind, values, more_is_better=False)
             wall, cpu = ([statistics.median(one[name] for one in times[s]) for s in times] for name in ("wall", "cpu"))
             cells = [f"{wall[0]:.1f}", f"{wall[1]:.1f}", f"{wall[1] / wall[0]:.2f}"]
             cells += [f"{cpu[0]:.1f}", f"{cpu[1]:.1f}", f"{cpu[1] / cpu[0]:.2f}"]

@@ -21,7 +21,7 @@ def test_a_benchmark_starts(script, tmp_path):
     assert "usage:" in done.stdout
 
 
-QUICK = ["eval", "loss", "evaluation-suite"]
+QUICK = ["eval", "loss"]
 
 
 def test_one_command_runs_them_and_writes_a_report(tmp_path):
@@ -35,7 +35,7 @@ def test_one_command_runs_them_and_writes_a_report(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["step", "engine", "reading", "growth", "breakdown"])
+@pytest.mark.parametrize("name", ["step", "engine", "reading", "growth", "breakdown", "evaluation"])
 def test_a_tiny_run_of_each(name, tmp_path):
     words = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path), "--only", name]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280)
