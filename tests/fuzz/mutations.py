@@ -9,6 +9,7 @@ import os
 import random
 import socket
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,12 @@ def json_bytes(rng: random.Random, content: Any, lines: bool = False) -> bytes:
     return damage(rng, data) if rng.random() < (0.1 if changed is not content else 0.6) else data
 
 
+@lru_cache(maxsize=1)
+def _bomb() -> bytes:
+    """300 MB of zeros, compressed."""
+    return gzip.compress(bytes(300 << 20), 1)
+
+
 KINDS_OF_FILES = ("folder", "fifo", "socket", "loop", "dangling", "device", "memory", "sparse", "gz", "")
 
 
@@ -181,7 +188,7 @@ def replace_file(rng: random.Random, path: Path, kinds: Sequence[str] = KINDS_OF
             file.write(rng.choice((b"", b"{", b"PK\x03\x04", b"[", b'"', b"\n")))
             file.truncate(10 << 30)
     elif action == "gz":
-        path.write_bytes(gzip.compress(bytes(300 << 20), 1))
+        path.write_bytes(_bomb())
     else:
         path.touch()
     return action or "empty"
