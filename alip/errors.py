@@ -60,8 +60,8 @@ def run_command(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in _REFUSED:
-            raise
+        if error.errno not in _REFUSED or MISTAKES in os.environ:
+            raise  # under a launcher, which has checked the paths: storage that fails for a while is worth a restart
         _end_by_mistake(f"{error.filename or 'a file'}: {error.strerror}; {_REFUSED[error.errno]}")
     sys.exit(status or 0)
 

@@ -82,15 +82,15 @@ def remove_leftovers(folder: str | Path, name: str | None = None) -> None:
 
 
 def _remove_unlocked(leftover: Path) -> None:
-    try:
-        lock = FileLock(leftover / "lock")
-    except NotADirectoryError:  # written by version 0.2 or before: a file
-        leftover.unlink(missing_ok=True)
-    except (LockedError, OSError):
-        return  # in use, already removed, or nobody can know
-    else:
-        shutil.rmtree(leftover, ignore_errors=True)
-        lock.close()
+    with contextlib.suppress(LockedError, OSError):  # in use, already removed, or nobody can know
+        if not leftover.is_dir():
+            leftover.unlink()  # written by version 0.2 or before: a file
+        elif not (leftover / "lock").exists():
+            leftover.rmdir()  # killed before it was locked; a folder with content is another program's
+        else:
+            lock = FileLock(leftover / "lock")
+            shutil.rmtree(leftover, ignore_errors=True)
+            lock.close()
 
 
 @contextlib.contextmanager

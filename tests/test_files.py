@@ -125,7 +125,13 @@ def test_after_an_error_nothing_is_left(tmp_path):
 def test_leftovers_of_older_versions_are_files(tmp_path):
     (tmp_path / ".x.77.tmp").write_text("half")
     (tmp_path / ".x.rank0.tmp").write_text("not an atomic write's")
+    (tmp_path / ".x.78.tmp").mkdir()  # killed before it was locked
+    (tmp_path / ".y.79.tmp").mkdir()
+    (tmp_path / ".y.79.tmp" / "mine").touch()  # another program's
     remove_leftovers(tmp_path, "x")
+    remove_leftovers(tmp_path, "y")
+    (tmp_path / ".y.79.tmp" / "mine").unlink()
+    (tmp_path / ".y.79.tmp").rmdir()
     assert [path.name for path in tmp_path.iterdir()] == [".x.rank0.tmp"]
 
 

@@ -66,6 +66,13 @@ def test_an_error_is_one_line_that_a_terminal_can_show(capsys, tmp_path):
     ]
 
 
+def test_storage_that_fails_under_a_launcher_is_worth_a_restart(monkeypatch, tmp_path):
+    monkeypatch.setenv("ALIP_MISTAKES", str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        run_command(lambda: open(tmp_path / "gone"))  # noqa: SIM115
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 // 0)
