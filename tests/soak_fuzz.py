@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import pkgutil
@@ -189,6 +190,7 @@ def main() -> int:
     """Runs the cases and prints the table; 1 if any of them was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000, help="in all, spread over the targets (default 1000)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after this time")
     parser.add_argument("--seed", type=int, default=0, help="of the whole run")
     parser.add_argument("--first", type=int, help="the first case's own number, to run a reported case again")
     parser.add_argument("--only", help="targets whose names contain one of these words")
@@ -207,6 +209,8 @@ def main() -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(args.cases):
+            if time.monotonic() - started > 60 * args.minutes:
+                break
             target, seed = chosen[number % len(chosen)], first + number // len(chosen)
             outcome, detail = worker.run("run", target.name, seed, f"{scratch}/case", "")
             outcomes[target.name][outcome] += 1
