@@ -207,23 +207,32 @@ def main() -> int:
     faults: dict[tuple[str, str], list[int]] = {}
     first = args.seed * 10_000_000 if args.first is None else args.first
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
         for number in range(args.cases):
             if time.monotonic() - started > 60 * args.minutes:
                 break
-            target, seed = chosen[number % len(chosen)], first + number // len(chosen)
-            outcome, detail = worker.run("run", target.name, seed, f"{scratch}/case", "")
-            outcomes[target.name][outcome] += 1
-            if outcome in (fuzz.OK, fuzz.REFUSED):
-                continue
-            key = (target.name, f"{outcome} {signature(detail)}")
-            faults.setdefault(key, []).append(seed)
-            if len(faults[key]) == 1:
-                print(f"\n{target.name}, case {seed}: {outcome}\n{detail}", flush=True)
-                report(worker, target, seed, outcome, detail, keep)
-    worker.close()
+            run(worker, chosen[number % len(chosen)], first + number // len(chosen), keep, outcomes, faults)
+    except KeyboardInterrupt:
+        print("interrupted: what follows is of the cases that ran")
+    finally:
+        worker.close()
     table(outcomes, faults, time.monotonic() - started, keep)
     return 1 if faults else 0
+
+
+def run(worker: Worker, target: fuzz.Target, seed: int, keep: Path, outcomes: dict, faults: dict) -> None:
+    """One case: counted, and reported if it is the first with its fault."""
+    with tempfile.TemporaryDirectory() as scratch:
+        outcome, detail = worker.run("run", target.name, seed, f"{scratch}/case", "")
+    outcomes[target.name][outcome] += 1
+    if outcome in (fuzz.OK, fuzz.REFUSED):
+        return
+    key = (target.name, f"{outcome} {signature(detail)}")
+    faults.setdefault(key, []).append(seed)
+    if len(faults[key]) == 1:
+        print(f"\n{target.name}, case {seed}: {outcome}\n{detail}", flush=True)
+        report(worker, target, seed, outcome, detail, keep)
 
 
 def report(worker: Worker, target: fuzz.Target, seed: int, outcome: str, detail: str, keep: Path) -> None:
