@@ -176,7 +176,7 @@ def _captioner(work: Path, samples: int, workers: int, *more: object) -> list[ob
 
 def caption(work: Path, samples: int, workers: int) -> Job:
     """python -m alip.caption with a captioner file, on tars some of whose images are broken."""
-    words = _captioner(work, samples, workers, "--option", "delay=0.002")
+    words = _captioner(work, samples, 0, "--option", "delay=0.002")  # workers would import everything at each start
     return Job(command("alip.caption.pipeline", *words, output="captions.jsonl"), _captions, _caption_content)
 
 
