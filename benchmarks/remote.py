@@ -54,6 +54,11 @@ def ours(data: str, order: str, cache: str, size: str, start: str) -> dict:
     return {"rate": (count - 1) * BATCH / (time.perf_counter() - begun - first), "first": first}
 
 
+def uncollated(batch: list) -> tuple[list]:
+    """A batch as it is; Streaming takes its length from the first entry."""
+    return (batch,)
+
+
 def streaming(data: str, order: str, cache: str, size: str, start: str) -> dict:
     """The same with MosaicML Streaming. order: "samples", the number of them."""
     from streaming import StreamingDataLoader, StreamingDataset
@@ -61,7 +66,7 @@ def streaming(data: str, order: str, cache: str, size: str, start: str) -> dict:
     begun = time.perf_counter()
     options = {"shuffle": True, "shuffle_algo": "py1e", "batch_size": BATCH, "num_canonical_nodes": 1}
     dataset = StreamingDataset(remote=data, local=cache, cache_limit=int(size), **options)
-    loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=1, collate_fn=len, drop_last=True)
+    loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=1, collate_fn=uncollated, drop_last=True)
     if int(start):
         state = {"epoch": 0, "sample_in_epoch": int(start), "num_canonical_nodes": 1, "shuffle_seed": 9176}
         dataset.load_state_dict({**state, "initial_physical_nodes": 1})
@@ -126,6 +131,7 @@ def row(python: str, function: str, data: str, order: str, work: Path, size: int
     shutil.rmtree(cache, ignore_errors=True)
     whole = child(python, function, data, order, str(cache), str(size), "0")
     resumed = child(python, function, data, order, str(cache), str(size), str(middle))
+    print(f"{data} {order} {size}: {whole} {resumed}", file=sys.stderr, flush=True)
     return [f"{whole['rate']:,.0f}", f"{whole['first']:.2f} s", f"{resumed['first']:.2f} s"]
 
 
