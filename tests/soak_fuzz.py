@@ -176,9 +176,11 @@ class Worker:
         self.close()
         return outcome, detail
 
-    def close(self) -> None:
-        """Ends the process, and what its commands have started."""
+    def close(self, patience: float = 0) -> None:
+        """Ends the process, and what its commands have started. patience: seconds that it may take to clear up."""
         if self.process is not None:
+            self.pipe.close()
+            self.process.join(patience)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.kill()
@@ -216,7 +218,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted: what follows is of the cases that ran")
     finally:
-        worker.close()
+        worker.close(patience=30)
     table(outcomes, faults, time.monotonic() - started, keep)
     return 1 if faults else 0
 
