@@ -53,6 +53,14 @@ CLEANING = {
     "CLIP, cleaned by S_tc": "rank(text_caption_similarity) >= 0.4",
     "CLIP, cleaned at random": "random({seed}) >= 0.4",
 }
+# Why the gates help training or not, also at RATES[0] only: weights that know the labels, gates that do not change
+# during training, W^s off the caption path; and three times the images, seen 5 times instead of 14.
+WHY = {
+    "oracle": {"weights": study.ORACLE},
+    "gates of CLIP, captions": {"weights": study.FROZEN},
+    "W^s on texts only": {"weights": study.TEXTS_ONLY},
+}
+ALL_CONCEPTS = {"no gates": {}, "ALIP": {}, "oracle": WHY["oracle"]}
 
 
 def all_runs(seeds: int) -> list[Run]:
@@ -72,9 +80,15 @@ def all_runs(seeds: int) -> list[Run]:
         for seed in range(seeds)
         for arm, keep in CLEANING.items()
     ]
+    why = [Run(arm, (), *RATES[0], seed, **more) for seed in range(seeds) for arm, more in WHY.items()]
+    why += [
+        Run(f"{arm}, all concepts", tuple(MAIN_ARMS.get(arm, {}).items()), *RATES[0], seed, **more, concepts=1.0)
+        for seed in range(seeds)
+        for arm, more in ALL_CONCEPTS.items()
+    ]
     singles, settings = group(SINGLE_GATES, RATES[:1]), group(SETTINGS, RATES[:1])
     main = [group(MAIN_ARMS, [rate]) for rate in RATES]
-    return [*main[0], *cleaning, *main[1], *main[2], *singles, *main[4], *main[5], *main[3], *settings]
+    return [*main[0], *cleaning, *main[1], *main[2], *singles, *main[4], *main[5], *main[3], *settings, *why]
 
 
 def _with_scorers(todo: list[Run], folder: Path) -> list[Run]:
@@ -91,7 +105,7 @@ def train_missing(runs: list[Run], done: set[str], jobs: int, folder: Path, resu
     with ProcessPoolExecutor(jobs, context, initializer=study.start_worker) as pool:
         running: dict[Future, Run] = {}
         while todo or running:
-            # A cleaning arm waits for the scores of its ALIP run.
+            # An arm that needs the scores of another run waits for it.
             ready = [run for run in todo if run.scorer is None or study.scores_path(folder, run.scorer).exists()]
             for run in ready[: jobs - len(running)]:
                 todo.remove(run)

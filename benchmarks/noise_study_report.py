@@ -58,6 +58,10 @@ def tables(rows: list[dict], total: int) -> str:
     parts += [_against(rows, "no gates", ("W^s only", "W^t only", "W^c only", "ALIP"))]
     settings = [arm for arm in _arms(rows) if arm.split()[0] in ("gamma", "momentum", "start")]
     parts += [_against(rows, "ALIP", settings)]
+    parts += ["## Why: weights that know the labels, gates that do not change, W^s off the caption path\n"]
+    parts += [_against(rows, "no gates", ("ALIP", "oracle", "gates of CLIP, captions", "W^s on texts only"))]
+    parts += ["Three times the images (all concepts), so 5 instead of 14 epochs in as many steps:\n"]
+    parts += [_against(rows, "no gates, all concepts", ("ALIP, all concepts", "oracle, all concepts"))]
     parts += ["## Cleaning: CLIP on the raw texts that are left\n", _cleaning_table(rows)]
     parts += ["## What the gates see: AUC of mismatched against matched raw texts, ALIP's last weights\n", _aucs(rows)]
     return "\n".join(part for part in parts if part)

@@ -25,11 +25,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts/demo")]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts/demo"), str(ROOT / "benchmarks")]
 
+from noise_study_gating import GivenWeights, SampleWeightOnTextsOnly, frozen_gates  # noqa: E402
 from texts import corrupt_texts, sample  # noqa: E402
 
 from alip.build.expression import NUMBER, evaluate_all, parse_condition  # noqa: E402
+from alip.data.batch import Batch  # noqa: E402
 from alip.eval.gates.labels import matched_auc  # noqa: E402
 from alip.eval.retrieval import recall_from_scores  # noqa: E402
 from alip.files import atomic_write  # noqa: E402
@@ -51,14 +53,20 @@ MODEL = {
     "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
 }
+ORACLE, FROZEN, TEXTS_ONLY = WEIGHTINGS = ("oracle", "frozen", "texts only")
+SCORERS = ("ALIP", "CLIP, captions")  # arms whose scores other arms may need
 SIMILARITIES = ("text_caption_similarity", "image_text_similarity", "image_caption_similarity")
 WEIGHTS = ("sample_weight", "text_weight", "caption_weight")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: arm, its settings of the loss, rates in %, seed; for a cleaning arm the expression over the
-    scores of ALIP's run (same rates and seed) that a sample must fulfil."""
+    """One training run: arm, its settings of the loss, rates in %, seed.
+
+    keep: for a cleaning arm, the expression over the scores of ALIP's run (same rates and seed) that a sample must
+    fulfil. weights: whose weights the loss has, its own gates' ("") or those of WEIGHTINGS. concepts: fraction of the
+    demo's concepts.
+    """
 
     arm: str
     loss: tuple[tuple[str, object], ...]
@@ -66,6 +74,8 @@ class Run:
     wrong_captions: int
     seed: int
     keep: str = ""
+    weights: str = ""
+    concepts: float = CONCEPTS
 
     @property
     def key(self) -> str:
@@ -73,20 +83,25 @@ class Run:
 
     @property
     def scorer(self) -> Run | None:
-        """The run whose scores a cleaning arm needs."""
-        return Run("ALIP", (), self.mismatched, self.wrong_captions, self.seed) if self.keep else None
+        """The run whose scores this one needs: a cleaning arm those of ALIP, frozen gates those of CLIP on captions."""
+        if self.keep:
+            return Run("ALIP", (), self.mismatched, self.wrong_captions, self.seed)
+        if self.weights == FROZEN:
+            loss = (("objective", "clip-caption"),)
+            return Run("CLIP, captions", loss, self.mismatched, self.wrong_captions, self.seed)
+        return None
 
 
 def scores_path(folder: Path, run: Run) -> Path:
-    """Where a run of ALIP leaves its similarities."""
+    """Where a run of SCORERS leaves its similarities."""
     return folder / f"{run.key.replace('|', '_')}.npz"
 
 
 def train_and_measure(run: Run, folder: Path) -> dict:
-    """The run's line of results. folder: where ALIP's scores are kept for the cleaning arms."""
+    """The run's line of results. folder: where the scores of SCORERS are kept for the arms that need them."""
     started, cpu = time.time(), time.process_time()
     set_up(torch.device("cpu"), "fp32", run.seed, False, 1)
-    records, images = load_images("train")
+    records, images = load_images("train", run.concepts)
     records = corrupt_texts(records, run.mismatched / 100, run.wrong_captions / 100)
     data = SimpleNamespace(
         images=images,
@@ -96,16 +111,16 @@ def train_and_measure(run: Run, folder: Path) -> dict:
         caption_is_wrong=torch.tensor([row["caption_is_wrong"] for row in records]),
     )
     kept = torch.arange(len(images)) if not run.keep else _kept(run, folder)
-    model, trace = train_model(run, data, kept)
+    model, trace = train_model(run, data, kept, folder=folder)
     scores = _similarities(model, data)
-    if run.arm == "ALIP":
+    if run.arm in SCORERS:
         with atomic_write(scores_path(folder, run)) as file:
             np.savez(file, **scores)
     is_mismatched = data.is_mismatched.numpy()
     aucs = {f"auc_{name}": matched_auc(scores[name], is_mismatched) for name in SIMILARITIES[:2] if is_mismatched.any()}
     row = {"key": run.key, "arm": run.arm, "mismatched": run.mismatched, "wrong_captions": run.wrong_captions}
     row |= {"seed": run.seed, "samples": len(kept), "still_mismatched": data.is_mismatched[kept].float().mean().item()}
-    row |= {**evaluate(model), **aucs, "trace": trace}
+    row |= {**evaluate(model, run.concepts), **aucs, "trace": trace}
     return row | {"cpu_seconds": round(time.process_time() - cpu, 1), "seconds": round(time.time() - started, 1)}
 
 
@@ -118,16 +133,31 @@ def _kept(run: Run, folder: Path) -> Tensor:
     return torch.from_numpy(np.flatnonzero(values))
 
 
+def _loss(run: Run, data: SimpleNamespace, folder: Path | None) -> AdaptiveContrastiveLoss:
+    settings = {**LOSS, **dict(run.loss), "check_finite": False}
+    if run.weights == ORACLE:
+        return GivenWeights(~data.is_mismatched, ~data.caption_is_wrong, **settings)
+    if run.weights == FROZEN:
+        scores = dict(np.load(scores_path(folder, run.scorer)))
+        return GivenWeights(*frozen_gates({name: torch.from_numpy(one) for name, one in scores.items()}), **settings)
+    return (SampleWeightOnTextsOnly if run.weights == TEXTS_ONLY else AdaptiveContrastiveLoss)(**settings)
+
+
 def train_model(
-    run: Run, data: SimpleNamespace, kept: Tensor, captions: Callable[[Tensor, int], Tensor] | None = None
+    run: Run,
+    data: SimpleNamespace,
+    kept: Tensor,
+    captions: Callable[[Tensor, int], Tensor] | None = None,
+    folder: Path | None = None,
 ) -> tuple[nn.Module, dict]:
     """The trained model and the trace of its weights.
 
     captions: (samples, epoch) → the tokens of the caption that each has in that epoch; None: always data.caption.
+    folder: of the scores that frozen gates need.
     """
     model = create_model(MODEL)
     set_layout(model)
-    loss = AdaptiveContrastiveLoss(**{**LOSS, **dict(run.loss)}, check_finite=False)
+    loss = _loss(run, data, folder)
     optimizer = create_optimizer(model, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     step = TrainStep(model, loss, optimizer, torch.device("cpu"), precision=resolve("auto", torch.device("cpu")))
     schedule = create_schedule("one-cycle", LEARNING_RATE, STEPS, "0.1", 0.0)
@@ -139,11 +169,9 @@ def train_model(
         if len(order) < BATCH:  # an epoch's rest that fills no batch is left out
             order, epoch = kept[torch.randperm(len(kept), generator=generator)], epoch + 1
         index, order = order[:BATCH], order[BATCH:]
-        batch = SimpleNamespace(
-            image=_augment(data.images[index], generator),
-            text_tokens=data.text[index],
-            caption_tokens=captions(index, epoch) if captions else data.caption[index],
-        )
+        texts = data.text[index], captions(index, epoch) if captions else data.caption[index]
+        batch = Batch(_augment(data.images[index], generator), *texts, index)
+        loss.index = index  # for GivenWeights
         seen.append((index, step([batch], schedule.learning_rate(number)).outcome))
         if (number + 1) % LOG_EVERY == 0:
             _log(trace, number + 1, seen, data, loss.history)
@@ -212,9 +240,9 @@ def _similarities(model: nn.Module, data: SimpleNamespace) -> dict[str, np.ndarr
     return {name: (a * b).sum(1).numpy() for name, (a, b) in zip(SIMILARITIES, ((t, c), (x, t), (x, c)), strict=True)}
 
 
-def evaluate(model: nn.Module) -> dict[str, float]:
-    """Retrieval by name on the held-out styles of the study's concepts."""
-    records, images = load_images("held-out-style")
+def evaluate(model: nn.Module, concepts: float = CONCEPTS) -> dict[str, float]:
+    """Retrieval by name on the held-out styles of the run's concepts."""
+    records, images = load_images("held-out-style", concepts)
     features = image_features(model, images)
     names = text_features(model, tokenize([row["name"] for row in records]))
     recalls = recall_from_scores(features @ names.T, torch.arange(len(records)))
@@ -223,8 +251,8 @@ def evaluate(model: nn.Module) -> dict[str, float]:
 
 
 @functools.cache
-def load_images(split: str) -> tuple[list[dict], Tensor]:
-    """(records, (n, 3, SIZE, SIZE) uint8) of the study's concepts in one split of the demo."""
+def load_images(split: str, concepts: float = CONCEPTS) -> tuple[list[dict], Tensor]:
+    """(records, (n, 3, SIZE, SIZE) uint8) of a fraction of the demo's concepts in one of its splits."""
     records, images = {}, {}
     for source in sorted((ROOT / "scripts/demo").glob(f"{split}-*.tar")):
         with tarfile.open(source) as tar:
@@ -234,7 +262,7 @@ def load_images(split: str) -> tuple[list[dict], Tensor]:
                     records[key] = {"key": key, **json.loads(content)}
                 else:
                     images[key] = content
-    chosen = [row for row in records.values() if sample(row["name"], "noise study") < CONCEPTS]
+    chosen = [row for row in records.values() if sample(row["name"], "noise study") < concepts]
     return chosen, torch.stack([_decode(images[row["key"]]) for row in chosen])
 
 

@@ -24,11 +24,11 @@ def row(arm, seed, value, mismatched=40, wrong=10, **more):
 def test_all_runs():
     runs = noise_study.all_runs(3)
     keys = [run.key for run in runs]
-    assert len(set(keys)) == len(keys) == 3 * (6 * 4 + 3 + 6 + 3)
+    assert len(set(keys)) == len(keys) == 3 * (6 * 4 + 3 + 6 + 3 + 3 + 3)
     assert {(run.mismatched, run.wrong_captions) for run in runs[:12]} == {(40, 10)}
     for run in runs:  # what a cleaning arm needs comes before it
         assert run.scorer is None or keys.index(run.scorer.key) < keys.index(run.key)
-    assert {run.arm for run in runs if run.scorer} == set(noise_study.CLEANING)
+    assert {run.arm for run in runs if run.scorer} == {*noise_study.CLEANING, "gates of CLIP, captions"}
 
 
 def test_paired_differences_and_errors():
