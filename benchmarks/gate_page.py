@@ -29,13 +29,12 @@ from alip.eval.gates.page import write_page
 from alip.eval.gates.page_data import collect
 from alip.eval.gates.scoring import write_scores
 
-WORDS = [
+WORDS = (
     "red",
     "blue",
     "small",
     "old",
     "happy",
-    "bright",
     "city",
     "river",
     "house",
@@ -45,11 +44,7 @@ WORDS = [
     "photo",
     "by",
     "the",
-    "sea",
-    "in",
-    "winter",
-    "light",
-]
+)
 MISMATCHED = 0.4
 
 

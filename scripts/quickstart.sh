@@ -4,14 +4,13 @@
 #     bash scripts/quickstart.sh
 #
 # Makes .venv, builds rec shards, trains, evaluates, plots. Run again, it re-uses what is there; interrupted, it resumes.
+# The settings of scripts/demo/train.sh may be given too, e.g. EPOCHS=4 or, with eight GPUs, PROCESSES=8.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-RUN=${RUN:-runs/quickstart}       # ALIP's run folder: checkpoints, metrics, results, plots; CLIP's is $RUN-clip
+RUN=${RUN:-runs/quickstart}       # ALIP's run folder: checkpoints, metrics, results, plots
+CLIP=${CLIP:-0}                   # 1: train CLIP on the raw texts too, into $RUN-clip; 0: its row is a recorded run's
 DATA=${DATA:-data/demo}           # where the demo's shards and benchmarks go
-EPOCHS=${EPOCHS:-32}
-BATCH_SIZE=${BATCH_SIZE:-128}
-PROCESSES=${PROCESSES:-1}         # training processes; one per GPU, or 1 on a CPU
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -32,24 +31,20 @@ else
     python scripts/demo/unpack.py --output "$DATA/eval"
 fi
 
-# The recipe differs from the paper's where the demo's size asks for it: a run of 1,500 steps is too short for a history
-# with momentum 0.99, which would lag behind the similarities; and 1,368 concepts need more augmentation.
-train() {
-    python -m alip.train.launch --standalone --nproc-per-node "$PROCESSES" train.py \
-        --train-data "$DATA/train" --model scripts/demo/model.json --resume auto \
-        --epochs "$EPOCHS" --batch-size "$((BATCH_SIZE / PROCESSES))" --workers 1 \
-        --lr-scheduler one-cycle --lr 2e-3 --wd 0.1 \
-        --history-init first-batch --history-momentum 0.9 \
-        --crop-area 0.6 1.0 --shift 0.1 --rotation 15 --brightness 0.3 --contrast 0.3 \
-        --mismatch-column is_mismatched --log-every 10 --save-every 100 --keep 2 "$@"
-}
+say "4/7 training"
+export DATA
+bash scripts/demo/train.sh --output "$RUN"
+runs=("$RUN")
+clip=()
+if [ "$CLIP" = 1 ]; then
+    say "4/7 training: CLIP on the raw texts alone with the same steps, order and hyper-parameters"
+    bash scripts/demo/train.sh --output "$RUN-clip" --objective clip-text
+    runs+=("$RUN-clip")
+    clip=(--clip "$RUN-clip")
+fi
 
-say "4/7 training: ALIP, then CLIP on the raw texts alone with the same steps, order and hyper-parameters"
-train --output "$RUN"
-train --output "$RUN-clip" --objective clip-text
-
-say "5/7 evaluation of both"
-for run in "$RUN" "$RUN-clip"; do
+say "5/7 evaluation"
+for run in "${runs[@]}"; do
     CHECKPOINT=$run DATA_ROOT=$(dirname "$DATA") OUTPUT=$run/results bash run_retrieval.sh
     CHECKPOINT=$run DATA_ROOT=$(dirname "$DATA") OUTPUT=$run/results bash run_zeroshot.sh
 done
@@ -60,7 +55,7 @@ python -m alip.eval.gates --checkpoint "$RUN" --data "$DATA/train" --output "$RU
 python scripts/demo/baseline.py --data-root "$(dirname "$DATA")" --output "$RUN/results/pixels.json"
 python -m alip.eval.plots --run "$RUN" --data "$DATA/train" --mismatch-column is_mismatched \
     --scores "$RUN/results/gates.parquet" --output "$RUN/plots"
-python scripts/demo/answers.py --run "$RUN" --clip "$RUN-clip" --data-root "$(dirname "$DATA")" --output "$RUN/plots/answers"
+python scripts/demo/answers.py --run "$RUN" "${clip[@]}" --data-root "$(dirname "$DATA")" --output "$RUN/plots/answers"
 
 say "7/7 summary (everything after the installation took $((SECONDS - started)) s)"
-python scripts/demo/summary.py --run "$RUN" --clip "$RUN-clip"
+python scripts/demo/summary.py --run "$RUN" "${clip[@]}"

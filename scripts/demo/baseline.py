@@ -19,12 +19,8 @@ from alip.eval.baseline import pixel_classification, pixel_retrieval
 from alip.eval.datasets import open_classification, open_retrieval
 
 
-def main() -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds demo/eval")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write: {dataset: {metric: percent}}")
-    arguments = parser.parse_args()
-
+def measure_pixels(data_root: Path) -> dict[str, dict[str, float]]:
+    """{dataset: {metric: percent}}. data_root: folder that holds demo/eval."""
     numbers = {}
     with tempfile.TemporaryDirectory() as folder:
         records = read_split("train", Path(folder) / "images")
@@ -32,9 +28,18 @@ def main() -> None:
         names = list(zip(images, (record["name"] for record in records), strict=True))
         labels = list(zip(images, (record["class"] for record in records), strict=True))
         for name in SPLITS.values():
-            retrieval = pixel_retrieval(names, open_retrieval(name, arguments.data_root))
-            accuracy = pixel_classification(labels, open_classification(name, arguments.data_root), list(CLASSES))
+            retrieval = pixel_retrieval(names, open_retrieval(name, data_root))
+            accuracy = pixel_classification(labels, open_classification(name, data_root), list(CLASSES))
             numbers[name] = {**retrieval, **accuracy}
+    return numbers
+
+
+def main() -> None:
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds demo/eval")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write: {dataset: {metric: percent}}")
+    arguments = parser.parse_args()
+    numbers = measure_pixels(arguments.data_root)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(numbers, indent=1) + "\n")
 

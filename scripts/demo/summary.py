@@ -1,6 +1,8 @@
 """Prints what the quickstart measured: CLIP and ALIP beside raw pixels and chance, the gates, and where everything is.
 
-python scripts/demo/summary.py --run runs/quickstart --clip runs/quickstart-clip
+    python scripts/demo/summary.py --run runs/quickstart [--clip runs/quickstart-clip]
+
+Without --clip, CLIP's row is the recorded one of benchmarks/demo_seeds.py.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 from pathlib import Path
 
 from classes import CLASSES
+from recorded import CLIP, recorded_run
 from unpack import SPLITS
 
 from alip.command import CommandParser
@@ -27,8 +30,8 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def measured(run: Path, dataset: str) -> tuple[dict, dict]:
-    """A run's numbers on one benchmark: retrieval and zero-shot; of several checkpoints the one measured last."""
+def measured(run: Path, dataset: str) -> dict:
+    """A run's numbers on one benchmark, retrieval and zero-shot; of several checkpoints the one measured last."""
     found = {
         entry["task"]: entry["numbers"]
         for entry in results.load(run / "results")
@@ -36,56 +39,77 @@ def measured(run: Path, dataset: str) -> tuple[dict, dict]:
         if entry.get("benchmark", dataset) == dataset and not entry.get("given")
     }
     try:
-        return found["retrieval"], found["zeroshot"]
+        return {**found["retrieval"], "top1": found["zeroshot"]["top1"]}
     except KeyError as missing:
         raise UserError(f"{run}/results: holds no {missing} result on {dataset}; run the quickstart again") from None
 
 
-def rows_of(split: str, run: Path, clip: Path) -> list[str]:
-    """The lines of one benchmark: CLIP, ALIP, raw pixels, chance."""
+def rows_of(split: str, run: Path, clip: dict[str, dict]) -> list[str]:
+    """The lines of one benchmark: CLIP, ALIP, raw pixels, chance. clip: {dataset: numbers}."""
     name = SPLITS[split]
-    lines = []
-    for title, folder in (("CLIP on the raw texts", clip), ("ALIP", run)):
-        retrieval, zeroshot = measured(folder, name)
-        lines.append(_row(title, [retrieval[key] for key in RECALLS], zeroshot["top1"]))
-    pairs = int(retrieval["images"])
+    alip = measured(run, name)
+    pairs = int(alip["images"])
     pixels = read_json(run / "results/pixels.json")[name]
     chance = [f"{100 * k / pairs:.2f}" for k in (1, 5, 1, 5)]
     return [
         ROW.format(f"{split}, {pairs:,} pairs", "", "", "", "", ""),
-        *lines,
-        _row("nearest pixels, true names", [pixels[key] for key in RECALLS], pixels["top1"]),
+        _row("CLIP on the raw texts", clip[name]),
+        _row("ALIP", alip),
+        _row("nearest pixels, true names", pixels),
         ROW.format("  chance", *chance, f"{100 / len(CLASSES):.1f}"),
     ]
 
 
-def _row(title: str, values: list[float], accuracy: float) -> str:
-    return ROW.format(f"  {title}", *(f"{value:.1f}" for value in values), f"{accuracy:.1f}")
+def _row(title: str, numbers: dict[str, float]) -> str:
+    return ROW.format(f"  {title}", *(f"{numbers[key]:.1f}" for key in (*RECALLS, "top1")))
+
+
+def clip_numbers(run: Path, clip: Path | None) -> tuple[dict[str, dict], str]:
+    """{dataset: numbers} of CLIP on the raw texts, and what its row is worth, in words."""
+    if clip is not None:
+        return {name: measured(clip, name) for name in SPLITS.values()}, (
+            "Both models saw the same samples in the same order; one seed."
+        )
+    recorded = recorded_run(CLIP)
+    arguments = read_json(run / "run.json")["arguments"]
+    epochs, batch_size = recorded["epochs"], recorded["batch_size"]
+    same = (arguments["epochs"], arguments["batch_size"], arguments["seed"]) == (epochs, batch_size, recorded["seed"])
+    seen = (
+        "which saw the same samples in the same order"
+        if same
+        else f"{epochs} epochs in batches of {batch_size}: NOT those of this run of ALIP"
+    )
+    return recorded["numbers"], (
+        f"CLIP's row is recorded: seed {recorded['seed']} of `python benchmarks/demo_seeds.py`,\n{seen}; "
+        "CLIP=1 bash scripts/quickstart.sh trains it here."
+    )
 
 
 def main() -> None:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="ALIP's run folder")
-    parser.add_argument("--clip", type=Path, required=True, help="run folder of CLIP on the raw texts")
+    parser.add_argument("--clip", type=Path, help="run folder of CLIP on the raw texts")
     arguments = parser.parse_args()
     run, clip = arguments.run, arguments.clip
 
     gates = read_json(run / "results/gates.json")
+    numbers, note = clip_numbers(run, clip)
     print(ROW.format("", "text → image", "", "image → text", "", ""))
     print(ROW.format("in %", "R@1", "R@5", "R@1", "R@5", f"{len(CLASSES)} classes"))
     for split in SPLITS:
-        print("\n".join(rows_of(split, run, clip)))
+        print("\n".join(rows_of(split, run, numbers)))
     print(
-        "\nBoth models saw the same samples in the same order; one seed. Nearest pixels is given the true name"
-        "\nand class of every training image, which neither model sees. Means over seeds: docs/evidence.md"
+        f"\n{note}\nNearest pixels is given the true name and class of every training image, which neither model sees."
+        "\nMeans over seeds: docs/evidence.md"
     )
     print(
         f"\ngates, over all training samples: mean W^s*W^t {gates['mean_weight_matched']:.2f} for matched raw texts, "
         f"{gates['mean_weight_mismatched']:.2f} for mismatched ones;\n"
         f"AUC {gates['auc_text_caption_similarity']:.2f} with S_tc, {gates['auc_weight']:.2f} with W^s*W^t"
     )
+    models = ", ".join(f"{folder}/checkpoints" for folder in (run, clip) if folder)
     print(
-        f"\nmodels     {run}/checkpoints, {clip}/checkpoints\nnumbers    {run}/results, {run}/metrics.jsonl"
+        f"\nmodels     {models}\nnumbers    {run}/results, {run}/metrics.jsonl"
         f"\nplots      {run}/plots, {run}/results\nTensorBoard: .venv/bin/tensorboard --logdir {run}/tensorboard"
     )
 
