@@ -61,7 +61,7 @@ def repeat(manifest: Manifest, samples: int, folder: Path) -> Manifest:
     return replace(manifest, folder=folder, samples=found, shards=tuple(shards))
 
 
-def made_up_rows(manifest: Manifest) -> Iterator[dict]:
+def made_up_rows(manifest: Manifest, labels: bool) -> Iterator[dict]:
     """Rows of the table: texts of two to thirty words, scores that separate the labels as a trained model's do."""
     generator = np.random.default_rng(0)
     for start in range(0, manifest.samples, ROWS):
@@ -70,7 +70,7 @@ def made_up_rows(manifest: Manifest) -> Iterator[dict]:
         texts = [" ".join(generator.choice(WORDS, count)) for count in generator.integers(2, 31, len(index))]
         wrong = generator.random(len(index)) < MISMATCHED
         scores = {name: generator.normal(0.5 - 0.3 * wrong, 0.15).astype(np.float32) for name in SCORES}
-        yield {
+        content = {
             "index": index,
             "key": [f"sample-{one:09d}" for one in index],
             "shard": [manifest.shards[shard].rec for shard, _ in positions],
@@ -78,8 +78,8 @@ def made_up_rows(manifest: Manifest) -> Iterator[dict]:
             "text": texts,
             "caption": [f"a photo of {text[:60]}" for text in texts],
             **scores,
-            "is_mismatched": wrong,
         }
+        yield content | ({"is_mismatched": wrong} if labels else {})
 
 
 def peak_memory() -> int:
@@ -92,12 +92,14 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="DIR/NAME", help="the demo's shards")
     parser.add_argument("--samples", type=int, default=1_000_000, help="at least so many (default 1000000)")
     parser.add_argument("--output", type=Path, default=Path("."), help="folder for gates.parquet and gates.html")
+    parser.add_argument("--no-labels", action="store_true", help="as a dataset of the web: no ROC curves")
     arguments = parser.parse_args()
+    labels = [] if arguments.no_labels else ["is_mismatched"]
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "gates.parquet"
     with tempfile.TemporaryDirectory(dir=arguments.output) as folder:
         manifest = repeat(load_manifest(arguments.data), arguments.samples, Path(folder))
-        write_scores(path, manifest, made_up_rows(manifest), ["is_mismatched"])
+        write_scores(path, manifest, made_up_rows(manifest, bool(labels)), labels)
         before, started, cpu = peak_memory(), time.perf_counter(), time.process_time()
         with ScoreTable(path) as table:
             size = write_page(arguments.output / "gates.html", collect(table, manifest))
