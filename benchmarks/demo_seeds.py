@@ -17,7 +17,6 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +32,7 @@ from unpack import SPLITS  # noqa: E402
 
 from alip import distributed  # noqa: E402
 from alip.checkpoint.load import load_model  # noqa: E402
+from alip.command import CommandParser  # noqa: E402
 from alip.errors import UserError, run_command  # noqa: E402
 from alip.eval.datasets import open_classification, open_retrieval  # noqa: E402
 from alip.eval.features import Encoding  # noqa: E402
@@ -114,7 +114,7 @@ def _mean(values: list[float]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "data/demo", help="the quickstart's data folder")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/demo_seeds", help="folder for the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a finished run")
@@ -133,14 +133,14 @@ def main() -> int:
     one_at_a_time = Lock()
 
     def run(key: Key) -> None:
-        folder, started = arguments.runs.resolve() / f"{key[0]}-{key[1]}", time.time()
+        folder = arguments.runs.resolve() / f"{key[0]}-{key[1]}"
         train(key, folder, data, max(1, (os.cpu_count() or 1) // arguments.jobs))
         with one_at_a_time:
-            rows[key] = row = {**measure(key, folder, data), "seconds": round(time.time() - started)}
+            rows[key] = row = measure(key, folder, data)
             arguments.results.parent.mkdir(parents=True, exist_ok=True)
             with arguments.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"{key[0]}-{key[1]}: {row['numbers']['demo-style']} ({row['seconds']} s)", flush=True)
+            print(f"{key[0]}-{key[1]}: {row['numbers']['demo-style']}", flush=True)
 
     if not arguments.table:
         print(f"{len(missing)} of {len(keys)} runs to train", flush=True)

@@ -19,6 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from alip.command import CommandParser  # noqa: E402
 from alip.data.loader import create_loader  # noqa: E402
 from alip.data.score_table import SCORES  # noqa: E402
 from alip.data.shards import Manifest, load_manifest  # noqa: E402
@@ -75,7 +76,7 @@ def rows_of(run: Path, manifest: Manifest, labels: dict[str, np.ndarray], sample
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = sorted((ROOT / "runs/demo_seeds").glob("alip-?"))
     parser.add_argument("--runs", type=Path, nargs="+", default=default, help="run folders with the same checkpoints")
     parser.add_argument("--data", default=ROOT / "data/demo/train", metavar="DIR/NAME", help="the demo's shards")

@@ -58,10 +58,10 @@ def recorded_answers(recorded: Path, queries: list[Answer]) -> list[Answer]:
     return found
 
 
-def draw_answers(found: dict[str, list[Answer]], folder: Path, pairs: int, path: Path) -> None:
+def draw_answers(found: dict[str, list[Answer]], folder: Path, title: str, path: Path) -> None:
     """A row for each query: its text, then every model's nearest images, with the rank of the right one above them.
 
-    folder: of the images; pairs: how many there are.
+    folder: of the images.
     """
     columns = [1.7, *([1.0] * TOP + [0.3]) * len(found)][:-1]
     with style.figure(path, style.PAGE, 0.92 * QUERIES + 0.4) as figure:
@@ -72,11 +72,11 @@ def draw_answers(found: dict[str, list[Answer]], folder: Path, pairs: int, path:
             first = 1 + block * (TOP + 1)
             for row, answer in enumerate(answers):
                 cells[row][0].text(0, 0.5, style.wrap(answer.query, 17, 4), va="center")
-                title = f"{model}\n" if row == 0 else ""
-                cells[row][first].set_title(f"{title}rank {answer.rank:,}", loc="left")
+                head = f"{model}\n" if row == 0 else ""
+                cells[row][first].set_title(f"{head}rank {answer.rank:,}", loc="left")
                 for cell, name in zip(cells[row][first : first + TOP], answer.nearest, strict=True):
                     _show(cell, read_rgb(folder / name), name == answer.right)
-        figure.suptitle(f"nearest of {pairs:,} images in held-out styles; right answers framed")
+        figure.suptitle(title)
 
 
 def _show(cell, image, right: bool) -> None:
@@ -104,9 +104,11 @@ def main() -> None:
 
     alip = answers_of(arguments.run)
     clip = answers_of(arguments.clip) if arguments.clip else recorded_answers(arguments.recorded, alip)
-    found = {"CLIP on the raw texts" + ("" if arguments.clip else ", recorded"): clip, "ALIP": alip}
-    folder, pairs = dataset.images[0].parent, len(dataset.images)
-    for path in style.plot_or_warn(lambda path: draw_answers(found, folder, pairs, path), arguments.output):
+    found = {"CLIP on the raw texts": clip, "ALIP": alip}
+    title = f"nearest of {len(dataset.images):,} images in held-out styles; right answers framed"
+    title += "" if arguments.clip else "; CLIP: a recorded run"
+    folder = dataset.images[0].parent
+    for path in style.plot_or_warn(lambda path: draw_answers(found, folder, title, path), arguments.output):
         print(path)
 
 
