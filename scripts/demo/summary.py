@@ -103,8 +103,9 @@ def main() -> None:
         "\nMeans over seeds: docs/evidence.md"
     )
     print(
-        f"\ngates, over all training samples: mean W^s*W^t {gates['mean_weight_matched']:.2f} for matched raw texts, "
-        f"{gates['mean_weight_mismatched']:.2f} for mismatched ones;\n"
+        f"\ngates, over all training samples, mean of {len(gates['checkpoints'])} checkpoints: W^s*W^t "
+        f"{gates['mean_weight_matched']:.2f} for matched raw texts,\n{gates['mean_weight_mismatched']:.2f} for "
+        "mismatched ones; "
         f"AUC {gates['auc_text_caption_similarity']:.2f} with S_tc, {gates['auc_weight']:.2f} with W^s*W^t"
     )
     models = ", ".join(f"{folder}/checkpoints" for folder in (run, clip) if folder)
