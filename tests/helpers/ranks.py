@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
@@ -23,11 +24,13 @@ def on_ranks(count: int, function, *arguments) -> list:
     context.set_forkserver_preload(["torch", "alip.model", "alip.train.trainer"])
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(count, context) as pool:
         store = str(Path(folder) / "store")
-        ranks = [pool.submit(_rank, World(r, r, count), store, function, arguments) for r in range(count)]
+        worlds = [World(r, r, count) for r in range(count)]
+        ranks = [pool.submit(_rank, world, store, dict(os.environ), function, arguments) for world in worlds]
         return [rank.result() for rank in ranks]
 
 
-def _rank(world: World, store: str, function, arguments):
+def _rank(world: World, store: str, environment: dict[str, str], function, arguments):
+    os.environ.update(environment)  # the server that forks the ranks has that of the first test that used it
     torch.set_num_threads(1)
     place = {"store": dist.FileStore(store, world.world_size), "rank": world.rank, "world_size": world.world_size}
     # A rank that waits for one that failed gives up long before the test's own limit.

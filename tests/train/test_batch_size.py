@@ -123,7 +123,7 @@ def test_numbers_are_taken_as_they_are():
         (["--global-batch-size", "64", "--accum-freq", "2"], "leave one of them out"),
         (["--batch-size", "auto", "--fsdp", "full"], "give a number"),
         (["--batch-size", "much"], "--batch-size"),
-        (["--batch-size", "0"], "at least 1"),
+        (["--batch-size", "0"], "from 1 to"),
     ],
 )
 def test_flags_that_do_not_go_together(words, message):
