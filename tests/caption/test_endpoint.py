@@ -107,7 +107,7 @@ def test_passing_trouble_is_repeated(folder):
     ]
     with serving(lambda body, number: troubles[number] if number < len(troubles) else seeing(body, number)) as server:
         assert main(arguments(folder, server, "--request-timeout", 2)) == 0
-    assert list(read_captions(folder / "c.jsonl").items()) == list(wanted().items())
+    assert read_captions(folder / "c.jsonl") == wanted()
     assert record(folder)["costs"]["1"]["retries"] == len(troubles)
 
 
@@ -118,7 +118,7 @@ def test_a_slow_reply_is_asked_for_again(folder):
 
     with serving(answer) as server:
         assert main(arguments(folder, server, "--request-timeout", 0.6)) == 0
-    assert list(read_captions(folder / "c.jsonl").items()) == list(wanted().items())
+    assert read_captions(folder / "c.jsonl") == wanted()
     assert record(folder)["costs"]["1"]["retries"] >= 1
 
 
@@ -132,7 +132,7 @@ def test_retry_after_is_obeyed(folder):
     with serving(answer) as server:
         assert main(arguments(folder, server, "--concurrency", 1)) == 0
     assert times[4] - times[3] >= 1.0
-    assert list(read_captions(folder / "c.jsonl").items()) == list(wanted().items())
+    assert read_captions(folder / "c.jsonl") == wanted()
 
 
 def test_rate_limit_headers_hold_requests_back(folder):
@@ -171,7 +171,7 @@ def test_single_images_that_fail_are_named_and_never_empty(folder, concurrency):
     with serving(seeing) as server:  # what the server takes later is captioned then, and only that
         assert main(arguments(folder, server)) == 0
         assert len(server.requests) == 1 + len(bad)
-    assert list(read_captions(folder / "c.jsonl").items()) == list(wanted().items())
+    assert read_captions(folder / "c.jsonl") == wanted()
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_thoughts_and_cut_answers(folder, capsys):
 
     with serving(answer) as server:
         assert main(arguments(folder, server)) == 0
-    assert list(read_captions(folder / "c.jsonl").items()) == list(wanted().items())
+    assert read_captions(folder / "c.jsonl") == wanted()
     assert "1 answers ended at --max-new-tokens" in capsys.readouterr().out
 
 
