@@ -1,6 +1,6 @@
 """Opening a dataset of 15 million, 400 million and 2 billion samples: time and memory of one rank.
 
-    python benchmarks/scale.py [--samples 15061515 400000000 2000000000] [--work /tmp/alip-scale]
+    python benchmarks/scale.py [--samples 15061515 400000000 2000000000] [--work FOLDER]
 
 Each dataset is a manifest of shards of 20,000 samples whose files are links to one sparse rec file of 700 MB and one
 index, so nothing needs their room, and the paths that are measured are those of real data: the manifest is read and
@@ -15,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +82,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--samples", type=int, nargs="+", default=[15_061_515, 400_000_000, 2_000_000_000])
-    parser.add_argument("--work", type=Path, default=Path("/tmp/alip-scale"))
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "alip-scale")
     args = parser.parse_args()
 
     from alip.text_table import markdown_table

@@ -108,18 +108,19 @@ def create_loader(
         sizes = {"image_size": image_size, "context_length": context_length, "vocab_size": vocab_size}
         return SyntheticLoader(data, batch_size, **sizes, world=world, seed=seed, plan_texts=plan_texts)
     manifest = data if isinstance(data, Manifest) else load_manifest(data, at_url=True)
-    if reader not in READERS:
-        raise UserError(f"unknown reader {reader!r}: {' or '.join(READERS)}")
-    if caption_sampling not in SAMPLING:
-        raise UserError(f"unknown caption sampling {caption_sampling!r}: choose {', '.join(SAMPLING)}")
+    for name, value, known in (
+        ("reader", reader, READERS),
+        ("caption sampling", caption_sampling, SAMPLING),
+        ("data order", data_order, ORDERS),
+    ):
+        if value not in known:
+            raise UserError(f"unknown {name} {value!r}: choose {', '.join(known)}")
     if batch_size < 1:
         raise UserError(f"a batch has at least one sample, not {batch_size}")
     check_tokens(manifest, TextFormat(tokenizer, context_length, vocab_size))
     # A GPU is sent bytes, a quarter of the traffic; the model normalises them there.
     raw = world.device.type == "cuda"
     form = PixelFormat(image_size, tuple(mean), tuple(std), interpolation or "bilinear", raw)
-    if data_order not in ORDERS:
-        raise UserError(f"unknown data order {data_order!r}: choose {', '.join(ORDERS)}")
     if data_order != "shards" and isinstance(manifest.folder, UrlPath):
         raise UserError(f"{manifest.folder / manifest.name}: shards at a URL need --data-order shards")
 
