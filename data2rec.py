@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 from alip import command
 from alip.build.images import MAX_PIXELS, MIN_SIDE, QUALITY, SHORT_SIDE, ImagePolicy
@@ -23,12 +24,20 @@ from alip.data.manifest_schema import MOST_CAPTIONS
 from alip.errors import UserError, run_command
 from alip.remote.urls import is_url, local_path, redact
 
+_SEVERAL_FILES: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "FILE"}
+
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = command.CommandParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    for declare in (_task_flags, _output_flags, _input_flags, _selection_flags, _image_flags, _machine_flags):
+        declare(parser)
+    return parser.parse_args()
+
+
+def _task_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what to do (one of)").add_argument
     add("--input", nargs="+", metavar="SRC", help="tars, tables, JSON, a folder; patterns with {00..99} and *")
     add("--merge", action="store_true", help="merge what --shard 1/N … N/N built into --output")
@@ -41,6 +50,8 @@ def arguments() -> argparse.Namespace:
         help="plot K samples of --output with their texts: NAME-samples.png",
     )
 
+
+def _output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("where to").add_argument
     add("--output", metavar="DIR/NAME", help="the dataset: DIR/NAME.json, DIR/NAME-00000.rec …")
     add(
@@ -59,10 +70,11 @@ def arguments() -> argparse.Namespace:
     add("--shard", "--part", default="1/1", metavar="K/N", help="build shard K of N of the input, one on each machine")
     add("--overwrite", action="store_true", help="remove what is there under this name first")
 
+
+def _input_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("how to read the input").add_argument
     add("--source-type", choices=("webdataset", "table", "coco", "karpathy", "folder"), help="if not recognised")
-    several = {"nargs": "+", "action": "extend", "default": [], "metavar": "FILE"}
-    add("--captions", **several, help="captions by key: JSON lines, TSV, CSV, Parquet, or OFA's JSON list")
+    add("--captions", **_SEVERAL_FILES, help="captions by key: JSON lines, TSV, CSV, Parquet, or OFA's JSON list")
     add(
         "--captions-per-image",
         type=command.whole(1, MOST_CAPTIONS),
@@ -80,12 +92,16 @@ def arguments() -> argparse.Namespace:
     add("--missing-caption", choices=MISSING_CAPTION, default="skip", help="a sample without a caption")
     add("--missing-text", choices=MISSING_TEXT, default="skip", help="a sample without a raw text")
 
+
+def _selection_flags(parser: argparse.ArgumentParser) -> None:
     title = "what to select: samples with --from (docs/gates.md), captions with --captions (docs/captions.md)"
     add = parser.add_argument_group(title).add_argument
-    add("--scores", **several, help="table of `python -m alip.eval.gates` or `python -m alip.caption.score`")
+    add("--scores", **_SEVERAL_FILES, help="table of `python -m alip.eval.gates` or `python -m alip.caption.score`")
     add("--keep", metavar="EXPR", help="keep those for which it is true, such as 'image_text_similarity > 0.2'")
     add("--replace-text-where", metavar="EXPR", help="with --from: replace the raw text by the caption where true")
 
+
+def _image_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("images").add_argument
     add(
         "--short-side",
@@ -98,13 +114,14 @@ def arguments() -> argparse.Namespace:
     add("--min-side", type=command.whole(1, 65_500), default=MIN_SIDE, help="images with a shorter side are rejected")
     add("--any-name", action="store_true", help="accept images whose extension names another format")
 
+
+def _machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("running").add_argument
     add("--workers", type=command.workers, default=os.cpu_count(), help="processes; 0: only this one")
     add("--engine", choices=("local", "ray"), default="local", help="ray: on all machines of a Ray cluster")
     add("--ray-address", default="auto", metavar="HOST:PORT", help="of the cluster; local: this machine alone")
     add("--decode", action="store_true", help="with --verify: decode every image too")
     add("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args()
 
 
 def main() -> int:

@@ -124,15 +124,12 @@ def create_loader(
     if data_order != "shards" and isinstance(manifest.folder, UrlPath):
         raise UserError(f"{manifest.folder / manifest.name}: shards at a URL need --data-order shards")
 
-    def cache_in(folder: Path) -> ShardCache:
-        def order(epoch: int) -> ShardOrder:
-            return ShardOrder(manifest.starts, seed, epoch, shuffle, window_shards)
+    def order(epoch: int) -> ShardOrder:
+        return ShardOrder(manifest.starts, seed, epoch, shuffle, window_shards)
 
-        # Ranks that share a cache may be as far apart as they read ahead.
-        ahead = (IN_FLIGHT + _READ_AHEAD + 1) * batch_size * world.world_size if world.is_distributed else 0
-        return ShardCache(manifest, folder, cache_size, order, ahead)
-
-    records, cache = _open_records(manifest, vocab_size, cache_dir, cache_in)
+    # Ranks that share a cache may be as far apart as they read ahead.
+    ahead = (IN_FLIGHT + _READ_AHEAD + 1) * batch_size * world.world_size if world.is_distributed else 0
+    records, cache = _open_records(manifest, vocab_size, cache_dir, (cache_size, order, ahead))
     decoder = READERS[reader](form, augmentation, batch_size, threads, world.device)
     return Loader(
         records,
@@ -153,9 +150,9 @@ def create_loader(
 
 
 def _open_records(
-    manifest: Manifest, vocab_size: int, cache_dir: str | None, cache: Callable[[Path], ShardCache]
+    manifest: Manifest, vocab_size: int, cache_dir: str | None, cache: tuple[int, Callable[[int], ShardOrder], int]
 ) -> tuple[Records, ShardCache | None]:
-    """The records, checked; those of a dataset at a URL through a cache. cache(folder): makes it."""
+    """The records, checked; those at a URL through a cache. cache: the last three arguments of ShardCache."""
     if not isinstance(manifest.folder, UrlPath):
         records = Records(manifest, vocab_size)
         records.check()
@@ -163,7 +160,7 @@ def _open_records(
     where = manifest.folder / manifest.name
     if cache_dir is None:
         raise UserError(f"{where}: to train on shards at a URL give --cache-dir DIR, a folder on a local disk")
-    opened = cache(Path(cache_dir) / "shards" / f"{manifest.name}-{manifest.fingerprint}")
+    opened = ShardCache(manifest, Path(cache_dir) / "shards" / f"{manifest.name}-{manifest.fingerprint}", *cache)
     records = Records(opened.local, vocab_size)
     records.check_tokens()
     return records, opened
