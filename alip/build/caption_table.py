@@ -8,9 +8,9 @@ from itertools import groupby
 from pathlib import Path
 
 from alip.build.caption_files import read_entries
+from alip.build.key_index import example_key, open_index
 from alip.data.manifest_schema import MOST_CAPTIONS
 from alip.errors import UserError
-from alip.files import atomic_path
 from alip.remote.urls import redact
 
 Keep = Callable[[str, str], bool]
@@ -36,10 +36,12 @@ class CaptionTable:
         several: bool = False,
     ):
         self.found, self.several = 0, several
-        if not database.exists():
-            with atomic_path(database) as temporary:
-                _fill(paths, temporary, keeps, column, several)
-        self._connection = sqlite3.connect(database, check_same_thread=False)
+        self._connection = open_index(
+            database,
+            "CREATE TABLE captions (key TEXT, file INTEGER, number INTEGER, caption TEXT, "
+            "PRIMARY KEY (key, file, number)) WITHOUT ROWID",
+            lambda new: _fill(new, paths, keeps, column, several),
+        )
 
     def get(self, key: str) -> list[str] | None:
         """The captions of a key; of IMAGE#3 also those of IMAGE. None: no file has the key; []: none is kept."""
@@ -69,31 +71,17 @@ class CaptionTable:
 
     def example(self) -> str | None:
         """One of the keys, for a message."""
-        row = self._connection.execute("SELECT key FROM captions LIMIT 1").fetchone()
-        return row[0] if row else None
+        return example_key(self._connection, "captions")
 
 
-def _fill(paths: Sequence[str], database: Path, keeps: Sequence[Keep] | None, column: str, several: bool) -> None:
-    connection = sqlite3.connect(database)
-    try:
-        connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.execute(
-            "CREATE TABLE captions (key TEXT, file INTEGER, number INTEGER, caption TEXT, "
-            "PRIMARY KEY (key, file, number)) WITHOUT ROWID"
-        )
-        for file, path in enumerate(paths):
-            rows = _rows_of(path, file, keeps[file] if keeps else None, column)
-            connection.executemany("INSERT INTO captions VALUES (?, ?, ?, ?)", rows)
-        connection.commit()
-        if several:
-            _check_several(connection, paths)
-    except sqlite3.OperationalError as error:
-        if "full" in str(error):
-            raise OSError(28, str(error)) from None
-        raise
-    finally:
-        connection.close()
+def _fill(
+    connection: sqlite3.Connection, paths: Sequence[str], keeps: Sequence[Keep] | None, column: str, several: bool
+) -> None:
+    for file, path in enumerate(paths):
+        rows = _rows_of(path, file, keeps[file] if keeps else None, column)
+        connection.executemany("INSERT INTO captions VALUES (?, ?, ?, ?)", rows)
+    if several:
+        _check_several(connection, paths)
 
 
 def _rows_of(path: str, file: int, keep: Keep | None, column: str) -> Iterator[tuple[str, int, int, str | None]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from alip.build.key_index import example_key, open_index
 from alip.build.table_rows import read_rows
 from alip.build.text_hash import text_digest
 from alip.errors import UserError
-from alip.files import atomic_path
 
 
 class RewriteTable:
@@ -21,10 +20,11 @@ class RewriteTable:
 
     def __init__(self, path: str, database: Path):
         self.found = 0
-        if not database.exists():
-            with atomic_path(database) as temporary:
-                _fill(path, temporary)
-        self._connection = sqlite3.connect(database, check_same_thread=False)
+        self._connection = open_index(
+            database,
+            "CREATE TABLE rewrites (key TEXT, text TEXT, rewrite TEXT, PRIMARY KEY (key, text)) WITHOUT ROWID",
+            lambda new: new.executemany("INSERT OR REPLACE INTO rewrites VALUES (?, ?, ?)", _entries(path)),
+        )
 
     def get(self, key: str, text: str) -> str | None:
         """What a raw text of a sample was rewritten to; None if it was not."""
@@ -35,26 +35,7 @@ class RewriteTable:
 
     def example(self) -> str | None:
         """One of the keys, for a message."""
-        row = self._connection.execute("SELECT key FROM rewrites LIMIT 1").fetchone()
-        return row[0] if row else None
-
-
-def _fill(path: str, database: Path) -> None:
-    connection = sqlite3.connect(database)
-    try:
-        connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.execute(
-            "CREATE TABLE rewrites (key TEXT, text TEXT, rewrite TEXT, PRIMARY KEY (key, text)) WITHOUT ROWID"
-        )
-        connection.executemany("INSERT OR REPLACE INTO rewrites VALUES (?, ?, ?)", _entries(path))
-        connection.commit()
-    except sqlite3.OperationalError as error:
-        if "full" in str(error):
-            raise OSError(28, str(error)) from None
-        raise
-    finally:
-        connection.close()
+        return example_key(self._connection, "rewrites")
 
 
 def _entries(path: str) -> Iterator[tuple[str, str, str]]:

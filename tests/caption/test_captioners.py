@@ -16,7 +16,7 @@ from alip.caption.transformers_models import strip_prompt
 from alip.errors import UserError
 from alip.model import precision as model_precision
 from tests.helpers import tiny_captioners as tiny
-from tests.helpers.captioning import write_captioner
+from tests.helpers.captioning import made_once, write_captioner
 
 CPU = torch.device("cpu")
 SHORT = Decoding(num_beams=2, max_new_tokens=6)
@@ -25,14 +25,7 @@ SHORT = Decoding(num_beams=2, max_new_tokens=6)
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders of tiny models, made when first asked for."""
-    root, made = tmp_path_factory.mktemp("models"), {}
-
-    def model(name):
-        if name not in made:
-            made[name] = getattr(tiny, f"save_{name}")(root / name)
-        return str(made[name])
-
-    return model
+    return made_once(tiny, tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

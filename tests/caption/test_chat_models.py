@@ -11,6 +11,7 @@ from alip.caption.captioners import CHAT_PROMPT, Decoding
 from alip.caption.choice import CaptionerChoice, open_captioner
 from alip.errors import UserError
 from tests.helpers import tiny_chat_models as tiny
+from tests.helpers.captioning import made_once
 
 CPU = torch.device("cpu")
 PROMPTS = {
@@ -25,14 +26,7 @@ PROMPTS = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders of tiny models, made when first asked for."""
-    root, made = tmp_path_factory.mktemp("models"), {}
-
-    def model(name):
-        if name not in made:
-            made[name] = getattr(tiny, f"save_{name}")(root / name)
-        return str(made[name])
-
-    return model
+    return made_once(tiny, tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import tarfile
@@ -79,3 +80,13 @@ def read_captions(path: Path) -> dict[str, str]:
 
 def read_failures(path: Path) -> dict[str, str]:
     return {line["key"]: line["reason"] for line in map(json.loads, path.read_text().splitlines())}
+
+
+def made_once(module, root):
+    """NAME → the folder of a tiny model, made by the module's save_NAME(folder) when it is first asked for."""
+
+    @functools.cache
+    def model(name):
+        return str(getattr(module, f"save_{name}")(root / name))
+
+    return model
