@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from tests.fuzz import hostile_images, hostile_weights, run_case
+from alip.build import images
+from tests.fuzz import Escaped, hostile_images, hostile_weights, run_case
 
 
 @pytest.mark.parametrize("form", hostile_images.MAKERS)
@@ -20,3 +21,12 @@ def test_hostile_weights(tmp_path):
     for seed in range(6):
         (tmp_path / str(seed)).mkdir()
         run_case(target.make(random.Random(seed), tmp_path / str(seed)), target.allowed)
+
+
+def test_a_build_that_keeps_odd_jpegs_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_is_kept", lambda image, data: image.format == "JPEG")
+    with pytest.raises(Escaped):
+        for seed in range(40):
+            path = tmp_path / f"{seed}.jpg"
+            path.write_bytes(hostile_images.MAKERS["jpg"](random.Random(seed)))
+            run_case(lambda path=path: hostile_images.read(path, images.ImagePolicy()), frozenset({"ok"}))
