@@ -26,7 +26,7 @@ _FRAME = struct.Struct("<III")  # lengths of label, row and image, in bytes
 class ExternalShuffle:
     """The spill files of a build.
 
-    folder: where they are. seed: of the shuffle. lengths: bytes of each file at the last commit (what lies behind was
+    folder: where they are. seed: of the shuffle. lengths: bytes of each file at the last commit (what follows was
     never committed and is cut off), or None for a new build.
     """
 

@@ -1,7 +1,7 @@
 """A build cut into pieces of work that any process on any machine can do: what an engine such as Ray distributes.
 
 Two passes. First every unit (an input file) becomes records under its own name in `NAME.partial/units/`; then every
-shard is put together from the units that it lies across. A piece is published by its JSON file, which is written last:
+shard is put together from the units that it spans. A piece is published by its JSON file, which is written last:
 one that was killed is done again, one that is there is not. Since a shard depends on nothing but the units, the dataset
 is byte for byte the one that a build in one process gives.
 """
@@ -119,7 +119,7 @@ def _results(job: UnitJob, unit: int, texts: JoinedTexts, careful: bool) -> Iter
 
 
 def write_shard(job: UnitJob, number: int, parts: list[tuple[int, int, int]]) -> dict:
-    """Second pass: one shard, from (unit, first, last) of the units that it lies across. Returns its manifest entry."""
+    """Second pass: one shard, from (unit, first, last) of the units that it spans. Returns its manifest entry."""
     os.chdir(job.directory)
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=job.units) as temporary:
         shard = ShardWriter(job.folder, f"{job.name}-{number:05d}", Path(temporary), job.several)

@@ -40,7 +40,7 @@ MAX_TEXT = 4000  # characters of a raw text that are sent
 
 class RewriteWork:
     """Rewrites raw texts. prompt: with {text} and perhaps {caption}; None: one of those above. captions: a captions
-    file, for {caption}. report(line): told about outages."""
+    file, for {caption}. report(line): called at outages."""
 
     def __init__(
         self,

@@ -90,8 +90,8 @@ class SyntheticLoader:
         lengths = shortest + (uniform(self.seed, 0, index, stream) * (longest - shortest + 1)).astype(np.int64)
         tokens = np.zeros((len(index), self.context_length), np.int64)
         tokens[:, 0] = self.vocab_size - 2
-        for place in range(1, longest + 1):
-            word = 1 + (uniform(self.seed, 0, index, stream + place) * (self.vocab_size - 3)).astype(np.int64)
-            tokens[:, place] = np.where(place <= lengths, word, 0)
+        for position in range(1, longest + 1):
+            word = 1 + (uniform(self.seed, 0, index, stream + position) * (self.vocab_size - 3)).astype(np.int64)
+            tokens[:, position] = np.where(position <= lengths, word, 0)
         tokens[np.arange(len(index)), lengths + 1] = self.vocab_size - 1
         return torch.from_numpy(tokens)

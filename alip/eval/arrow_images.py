@@ -44,22 +44,22 @@ def read_table(paths: Sequence[Path], columns: Sequence[str]) -> pa.Table:
 
 
 class ArrowImages:
-    """Images of a column: item `place[i][1]` of the list in row `place[i][0]`, or the row itself where that is -1."""
+    """Images of a column. positions: (n, 2) rows and items of the lists in them; item -1: the row itself."""
 
-    def __init__(self, paths: Sequence[Path], cache: Path, column: str, places: np.ndarray):
-        self.paths, self.cache, self.column, self.places = list(paths), cache, column, places
+    def __init__(self, paths: Sequence[Path], cache: Path, column: str, positions: np.ndarray):
+        self.paths, self.cache, self.column, self.positions = list(paths), cache, column, positions
         self._values: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_values": None}
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
     def _item(self, index: int) -> dict[str, Any]:
         if self._values is None:
             self._values = read_table(self.paths, [self.column]).column(self.column)
-        row, item = (int(number) for number in self.places[index])
+        row, item = (int(number) for number in self.positions[index])
         value = self._values[row] if item < 0 else self._values[row][item]
         return value.as_py()
 
@@ -81,11 +81,11 @@ class ArrowImages:
         return read_rgb(io.BytesIO(self.data(index))), NO_LABEL
 
     def name(self, index: int) -> str:
-        row, item = (int(number) for number in self.places[index])
+        row, item = (int(number) for number in self.positions[index])
         return f"{self.paths[0]} row {row}{f', image {item}' if item >= 0 else ''}"
 
     def cache_key(self) -> str:
-        return stat_key(self.paths, [self.column, self.places.tolist()])
+        return stat_key(self.paths, [self.column, self.positions.tolist()])
 
     def content_hash(self) -> str:
         digest = hashlib.blake2b(digest_size=16)

@@ -98,13 +98,13 @@ def record(
     train: bool = True,
 ) -> ClassificationRecord:
     """A record whose reader takes the dataset's own folder. names, templates: of other lists than `name`'s own."""
-    places = tuple(locations)
+    locations = tuple(locations)
 
     def opener(part: str) -> Opener:
-        return lambda root, protocol: read(first_of(root, places), part)
+        return lambda root, protocol: read(first_of(root, locations), part)
 
     return ClassificationRecord(
-        locations=places,
+        locations=locations,
         names=list(names) if names is not None else classes(name),
         templates=templates_of(templates or name),
         metric=metric,

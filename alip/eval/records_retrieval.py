@@ -108,8 +108,8 @@ def _xtd(language: str, name: str, folder: Path) -> RetrievalDataset:
     if len(names) != len(captions):
         raise UserError(f"{path}: {len(captions):,} captions, but {len(names):,} images")
     candidates = [folder / "images", folder, *(parent / "coco" for parent in (folder, folder.parent))]
-    places = [place / part for place in candidates for part in ("", "train2014", "val2014")]
-    found = next((place for place in places if (place / names[0]).is_file()), places[0])
+    folders = [folder / part for folder in candidates for part in ("", "train2014", "val2014")]
+    found = next((folder for folder in folders if (folder / names[0]).is_file()), folders[0])
     rows = []
     for image, caption in zip(names, captions):
         split = image.split("_")[1] if image.count("_") > 1 else ""

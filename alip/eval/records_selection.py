@@ -190,8 +190,8 @@ def _aro_order(file: str, dataset: str) -> Callable[[str, Path], SelectionDatase
             if len(row["caption_options"]) != options:
                 raise UserError(f"{path}: {len(row['caption_options'])} options for {row['image'][:80]}, not {options}")
             rows.append([images.number(row["image"]), *map(texts.number, row["caption_options"])])
-        places = ("", "images", "../coco", "../flickr30k", "../coco/val2014", "../flickr30k/flickr30k-images")
-        root = _images_folder(name, folder, images.all()[0], places)
+        folders = ("", "images", "../coco", "../flickr30k", "../coco/val2014", "../flickr30k/flickr30k-images")
+        root = _images_folder(name, folder, images.all()[0], folders)
         table = np.array(rows, dtype=np.int64)
         judge = in_groups(table[:, 0], table[:, 1], table[:, 2:], ["all"] * len(table))
         files = ImageFiles([root / image for image in images.all()])

@@ -188,7 +188,7 @@ def winogavil(candidates: list[list[int]], right: list[list[int]]) -> Judge:
             if not readable[own].all():
                 continue
             scores = (image_features[own] @ text_features[cue]).cpu().numpy()
-            chosen = {own[place] for place in np.argsort(scores, kind="stable")[-len(answers) :]}
+            chosen = {own[position] for position in np.argsort(scores, kind="stable")[-len(answers) :]}
             indices.append(len(chosen & {*answers}) / len(chosen | {*answers}))
             sizes.append(len(own))
         if not indices:

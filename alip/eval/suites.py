@@ -47,8 +47,8 @@ def open_suite(name: str, data_root: str | Path, protocol: str = "standard") -> 
         else:
             datasets.append((task, opened))
     if not datasets:
-        first, place = missing[0]
-        raise UserError(f"--suite {name}: none of its {len(missing)} datasets is there; {first.title} needs {place}")
+        first, location = missing[0]
+        raise UserError(f"--suite {name}: none of its {len(missing)} datasets is there; {first.title} needs {location}")
     return OpenedSuite(name, datasets, missing)
 
 
@@ -85,8 +85,8 @@ def _open_retrieval(task: Task, root: Path, protocol: str) -> Opened | str:
     files = arrow_files(cache, HUB_OWNER, name)
     if files:
         captions = read_table(files, ["image", "caption"]).column("caption").to_pylist()
-        places = np.stack([np.arange(len(captions)), np.full(len(captions), -1)], 1)
-        images = ArrowImages(files, cache, "image", places)
+        positions = np.stack([np.arange(len(captions)), np.full(len(captions), -1)], 1)
+        images = ArrowImages(files, cache, "image", positions)
         owner = [image for image, own in enumerate(captions) for _ in own]
         texts = [text for own in captions for text in own]
         names = [Path(images.name(index)) for index in range(len(images))]
@@ -117,12 +117,12 @@ def _open_winogavil(task: Task, root: Path, protocol: str) -> Opened | str:
     table = read_table(files, _WINOGAVIL_COLUMNS)
     columns = {name: table.column(name).to_pylist() for name in ("candidates", "cue", "associations")}
     number: dict[str, int] = {}
-    places: list[tuple[int, int]] = []
+    positions: list[tuple[int, int]] = []
     for row, names in enumerate(columns["candidates"]):
         for item, name in enumerate(names):
             if name not in number:
-                number[name] = len(places)
-                places.append((row, item))
+                number[name] = len(positions)
+                positions.append((row, item))
     candidates = [[number[name] for name in own] for own in columns["candidates"]]
     right = [
         [number[name] for name in own if name in {*answers}]
@@ -133,7 +133,7 @@ def _open_winogavil(task: Task, root: Path, protocol: str) -> Opened | str:
     prompts = [cue_prompt(cue) for cue in columns["cue"]]
     return SelectionDataset(
         task.key,
-        ArrowImages(files, cache, "candidate_images", np.array(places)),
+        ArrowImages(files, cache, "candidate_images", np.array(positions)),
         prompts,
         winogavil(candidates, right),
         "mean Jaccard index of 10 and 12 candidates",
@@ -170,7 +170,7 @@ def averages(name: str, values: Mapping[str, float]) -> dict[str, tuple[float | 
 def table(suite: OpenedSuite, values: Mapping[str, float], marks: Mapping[str, str]) -> str:
     """The suite's page: a row per task, averages, and what is missing. marks: key → why a number is not its own."""
     rows = []
-    missing = {task.key: place for task, place in suite.missing}
+    missing = {task.key: location for task, location in suite.missing}
     for task in SUITES[suite.name]:
         if task.key in values:
             rows.append([task.title, task.metric, f"{values[task.key]:.2f}", marks.get(task.key, "")])

@@ -24,7 +24,7 @@ class EndpointCaptioner:
     """Captions from an OpenAI-compatible server, many at a time.
 
     prompt: the question that is asked about each image; None: CHAT_PROMPT. max_side: larger images are shrunk to it.
-    report(line): told about outages.
+    report(line): called at outages.
     """
 
     takes_seeds = True

@@ -42,7 +42,7 @@ def to_stderr(line: str) -> None:
 class Endpoint:
     """One server. `ask` starts a request, `close` ends all of them.
 
-    test_body: a small request like those to come; it is sent before the first one, and in doubt. report(line): told
+    test_body: a small request like those to come; it is sent before the first one, and in doubt. report(line): called
     when an outage begins and ends.
     """
 
