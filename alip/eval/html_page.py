@@ -18,8 +18,8 @@ ASSETS = files("alip.eval") / "assets"  # what pages share
 
 
 def write_page(path: Path, title: str, content: Mapping[str, Any], assets: Traversable, name: str = "page") -> int:
-    """Writes assets/NAME.html with %%TITLE%%, %%STYLE%% (NAME.css), %%DATA%%, %%LIBRARY%% and %%SCRIPT%% (NAME.js)
-    filled in; its size in bytes.
+    """Writes frame.html with %%TITLE%%, %%STYLE%% (assets/NAME.css), %%BODY%% (NAME.html), %%DATA%%, %%LIBRARY%% and
+    %%SCRIPT%% (NAME.js) filled in; returns its size in bytes.
 
     Texts in `content` come from anywhere: they enter the page as JSON in which no `<` is left, and the script puts
     them into the document as text, never as markup. The page's policy forbids every connection.
@@ -27,12 +27,13 @@ def write_page(path: Path, title: str, content: Mapping[str, Any], assets: Trave
     parts = {
         "TITLE": escape(title.encode("utf-8", "backslashreplace").decode()),
         "STYLE": _text(assets / f"{name}.css"),
+        "BODY": _text(assets / f"{name}.html"),
         "DATA": script_json(content),
         "LIBRARY": _text(ASSETS / "plotly-basic.min.js"),
         "SCRIPT": _text(assets / f"{name}.js"),
     }
     pieces = []
-    for piece in _text(assets / f"{name}.html").split("%%"):  # %%NAME%%: the odd pieces are names
+    for piece in _text(ASSETS / "frame.html").split("%%"):  # %%NAME%%: the odd pieces are names
         pieces.append(parts[piece] if len(pieces) % 2 else piece)
     text = "".join(pieces)
     with atomic_write(path, text=True) as file:
