@@ -108,15 +108,7 @@ def create_loader(
         sizes = {"image_size": image_size, "context_length": context_length, "vocab_size": vocab_size}
         return SyntheticLoader(data, batch_size, **sizes, world=world, seed=seed, plan_texts=plan_texts)
     manifest = data if isinstance(data, Manifest) else load_manifest(data, at_url=True)
-    for name, value, known in (
-        ("reader", reader, READERS),
-        ("caption sampling", caption_sampling, SAMPLING),
-        ("data order", data_order, ORDERS),
-    ):
-        if value not in known:
-            raise UserError(f"unknown {name} {value!r}: choose {', '.join(known)}")
-    if batch_size < 1:
-        raise UserError(f"a batch has at least one sample, not {batch_size}")
+    _check_choices(reader, caption_sampling, data_order, batch_size)
     check_tokens(manifest, TextFormat(tokenizer, context_length, vocab_size))
     # A GPU is sent bytes, a quarter of the traffic; the model normalises them there.
     raw = world.device.type == "cuda"
@@ -131,22 +123,21 @@ def create_loader(
     ahead = (IN_FLIGHT + _READ_AHEAD + 1) * batch_size * world.world_size if world.is_distributed else 0
     records, cache = _open_records(manifest, vocab_size, cache_dir, (cache_size, order, ahead))
     decoder = READERS[reader](form, augmentation, batch_size, threads, world.device)
-    return Loader(
-        records,
-        decoder,
-        batch_size,
-        form,
-        world,
-        seed,
-        augmentation,
-        shuffle,
-        drop_last,
-        plan_texts=plan_texts,
-        caption_sampling=caption_sampling,
-        data_order=data_order,
-        window_shards=window_shards,
-        cache=cache,
-    )
+    source = {"data_order": data_order, "window_shards": window_shards, "cache": cache}
+    texts = {"plan_texts": plan_texts, "caption_sampling": caption_sampling}
+    return Loader(records, decoder, batch_size, form, world, seed, augmentation, shuffle, drop_last, **texts, **source)
+
+
+def _check_choices(reader: str, caption_sampling: str, data_order: str, batch_size: int) -> None:
+    for name, value, known in (
+        ("reader", reader, READERS),
+        ("caption sampling", caption_sampling, SAMPLING),
+        ("data order", data_order, ORDERS),
+    ):
+        if value not in known:
+            raise UserError(f"unknown {name} {value!r}: choose {', '.join(known)}")
+    if batch_size < 1:
+        raise UserError(f"a batch has at least one sample, not {batch_size}")
 
 
 def _open_records(
