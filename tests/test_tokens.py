@@ -38,6 +38,16 @@ def test_same_as_open_clip_for_every_string(seed):
     assert all(tokens.is_empty(row) for text, row in zip(texts, expected) if as_text(text) is None)
 
 
+def test_same_as_open_clip_for_plain_text():
+    """Printable ASCII takes a shorter way than ftfy's; and words come up again."""
+    rng = np.random.default_rng(0)
+    signs = [*(chr(number) for number in range(0x20, 0x7F)), "<end_of_text>", "<START_OF_TEXT>", "don't", " it's ", "_"]
+    words = ["".join(signs[i] for i in rng.integers(0, len(signs), rng.integers(1, 9))) for _ in range(200)]
+    texts = [" ".join(words[i] for i in rng.integers(0, len(words), rng.integers(0, 40))) for _ in range(2000)]
+    assert torch.equal(tokens.tokenize(texts), open_clip.tokenize(texts))
+    assert all(tokens.clip_tokenizer().encode(text) == SimpleTokenizer().encode(text) for text in texts[:3])
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_long_words_have_the_same_ids(seed):
     rng = np.random.default_rng(seed)

@@ -10,19 +10,16 @@ from typing import Any
 from torch import nn
 
 from alip.errors import UserError
-from alip.eval import bootstrap, outcomes, report, results
+from alip.eval import bootstrap, outcomes, results
 from alip.eval.datasets import ClassificationDataset, RetrievalDataset
 from alip.eval.features import Encoding, FeatureMemory
-from alip.eval.plots import classification as classification_plots
-from alip.eval.plots import retrieval as retrieval_plots
 from alip.eval.probe import SHOTS, Probed, measure_few_shot, measure_probe
 from alip.eval.prompts import retrieval_prefix
-from alip.eval.retrieval import measure_retrieval
+from alip.eval.retrieval import Retrieved, measure_retrieval
 from alip.eval.selection import SelectionDataset, measure_selection
 from alip.eval.selection_table import selection_table
-from alip.eval.zeroshot import measure_zeroshot
+from alip.eval.zeroshot import Classified, measure_zeroshot
 from alip.model.weights import weights_hash
-from alip.plot_style import plot_or_warn
 from alip.text_table import markdown_table
 
 _TITLES = {
@@ -112,7 +109,7 @@ def record_texts(recorder: Recorder, model: nn.Module, dataset: RetrievalDataset
             primary_metric="mean R@1",
             **prompts,
         )
-        recorder.plot("gallery", lambda path: retrieval_plots.gallery(found, path))
+        recorder.plot("gallery", lambda path: _draw_gallery(found, path))
         _note_texts(model, dataset.name, found.numbers, len(dataset.captions), dataset.language)
     recorder.count(found.unreadable)
 
@@ -173,9 +170,30 @@ def record_zeroshot(recorder: Recorder, model: nn.Module, dataset: Classificatio
             given=dataset.given or {},
         )
         if dataset.targets is None:
-            recorder.plot("confusion", lambda path: classification_plots.confusion(found, path))
-            recorder.plot("per-class", lambda path: classification_plots.per_class(found, path))
+            recorder.plot("confusion", lambda path: _draw_confusion(found, path))
+            recorder.plot("per-class", lambda path: _draw_per_class(found, path))
     recorder.count(found.unreadable)
+
+
+# matplotlib is imported where something is plotted: it takes half a second, and --no-plots needs none of it.
+
+
+def _draw_gallery(found: Retrieved, path: Path) -> None:
+    from alip.eval.plots import retrieval
+
+    retrieval.gallery(found, path)
+
+
+def _draw_confusion(found: Classified, path: Path) -> None:
+    from alip.eval.plots import classification
+
+    classification.confusion(found, path)
+
+
+def _draw_per_class(found: Classified, path: Path) -> None:
+    from alip.eval.plots import classification
+
+    classification.per_class(found, path)
 
 
 def _record_probe(recorder: Recorder, task: str, dataset: ClassificationDataset, probed: Probed, **about: int) -> None:
@@ -256,6 +274,8 @@ class Recorder:
         """Plots FIGURE-DATASET of the newest entry; with the entry's id where another one has that name already."""
         if not self.plots:
             return
+        from alip.plot_style import plot_or_warn
+
         one = self.entries[-1]
         slug = results.file_slug(one["dataset"])
         others = (
@@ -275,6 +295,8 @@ class Recorder:
                 if own:
                     print(_table(task, title, own))
             if self.plots:
+                from alip.eval import report
+
                 name = Path(self.about["checkpoint"]).name
                 report.write({name: results.load(self.folder)}, self.folder)
             beside = ", report.md and plots beside it" if self.plots else ""

@@ -16,16 +16,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from alip.distributed import World, broadcast_object, gather_objects, share
 from alip.errors import UserError
 from alip.eval import cache
+from alip.eval.image_loader import ImageBatches
 from alip.eval.image_readers import Images
 from alip.model.precision import autocast, resolve
-
-_MOST_ELONGATED = 200  # long side over short side: the resized image has 200 times the pixels that are used
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,24 @@ class ImageFeatures:
 
 
 class FeatureMemory:
-    """The image features computed last, of one model and precision, within `rows` rows: images are decoded once."""
+    """What was computed last, of one model and precision: image features, within `rows` rows, and classifiers.
 
-    def __init__(self, rows: int = 250_000):
-        self.rows = rows
+    So images are decoded once for all tasks and lists of prompts, and ImageNet's prompts encoded once for its variants.
+    """
+
+    def __init__(self, rows: int = 250_000, classifiers: int = 16):
+        self.rows, self.classifiers = rows, classifiers
         self._kept: dict[tuple[str, ...], ImageFeatures] = {}
+        self._classifiers: dict[tuple[tuple[str, ...], ...], Tensor] = {}
+
+    def classifier(self, names: Sequence[str], templates: Sequence[str], build: Callable[[], Tensor]) -> Tensor:
+        """The classifier of these names and templates: kept, or else built."""
+        key = (tuple(names), tuple(templates))
+        if key not in self._classifiers:
+            self._classifiers[key] = build()
+            if len(self._classifiers) > self.classifiers:
+                del self._classifiers[next(iter(self._classifiers))]
+        return self._classifiers[key]
 
     def get(self, key: tuple[str, ...]) -> ImageFeatures | None:
         """What was kept under the key."""
@@ -64,9 +75,9 @@ class FeatureMemory:
 class Encoding:
     """How to compute features.
 
-    batch_size: images per step and rank; texts too. workers: processes per rank that read images.
-    precision: a name of alip.model.precision. cache: a folder, or None for no cache. memory: image features of one
-    model that several tasks or lists of prompts use.
+    batch_size: images per step and rank; texts too. workers: threads or processes per rank that read images.
+    precision: a name of alip.model.precision. cache: a folder, or None for no cache. memory: features of one model that
+    several tasks, datasets or lists of prompts use.
     """
 
     world: World = field(default_factory=World)
@@ -145,14 +156,7 @@ def _encode_images(
     # One shape for every batch of every rank, so that rounding does not depend on the number of ranks; a small dataset
     # takes smaller batches, so that padding the last one stays cheap.
     batch_size = min(encoding.batch_size, -(-len(images) // 4))
-    reader = _Reader(images, transform, mine)
-    loader = DataLoader(
-        reader,
-        batch_size,
-        num_workers=encoding.workers if len(mine) > batch_size else 0,
-        collate_fn=_collate,
-        pin_memory=world.device.type == "cuda",
-    )
+    loader = ImageBatches(images, transform, mine, batch_size, encoding.workers, world.device)
     features, labels, positions, unreadable = [], [], [], []
     with encoding.computing():
         for pixels, batch_labels, batch_positions, failures in encoding.bar(loader, label, len(loader)):
@@ -160,8 +164,9 @@ def _encode_images(
             if pixels is None:
                 continue
             count = len(pixels)
-            pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
-            encoded = model.encode_image(pixels.to(world.device, non_blocking=True))[:count]
+            if count < batch_size:
+                pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
+            encoded = model.encode_image(pixels)[:count]
             features.append(F.normalize(encoded.float(), dim=-1))
             labels.append(batch_labels)
             positions.append(batch_positions)
@@ -236,31 +241,3 @@ def gather_rows(rows: Tensor, world: World) -> Tensor:
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts)])
-
-
-class _Reader(Dataset):
-    """This rank's images, read and prepared in the worker processes."""
-
-    def __init__(self, images: Images, transform: Any, part: Sequence[int]):
-        self.images, self.transform, self.part = images, transform, part
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    def __getitem__(self, index: int) -> tuple[Tensor | None, int, int, str]:
-        position = self.part[index]
-        try:
-            image, label = self.images[position]
-            if max(image.size) > _MOST_ELONGATED * min(image.size):
-                raise ValueError(f"{image.width} × {image.height} pixels: too elongated to be resized")
-            return self.transform(image), label, position, ""
-        # Decoders raise whatever they like on broken files. Named in the results and counted: `unreadable`.
-        except Exception as error:
-            return None, 0, position, f"{self.images.name(position)}\n{type(error).__name__}: {error}"
-
-
-def _collate(items: list[tuple[Tensor | None, int, int, str]]) -> tuple[Tensor | None, Tensor, Tensor, list]:
-    good = [item for item in items if item[0] is not None]
-    failures = [tuple(item[3].split("\n", 1)) for item in items if item[0] is None]
-    pixels = torch.stack([item[0] for item in good]) if good else None
-    return pixels, torch.tensor([item[1] for item in good]), torch.tensor([item[2] for item in good]), failures

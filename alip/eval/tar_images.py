@@ -10,10 +10,12 @@ import hashlib
 import io
 import os
 import tarfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -26,7 +28,7 @@ from alip.eval.image_readers import NO_LABEL, read_rgb, short_hash, stat_key
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 _HASH_THREADS = 4
 _HASH_BLOCK = 256  # images
-_OPEN_FILES = 64  # per process
+_OPEN_FILES = 64  # per thread
 
 
 class TarImages:
@@ -35,11 +37,13 @@ class TarImages:
     def __init__(self, paths: Sequence[Path], tar: np.ndarray, start: np.ndarray, size: np.ndarray, labels: np.ndarray):
         self.paths = list(paths)
         self.tar, self.start, self.size, self.labels = tar, start, size, labels
-        self._files: dict[int, int] = {}
-        self._process = 0
+        self._open = threading.local()  # files by thread, because the oldest ones are closed
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_files": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _open=threading.local())
 
     def __len__(self) -> int:
         return len(self.tar)
@@ -47,19 +51,18 @@ class TarImages:
     def data(self, index: int) -> bytes:
         """The encoded image."""
         number, size = int(self.tar[index]), int(self.size[index])
-        data = os.pread(self._file(number), size, int(self.start[index]))
+        data = os.pread(self._file(number).fileno(), size, int(self.start[index]))
         if len(data) != size:
             raise OSError(f"{len(data):,} bytes of {size:,}")
         return data
 
-    def _file(self, number: int) -> int:
-        if self._process != os.getpid():  # a file of the parent process stays its own
-            self._files, self._process = {}, os.getpid()
-        if number not in self._files:
-            while len(self._files) >= _OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[number] = os.open(self.paths[number], os.O_RDONLY | os.O_CLOEXEC)
-        return self._files[number]
+    def _file(self, number: int) -> BinaryIO:
+        files: dict[int, BinaryIO] = self._open.__dict__.setdefault("files", {})
+        if number not in files:
+            while len(files) >= _OPEN_FILES:
+                files.pop(next(iter(files))).close()
+            files[number] = open(self.paths[number], "rb", buffering=0)  # noqa: SIM115 - kept open
+        return files[number]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return read_rgb(io.BytesIO(self.data(index))), int(self.labels[index])

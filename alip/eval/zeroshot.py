@@ -40,6 +40,12 @@ def build_classifier(
     model: nn.Module, classnames: Sequence[str], templates: Sequence[str], encoding: Encoding
 ) -> Tensor:
     """(classes, D), L2-normalised: the mean of each class's normalised prompt features. The same on every rank."""
+    if encoding.memory is None:
+        return _build(model, classnames, templates, encoding)
+    return encoding.memory.classifier(classnames, templates, lambda: _build(model, classnames, templates, encoding))
+
+
+def _build(model: nn.Module, classnames: Sequence[str], templates: Sequence[str], encoding: Encoding) -> Tensor:
     key = None
     if encoding.cache is not None:
         key = cache.key_of(model, "classifier", list(classnames), list(templates), encoding.resolved_precision())

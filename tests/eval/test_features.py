@@ -1,6 +1,7 @@
 """Features: batches that do not matter, a cache that knows when it is stale, images as they are meant."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ import torch
 from PIL import Image
 
 from alip.errors import UserError
-from alip.eval import features
+from alip.eval import features, image_loader, zeroshot
 from alip.eval.baseline import pixel_classification, pixel_retrieval
 from alip.eval.caption_files import RetrievalDataset
 from alip.eval.datasets import ClassificationDataset, open_retrieval
 from alip.eval.features import Encoding, FeatureMemory, batches_of_texts, encode_images, encode_texts
+from alip.eval.image_loader import ImageBatches
 from alip.eval.image_readers import ImageFiles, JoinedImages, read_rgb
+from alip.eval.zeroshot import build_classifier
 from alip.model import create_model
 from alip.model.weights import weights_hash
 from tests.helpers.pairs import write_classes, write_pairs
@@ -185,3 +188,48 @@ def test_a_file_of_ten_gigabytes_is_no_image(tmp_path):
     with pytest.raises(OSError, match="no image is so large"):
         images[0]
     assert images.content_hash() == ImageFiles([path]).content_hash()  # without reading it
+
+
+def test_threads_and_processes_give_what_the_transform_gives(model, tmp_path, monkeypatch):
+    """Images leave the workers as bytes; normalised afterwards they are the transform's numbers, bit for bit."""
+    paths = open_retrieval(write_pairs(tmp_path)).images
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = ImageFiles([*paths[:9], tmp_path / "broken.png", *paths[9:]])
+    transform = model.preprocess(is_train=False)
+    part = [position for position in range(24) if position != 4][::-1]
+    kept = [position for position in part if position != 9]
+    expected = torch.stack([transform(images[position][0]) for position in kept])
+    for workers, threads in ((0, 4), (2, 4), (2, 1)):
+        monkeypatch.setattr(image_loader, "_MOST_THREADS", threads)
+        batches = list(ImageBatches(images, transform, part, 5, workers, torch.device("cpu")))
+        assert [len(batch[1]) for batch in batches] == [5, 5, 4, 5, 3]
+        assert torch.equal(torch.cat([batch[0] for batch in batches]), expected)
+        assert torch.cat([batch[2] for batch in batches]).tolist() == kept
+        assert [name for batch in batches for name, _ in batch[3]] == [str(tmp_path / "broken.png")]
+    # A transform of another form is applied as a whole.
+    batches = list(ImageBatches(images, lambda image: transform(image) + 1, part, 5, 2, torch.device("cpu")))
+    assert torch.equal(torch.cat([batch[0] for batch in batches]), expected + 1)
+
+
+def test_an_abandoned_iteration_ends_its_threads(model, tmp_path):
+    images = ImageFiles(open_retrieval(write_pairs(tmp_path)).images)
+    batches = iter(ImageBatches(images, model.preprocess(is_train=False), range(23), 2, 2, torch.device("cpu")))
+    next(batches)
+    assert any(thread.name.startswith("images") for thread in threading.enumerate())
+    batches.close()
+    assert not any(thread.name.startswith("images") for thread in threading.enumerate())
+
+
+def test_a_classifier_is_built_once_for_several_datasets(model, monkeypatch):
+    encoded = []
+    real = zeroshot.encode_texts
+    monkeypatch.setattr(zeroshot, "encode_texts", lambda *rest: encoded.append(1) or real(*rest))
+    encoding = Encoding(memory=FeatureMemory(classifiers=2), **QUIET)
+    first = build_classifier(model, ["cat", "dog"], ["a {}"], encoding)
+    assert torch.equal(build_classifier(model, ["cat", "dog"], ["a {}"], encoding), first) and len(encoded) == 1
+    assert torch.equal(build_classifier(model, ["cat", "dog"], ["a {}"], Encoding(**QUIET)), first)
+    build_classifier(model, ["dog", "cat"], ["a {}"], encoding)
+    build_classifier(model, ["cat", "dog"], ["the {}"], encoding)
+    assert len(encoded) == 4
+    build_classifier(model, ["cat", "dog"], ["a {}"], encoding)  # the oldest one has given way
+    assert len(encoded) == 5

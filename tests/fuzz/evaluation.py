@@ -22,7 +22,7 @@ from alip.checkpoint.model_card import _results_lines
 from alip.eval import report, results
 from alip.eval.classnames import CALTECH101
 from alip.eval.datasets import open_classification, open_retrieval
-from alip.eval.features import _Reader
+from alip.eval.image_loader import Reader
 from alip.eval.image_readers import ImageFiles
 from alip.eval.plots import training
 from alip.eval.release import ImageNetTransform
@@ -91,7 +91,7 @@ def read_all(images: Any, most: int = 20) -> int:
     """Reads images as `encode_images` does; every one is an image or a named failure. Returns how many are images."""
     count = min(len(images), most)
     items = [
-        item for reader in [_Reader(images, TRANSFORM, range(count))] for item in map(reader.__getitem__, range(count))
+        item for reader in [Reader(images, TRANSFORM, range(count))] for item in map(reader.__getitem__, range(count))
     ]
     for pixels, label, position, failure in items:
         assert (pixels is None) == bool(failure) and isinstance(label, int) and 0 <= position < count
