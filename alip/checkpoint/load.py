@@ -10,6 +10,8 @@ from typing import Any
 import open_clip
 import torch
 from torch import nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from alip.errors import UserError
 from alip.files import sha256_of_file
@@ -61,11 +63,25 @@ def load_model(
     """
     found = _find(path)
     state = _choose(found, weights)
-    model = create_model(model_name or found.described(), pretrained=replace(found, state=state))
+    with _WithoutRandomWeights():
+        model = create_model(model_name or found.described(), pretrained=replace(found, state=state))
     if not model.text_format.is_clip:
         model.tokenizer([""])  # what cannot be tokenised is reported before anything is encoded
     model.metadata = _metadata(found, weights)
     return model.to(device).eval()
+
+
+_RANDOM = (torch.Tensor.uniform_, torch.Tensor.normal_, init.uniform_, init.normal_, init.kaiming_uniform_)
+
+
+class _WithoutRandomWeights(TorchFunctionMode):
+    """Leaves fresh weights as the memory had them: all of them are replaced. To sample them takes half of loading."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _find(path: str | Path) -> Weights:

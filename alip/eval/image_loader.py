@@ -62,7 +62,7 @@ class BytesTransform:
         found = torch.empty(pixels.shape, device=device)
         # One image after the other stays in a processor's cache.
         for source, target in zip(pixels, found) if device.type == "cpu" else [(pixels, found)]:
-            target.copy_(source)
+            target.copy_(source.contiguous())
             target.div_(largest).sub_(mean).div_(std)
         return found
 

@@ -210,6 +210,8 @@ def apply(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) ->
         fix = f"these weights look like {' or '.join(likely)}" if likely else "name the model they belong to"
         raise UserError(f"{path}: {problem}; {fix}")
     for name, tensor in state.items():
+        if tensor.sum().isfinite():  # three times faster; a sum may overflow where no number is infinite
+            continue
         bad = tensor.numel() - int(tensor.isfinite().sum())
         if bad:
             raise UserError(

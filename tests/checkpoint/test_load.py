@@ -9,6 +9,7 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from alip import checkpoint
 from alip.errors import UserError
@@ -51,6 +52,32 @@ def test_run_folder_and_file(model, run):
         loaded = checkpoint.load_model(path)
         same(loaded, model)
         assert not loaded.training and loaded.metadata["step"] == 3 and loaded.metadata["samples"] == 30
+
+
+class Called(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.functions = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.functions.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_loading_samples_no_weights_that_are_replaced(model, run):
+    sampling = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.nn.init.kaiming_uniform_}
+    with Called() as fresh:
+        create_model(CONFIG)
+    with Called() as loading:
+        same(checkpoint.load_model(run), model)
+    assert sampling & fresh.functions and not sampling & loading.functions
+
+
+def test_large_weights_are_finite_though_their_sum_is_not(model, tmp_path):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["text_projection"].fill_(3e38)
+    checkpoint.atomic_save(content(model) | {"model": state}, tmp_path / "step-00000003.pt")
+    assert float(checkpoint.load_model(tmp_path / "step-00000003.pt").text_projection.min()) == pytest.approx(3e38)
 
 
 def test_ema_weights(model, run):
