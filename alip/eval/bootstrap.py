@@ -2,7 +2,8 @@
 
 What is resampled: images. Of a classification dataset with at least ten images in every class, each class for itself
 (stratified): its class sizes are fixed by whoever made it. In retrieval an image brings its captions along, because
-captions of one image are not independent; the candidates stay the whole test set, as the metric has it.
+captions of one image are not independent; the candidates stay the whole test set, as the metric has it. The accuracy of
+the worst group: each group for itself, on the same condition. Questions in groups or of several sizes: likewise.
 
 Items that a metric cannot tell apart (same class, same hits) are one category, and how often each category comes up in
 a resampled test set is multinomial: exact, and fast where there are few categories. Source: Efron and Tibshirani, An
@@ -16,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from alip.eval.bootstrap_metrics import ITEM_METRICS, of_seeds, suffixes
 from alip.eval.outcomes import Outcomes
 
 LEVEL = 0.95
 RESAMPLES = 2000
 _LARGE = 100_000  # images with their captions: beyond, fewer resamples, which differ little for so many
+_MULTILABEL = 4  # scores of images for classes, as costly as one image of retrieval
 _STRATUM = 10  # images of the smallest class: below, resampling within a class would understate the spread
 _CHUNK = 1 << 23  # numbers of one chunk of resampled weights
 
@@ -28,11 +31,18 @@ Values = dict[str, np.ndarray]  # metric → (resamples,)
 Statistic = Callable[[np.ndarray], Values]  # weights (b, categories) → values
 
 
-def describe(outcomes: Outcomes, seed: int = 0) -> dict[str, Any]:
-    """How the intervals are made, for results.json."""
+def describe(outcomes: Outcomes, metric: str, seed: int = 0) -> dict[str, Any]:
+    """How the intervals are made, for results.json. metric: as in `intervals`."""
     over = "images with their captions" if "caption_owner" in outcomes else "items"
     if "label" in outcomes:
         over = "images within each class" if _is_stratified(outcomes["label"]) else "images"
+        if metric.startswith("worst_group") and "group" in outcomes:
+            over += "; of the primary metric, over images"
+            over += " within each group" if _is_stratified(outcomes["group"]) else ""
+    elif "scores" in outcomes:
+        over = "images"
+    elif (strata := _question_strata(outcomes)) is not None and _is_stratified(strata):
+        over = "questions within each group"
     return {
         "method": f"percentile bootstrap over {over}",
         "level": LEVEL,
@@ -42,20 +52,21 @@ def describe(outcomes: Outcomes, seed: int = 0) -> dict[str, Any]:
 
 
 def resamples_of(outcomes: Outcomes) -> int:
-    """How many test sets are resampled: fewer, but 200 at least, where a retrieval dataset is very large."""
+    """How many test sets are resampled: fewer, but 200 at least, where a dataset is very large."""
     images = len(outcomes.get("image_rank", ()))
+    if "scores" in outcomes:
+        images = outcomes["scores"].size // _MULTILABEL
     return RESAMPLES if images <= _LARGE else max(200, RESAMPLES * _LARGE // images)
 
 
 def intervals(outcomes: Outcomes, metric: str, seed: int = 0, resamples: int | None = None) -> dict[str, list[float]]:
     """{metric: [low, high]} in the metrics' own units, for every number that the outcomes decide.
 
-    metric: what `primary` stands for: "top1", "mean_per_class", "mean R@1" or a name of alip.eval.metrics ("mean_ap"
-    has no interval). Empty for outcomes without items.
+    metric: what `primary` stands for: "top1", "mean_per_class", "mean R@1", "mean_ap" or a name of alip.eval.metrics.
+    Empty for outcomes without items.
     """
     values = resampled_values([outcomes], metric, seed, resamples)[0]
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    return {name: [float(one) for one in np.quantile(found, tails)] for name, found in values.items()}
+    return {name: ends_of(found) for name, found in values.items()}
 
 
 def resampled_values(several: list[Outcomes], metric: str, seed: int = 0, resamples: int | None = None) -> list[Values]:
@@ -69,7 +80,35 @@ def resampled_values(several: list[Outcomes], metric: str, seed: int = 0, resamp
         return _retrieval(several, seed, resamples)
     if "label" in first:
         return _classification(several, metric, seed, resamples)
-    return _hits(several, seed, resamples)
+    found = _hits(several, seed, resamples)
+    if "scores" in first:
+        for values, special in zip(found, _by_item(several, "mean_ap", seed, resamples)):
+            values |= special | {"mean_ap": special["primary"]}
+    return found
+
+
+def mean_interval(parts: list[tuple[Outcomes, str]]) -> list[float] | None:
+    """[low, high] of the mean of the primary metrics of several datasets, which are resampled independently.
+
+    parts: outcomes and metric of each. None where one of them has no interval.
+    """
+    total = np.zeros(RESAMPLES)
+    for number, (outcomes, metric) in enumerate(parts):
+        values = resampled_values([outcomes], metric, seed=number)[0].get("primary")
+        if values is None:
+            return None
+        total += as_many(values, number) / len(parts)
+    return ends_of(total)
+
+
+def as_many(values: np.ndarray, seed: int) -> np.ndarray:
+    """RESAMPLES values: these, or of fewer a random choice."""
+    return values if len(values) == RESAMPLES else np.random.default_rng([seed, 1]).choice(values, RESAMPLES)
+
+
+def ends_of(values: np.ndarray) -> list[float]:
+    """The percentiles between which LEVEL of the values are."""
+    return [float(one) for one in np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
 
 
 def point_values(outcomes: Outcomes, metric: str) -> dict[str, float]:
@@ -83,14 +122,16 @@ def point_values(outcomes: Outcomes, metric: str) -> dict[str, float]:
     elif "label" in outcomes:
         rows, sizes, names = _classification_categories([outcomes])
         found = _classification_statistic(rows, names, metric)[0](sizes[None].astype(float))
-        if metric in _SPECIAL and _SPECIAL[metric][0] in outcomes:
-            found["primary"] = 100 * _SPECIAL[metric][1](outcomes)(np.ones((1, len(outcomes["label"]))))
+        found |= _by_item([outcomes], metric, 0, 0)[0] if metric in ITEM_METRICS else {}
     else:
-        found = {name: array[None].mean(1) * 100 for name, array in _hit_arrays(outcomes).items()}
+        found = {name: 100 * np.array([np.nanmean(array)]) for name, array in _hit_arrays(outcomes).items()}
         if "group" in outcomes:
             hits = next(iter(_hit_arrays(outcomes).values()))
             counted = [number for number in np.unique(outcomes["group"]) if number >= 0]
             found["primary"] = np.array([100 * np.mean([hits[outcomes["group"] == one].mean() for one in counted])])
+        if "scores" in outcomes:
+            found |= _by_item([outcomes], "mean_ap", 0, 0)[0]
+            found["mean_ap"] = found["primary"]
     return {name: float(one[0]) for name, one in found.items()}
 
 
@@ -121,27 +162,38 @@ def _joined(parts: Iterator[list[Values]]) -> list[Values]:
 
 
 def _hit_arrays(outcomes: Outcomes) -> Mapping[str, np.ndarray]:
-    return {name.removeprefix("hit_"): array for name, array in outcomes.items() if name.startswith("hit_")}
+    kinds = ("hit_", "value_")
+    return {name.partition("_")[2]: array for name, array in outcomes.items() if name.startswith(kinds)}
+
+
+def _question_strata(outcomes: Outcomes) -> np.ndarray | None:
+    """What the questions are resampled within."""
+    return outcomes.get("stratum", outcomes.get("group"))
 
 
 def _hits(several: list[Outcomes], seed: int, resamples: int) -> list[Values]:
-    """The metrics are mean hits; with `group` (n,), `primary` is the mean over the groups from 0 on of their hits."""
-    group = several[0].get("group")
+    """The metrics are means over the items that have a number; with `group` (n,), `primary` is the mean over the groups
+    from 0 on of the first of them."""
+    group, strata = several[0].get("group"), _question_strata(several[0])
     columns = [(i, name, array) for i, one in enumerate(several) for name, array in _hit_arrays(one).items()]
     items = len(columns[0][2]) if columns else 0
     if not items:
         return [{} for _ in several]
-    strata = np.zeros(items, int) if group is None else group
-    rows, sizes = np.unique(np.column_stack([strata, *(array for _, _, array in columns)]), axis=0, return_counts=True)
-    within = rows[:, 0] if group is not None and _is_stratified(group - group.min()) else np.zeros(len(rows))
-    starts = np.flatnonzero(np.diff(rows[:, 0], prepend=rows[0, 0] - 1))
-    counted = rows[starts, 0] >= 0
+    arrays = [np.nan_to_num(array.astype(float), nan=-1.0) for _, _, array in columns]  # -1: not counted
+    strata = np.zeros(items, int) if strata is None else strata - strata.min()
+    groups = strata if group is None else group
+    rows, sizes = np.unique(np.column_stack([strata, groups, *arrays]), axis=0, return_counts=True)
+    within = rows[:, 0] if _is_stratified(strata) else np.zeros(len(rows))
+    starts = np.flatnonzero(np.diff(rows[:, 1], prepend=rows[0, 1] - 1))
+    counted = rows[starts, 1] >= 0
     found: list[dict[str, list[np.ndarray]]] = [{} for _ in several]
     for weights in _weights(sizes, within, resamples, seed):
         count = np.add.reduceat(weights, starts, axis=1)[:, counted]
-        for column, (i, name, _) in enumerate(columns, 1):
-            found[i].setdefault(name, []).append(100 * (weights @ rows[:, column]) / items)
-            if group is not None:
+        for column, (i, name, _) in enumerate(columns, 2):
+            own = rows[:, column] >= 0
+            value = weights[:, own] @ rows[own, column] / np.maximum(weights[:, own].sum(1), 1)
+            found[i].setdefault(name, []).append(100 * value)
+            if group is not None and name == next(iter(_hit_arrays(several[i]))):
                 right = np.add.reduceat(weights * rows[:, column], starts, axis=1)[:, counted]
                 mean = (right / np.maximum(count, 1)).sum(1) / np.maximum((count > 0).sum(1), 1)
                 found[i].setdefault("primary", []).append(100 * mean)
@@ -167,10 +219,13 @@ def _classification_categories(several: list[Outcomes]) -> tuple[np.ndarray, np.
         columns += [(rank < 1).mean(0), (rank < 5).mean(0)]
         names.append(["top1", "top5"])
         if "rank_truncated" in one:
-            columns.append((one["rank_truncated"] < 1).astype(float))
-            names[-1].append("truncated")
+            columns += [one["rank_truncated"] < 1, one["rank_truncated"] < 5]
+            names[-1] += ["truncated", "truncated5"]
     rows, sizes = np.unique(np.column_stack(columns), axis=0, return_counts=True)
     return rows, sizes, names
+
+
+_PRIMARY = {"top1": "primary", "truncated": "primary_truncated"}
 
 
 def _classification_statistic(rows: np.ndarray, names: list[list[str]], metric: str) -> list[Statistic]:
@@ -184,24 +239,17 @@ def _classification_statistic(rows: np.ndarray, names: list[list[str]], metric: 
 
     def statistic(first: int, own: list[str]) -> Statistic:
         def values(weights: np.ndarray) -> Values:
-            found = {}
             total = weights.sum(1)
+            plain = {name: 100 * (weights @ rows[:, column]) / total for column, name in enumerate(own, first)}
+            found = {name: plain[name] for name in ("top1", "top5")}
             for column, name in enumerate(own, first):
-                hits = rows[:, column]
-                plain = 100 * (weights @ hits) / total
-                if name == "top5":
-                    found[name] = plain
-                    continue
-                balanced = 100 * per_class_mean(weights, hits)
-                primary = balanced if metric == "mean_per_class" else plain
+                balanced = 100 * per_class_mean(weights, rows[:, column]) if name in _PRIMARY else None
                 if name == "top1":
-                    found |= {"top1": plain, "mean_per_class": balanced, "primary": primary}
-                else:
-                    found["primary_truncated"] = primary
-            if metric == "mean_top1_top5" and "top5" in found:
-                found["primary"] = (found["top1"] + found["top5"]) / 2
-            elif metric not in ("top1", "mean_per_class"):
-                found = {name: one for name, one in found.items() if not name.startswith("primary")}
+                    found["mean_per_class"] = balanced
+                if name in _PRIMARY and metric == "mean_top1_top5":
+                    found[_PRIMARY[name]] = (plain[name] + plain[name.removesuffix("1") + "5"]) / 2
+                elif name in _PRIMARY and metric in ("top1", "mean_per_class"):
+                    found[_PRIMARY[name]] = plain[name] if metric == "top1" else balanced
             return found
 
         return values
@@ -218,72 +266,36 @@ def _classification(several: list[Outcomes], metric: str, seed: int, resamples: 
     strata = rows[:, 0] if _is_stratified(several[0]["label"]) else np.zeros(len(rows))
     chunks = _weights(sizes, strata, resamples, seed)
     found = _joined([statistic(weights) for statistic in statistics] for weights in chunks)
-    if metric in _SPECIAL:
-        for values, special in zip(found, _special(several, metric, seed, resamples)):
+    if metric in ITEM_METRICS:
+        for values, special in zip(found, _by_item(several, metric, seed, resamples)):
             values |= special
     return found
 
 
-# Metrics that are no mean over images; every image is a category of its own ------------------------------------
-
-
-def _special(several: list[Outcomes], metric: str, seed: int, resamples: int) -> list[Values]:
-    """`primary`, where the outcomes have what the metric needs."""
-    needed, make = _SPECIAL[metric]
-    if not all(needed in one for one in several):
+def _by_item(several: list[Outcomes], metric: str, seed: int, resamples: int) -> list[Values]:
+    """`primary` and `primary_truncated` of a metric of alip.eval.bootstrap_metrics, where the outcomes have what it
+    needs. Every item is a category of its own. Without resamples: of the test set itself."""
+    item, first = ITEM_METRICS[metric], several[0]
+    common = [suffix for suffix in suffixes(first, metric) if all(suffix in suffixes(one, metric) for one in several)]
+    if not common:
         return [{} for _ in several]
-    images = len(several[0]["label"])
-    statistics = [make(one) for one in several]
-    chunks = _weights(np.ones(images, int), np.zeros(images), resamples, seed)
-    return _joined([{"primary": 100 * statistic(weights)} for statistic in statistics] for weights in chunks)
-
-
-def _worst_group(outcomes: Outcomes, last: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Rank below `last`, in the group with the lowest accuracy."""
-    member = np.eye(int(outcomes["group"].max()) + 1)[outcomes["group"]]
-    hit = member * (outcomes["rank"] < last)[:, None]
-
-    def values(weights: np.ndarray) -> np.ndarray:
-        count = weights @ member
-        return np.where(count > 0, (weights @ hit) / np.maximum(count, 1), np.inf).min(1)
-
-    return values
-
-
-def _macro_f1(outcomes: Outcomes) -> Callable[[np.ndarray], np.ndarray]:
-    classes = np.eye(int(max(outcomes["label"].max(), outcomes["prediction"].max())) + 1)
-    present, predicted = classes[outcomes["label"]], classes[outcomes["prediction"]]
-
-    def values(weights: np.ndarray) -> np.ndarray:
-        count = weights @ present
-        f1 = 2 * (weights @ (present * predicted)) / np.maximum(count + weights @ predicted, 1)
-        return (f1 * (count > 0)).sum(1) / (count > 0).sum(1)
-
-    return values
-
-
-def _roc_auc(outcomes: Outcomes) -> Callable[[np.ndarray], np.ndarray]:
-    order = np.argsort(outcomes["score"], kind="stable")
-    score, positive = outcomes["score"][order], outcomes["label"][order] == 1
-    starts = np.flatnonzero(np.diff(score, prepend=score[0] - 1))
-
-    def values(weights: np.ndarray) -> np.ndarray:
-        ordered = weights[:, order]
-        above = np.add.reduceat(ordered * positive, starts, axis=1)
-        below = np.add.reduceat(ordered * ~positive, starts, axis=1)
-        pairs = np.maximum(above.sum(1) * below.sum(1), 1)
-        return (above * (below.cumsum(1) - below / 2)).sum(1) / pairs
-
-    return values
-
-
-# Metric → the array it needs, and outcomes → (weights (b, images) → its value (b,), as a fraction).
-_SPECIAL: dict[str, tuple[str, Callable[[Outcomes], Callable[[np.ndarray], np.ndarray]]]] = {
-    "worst_group": ("group", lambda outcomes: _worst_group(outcomes, 1)),
-    "worst_group_top5": ("group", lambda outcomes: _worst_group(outcomes, 5)),
-    "macro_f1": ("prediction", _macro_f1),
-    "roc_auc": ("score", _roc_auc),
-}
+    items = first[item.needs].shape[-1]
+    strata = np.zeros(items, int) if item.strata is None else first[item.strata].astype(int)
+    strata = strata if item.strata is not None and _is_stratified(strata) else np.zeros(items, int)
+    order = np.argsort(strata, kind="stable")
+    statistics = [
+        {f"primary{end}": [item.make(own) for own in of_seeds(one, metric, end, order)] for end in common}
+        for one in several
+    ]
+    whole = iter([np.ones((1, items))])
+    chunks = _weights(np.ones(items, int), strata[order], resamples, seed) if resamples else whole
+    return _joined(
+        [
+            {name: 100 * np.mean([of(weights) for of in seeds], axis=0) for name, seeds in one.items()}
+            for one in statistics
+        ]
+        for weights in chunks
+    )
 
 
 # Retrieval -----------------------------------------------------------------------------------------------------

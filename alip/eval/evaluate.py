@@ -244,7 +244,7 @@ class Recorder:
         if items:
             found = bootstrap.intervals(items, about["primary_metric"])
             about["intervals"] = {name: ends for name, ends in found.items() if name in numbers}
-            about["interval_method"] = bootstrap.describe(items)
+            about["interval_method"] = bootstrap.describe(items, about["primary_metric"])
         one = results.entry(task, self.protocol, numbers, unreadable, **dataset_about, **self.about, **about)
         self.entries.append(one)
         if items:
@@ -298,17 +298,10 @@ class Recorder:
                 from alip.eval import report
 
                 name = Path(self.about["checkpoint"]).name
-                report.write({name: results.load(self.folder)}, self.folder)
+                report.write({name: results.load(self.folder)}, self.folder, folders={name: self.folder})
             beside = ", report.md and plots beside it" if self.plots else ""
             print(f"written: {self.folder / results.FILE_NAME}{beside}")
         return 1 if self.left_out else 0
-
-
-def with_interval(entry: results.Entry, name: str, digits: int = 2) -> str:
-    """A number with its 95 % interval, where the entry has one: 46.80 (45.42–48.18)."""
-    value = f"{entry['numbers'][name]:.{digits}f}"
-    ends = entry.get("intervals", {}).get(name)
-    return value if ends is None else f"{value} ({ends[0]:.{digits}f}–{ends[1]:.{digits}f})"
 
 
 def _table(task: str, title: str, entries: Sequence[results.Entry]) -> str:
@@ -325,7 +318,11 @@ def retrieval_table(entries: Sequence[results.Entry]) -> str:
     rows = []
     for entry in entries:
         numbers = entry["numbers"]
-        shown = [with_interval(entry, f"{way}_R@{k}") for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+        shown = [
+            results.with_interval(entry, f"{way}_R@{k}")
+            for way in ("image_to_text", "text_to_image")
+            for k in (1, 5, 10)
+        ]
         rows.append([entry["dataset"], f"{numbers['images']:,}", *shown, f"{numbers['text_to_image_median_rank']:g}"])
     return markdown_table(header, rows)
 
@@ -342,10 +339,10 @@ def classification_table(title: str, entries: Sequence[results.Entry]) -> str:
                 f"{numbers['images']:,}",
                 f"{numbers['classes']}",
                 f"{100 / numbers['classes']:.2f}",
-                with_interval(entry, "primary"),
-                with_interval(entry, "top1"),
-                with_interval(entry, "top5") if "top5" in numbers else "–",
-                with_interval(entry, "mean_per_class") if "mean_per_class" in numbers else "–",
+                results.with_interval(entry, "primary"),
+                results.with_interval(entry, "top1"),
+                results.with_interval(entry, "top5") if "top5" in numbers else "–",
+                results.with_interval(entry, "mean_per_class") if "mean_per_class" in numbers else "–",
             ]
         )
     return markdown_table(header, rows)
@@ -359,6 +356,6 @@ def few_shot_table(title: str, entries: Sequence[results.Entry]) -> str:
         numbers = entry["numbers"]
         spread = f"{numbers['primary_std']:.2f}" if "primary_std" in numbers else "–"
         counts = [str(entry["shots"]), str(entry["seeds"]), f"{numbers['images']:,}", str(numbers["classes"])]
-        shown = [with_interval(entry, "primary"), spread, with_interval(entry, "top1")]
+        shown = [results.with_interval(entry, "primary"), spread, results.with_interval(entry, "top1")]
         rows.append([entry["dataset"], *counts, *shown])
     return markdown_table(header, rows)

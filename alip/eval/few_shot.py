@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from alip.data.order import uniform
+from alip.eval.classification import ClassificationDataset
+from alip.eval.features import ImageFeatures
 from alip.eval.image_readers import ImageFiles, Images, JoinedImages, TorchvisionImages
 from alip.eval.logistic import FeaturesInMemory, Fit, Linear, sweep
-from alip.eval.metrics import value_of
-from alip.eval.outcomes import Outcomes, class_ranks, classification_outcomes
-from alip.eval.zeroshot import accuracies
+from alip.eval.outcomes import BY_MODEL, Outcomes
+from alip.eval.zeroshot import outcomes_of, score
 
 _STREAM = 16  # of the random order: one that nothing else uses
 _VALIDATION = 4  # images per class, at most
@@ -62,28 +63,28 @@ def measure(
     train: FeaturesInMemory,
     positions: Tensor,
     samples: Sequence[tuple[list[int], list[int]]],
-    test: tuple[Tensor, Tensor],
-    classes: int,
-    metric: str,
+    test: ImageFeatures,
+    dataset: ClassificationDataset,
     fit: Fit,
 ) -> tuple[dict[str, Any], Outcomes]:
     """Mean and spread over the samples, one probe for each.
 
     train: features of the sampled images (at least), positions (n,): their positions in the training dataset.
-    samples: of `sample`. test: features (m, D) and labels (m,).
+    samples: of `sample`. test: of the dataset's images.
     """
-    features, labels = test
+    classes = len(dataset.classnames)
     found: list[dict[str, float]] = []
-    ranks, strengths = [], []
+    outcomes: list[Outcomes] = []
+    strengths = []
     for chosen, held in samples:
         own = train.part(torch.isin(positions.cpu(), torch.tensor(chosen)))
         validation = train.part(torch.isin(positions.cpu(), torch.tensor(held, dtype=torch.int64)))
         strength = sweep(own, validation, classes, fit) if len(validation.labels) else _C_WITHOUT_VALIDATION
         probe: Linear = fit(own, classes, strength, None)
-        logits = probe.logits(features)
-        numbers, _ = accuracies(logits, labels.to(logits.device))
-        found.append({**numbers, "primary": value_of(metric, numbers, logits, labels.to(logits.device))})
-        ranks.append(class_ranks(logits, labels.to(logits.device)))
+        logits = probe.logits(test.features)
+        labels = test.labels.to(logits.device)
+        found.append(score(dataset, logits, labels, test.positions)[0])
+        outcomes.append(outcomes_of(dataset, logits, labels, test.positions))
         strengths.append(strength)
     numbers = {}
     for name in found[0]:
@@ -93,4 +94,5 @@ def measure(
             numbers[f"{name}_std"] = float(values.std(ddof=1))
     numbers["train_images"], numbers["validation_images"] = (len(part) for part in samples[0])
     numbers["C"] = float(np.median(strengths))
-    return numbers, classification_outcomes(labels, torch.stack(ranks))
+    own = {name: np.stack([one[name] for one in outcomes]) for name in BY_MODEL if name in outcomes[0]}
+    return numbers, outcomes[0] | own

@@ -2,11 +2,13 @@
 
 Arrays by name, in the order of the dataset's items:
 
-classification: `label` (n,); `rank` (n,) or (seeds, n), how many classes come before the right one; `rank_truncated`;
-`prediction`, `score` (second class over first) or `group` (n,), where the primary metric needs it.
+classification: `label` (n,); `rank` (n,) or (seeds, n), how many classes come before the right one; where the primary
+metric needs it, `prediction`, `score` (second class over first), each like `rank`, or `group` (n,). Several right
+classes an image: `hit_top1` (n,), `scores` and `targets` (classes, n). `…_truncated`: under the protocol `alip`.
 retrieval: `image_rank` (images,), -1 without a caption; `caption_rank`, `caption_owner` (captions,); `single_…` too.
-anything else: `hit_NAME` (n,), 1 where the item counts for the metric NAME, else 0; `group` (n,) where the primary
-metric is a mean over groups, -1 for one that is not in it.
+anything else: `hit_NAME` (n,), 1 where the item counts for the metric NAME, else 0; `value_NAME` (n,), a fraction, or
+NaN where NAME is not about the item; `group` (n,) where the primary metric is a mean over groups of the first of these,
+-1 for one that is not in it; `stratum` (n,), what else is fixed about the items.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from alip.files import atomic_path
 
 FOLDER = "outcomes"
 _LAST_RANK = np.iinfo(np.uint16).max  # ranks from here on are all written as this one
+
+BY_MODEL = ("rank", "prediction", "score", "scores")
+_OF_DATASET = ("label", "caption_owner", "group", "stratum", "targets")
 
 Outcomes = dict[str, np.ndarray]
 
@@ -68,9 +73,11 @@ def load(folder: Path, identity: str) -> Outcomes | None:
 
 def same_items(one: Outcomes, other: Outcomes) -> bool:
     """Whether both are of the same items, so that they may be paired."""
-    if {name: array.shape[-1] for name, array in one.items()} != {name: a.shape[-1] for name, a in other.items()}:
+    common = one.keys() & other.keys()
+    if not common or any(one[name].shape[-1] != other[name].shape[-1] for name in common):
         return False
-    return all(np.array_equal(one[name], other[name]) for name in ("label", "caption_owner", "group") if name in one)
+    own = [name for name in _OF_DATASET if name in one or name in other]
+    return all(name in common and np.array_equal(one[name], other[name]) for name in own)
 
 
 def class_ranks(logits: Tensor, labels: Tensor) -> Tensor:

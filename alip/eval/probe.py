@@ -24,8 +24,8 @@ from alip.eval.feature_store import SomeImages, StoredFeatures, encode_stored
 from alip.eval.features import Encoding, encode_images
 from alip.eval.image_readers import Images
 from alip.eval.logistic import FeaturesInMemory, Fit, LabelledFeatures, fit_sklearn, fit_torch, held_out, sweep
-from alip.eval.outcomes import Outcomes, class_ranks, classification_outcomes
-from alip.eval.zeroshot import score
+from alip.eval.outcomes import Outcomes
+from alip.eval.zeroshot import outcomes_of, score
 
 STORED_FROM = 200_000  # training images; 0.4 GB of 512-dimensional float32 features, twice that in float64
 SHOTS = (1, 2, 4, 8, 16)
@@ -68,7 +68,7 @@ def measure_probe(
             logits = fit(train, classes, strength, None).logits(test.features)
             labels = test.labels.to(logits.device)
             numbers, _ = score(dataset, logits, labels, test.positions)
-            outcomes = classification_outcomes(labels, class_ranks(logits, labels))
+            outcomes = outcomes_of(dataset, logits, labels, test.positions)
             numbers.update(images=len(test.labels), train_images=len(train.labels), classes=classes, C=strength)
             numbers["unreadable"] = len(missing) + len(test.unreadable)
     numbers = broadcast_object(numbers, encoding.world)
@@ -115,9 +115,8 @@ def measure_few_shot(
                 data,
                 positions,
                 samples[count],
-                (test.features, test.labels),
-                classes,
-                dataset.metric,
+                test,
+                dataset,
                 _solver(encoding),
             )
             numbers.update(images=len(test.labels), classes=classes, unreadable=len(unreadable))

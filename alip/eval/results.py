@@ -145,6 +145,13 @@ def mark_of(one: Entry) -> str:
     return ", ".join(marks)
 
 
+def with_interval(entry: Entry, name: str, digits: int = 2) -> str:
+    """A number with its 95 % interval, where the entry has one: 46.80 (45.42–48.18)."""
+    value = f"{entry['numbers'][name]:.{digits}f}"
+    ends = entry.get("intervals", {}).get(name)
+    return value if ends is None else f"{value} ({ends[0]:.{digits}f}–{ends[1]:.{digits}f})"
+
+
 def save(folder: Path, new: Sequence[Entry]) -> Path:
     """Adds entries to the folder's results.json; one of the same identity is replaced. Atomic, and safe beside others
     that do the same."""

@@ -28,7 +28,8 @@ Judge = Callable[[Tensor, Tensor, np.ndarray], "Judged"]
 
 @dataclass(frozen=True)
 class Judged:
-    """numbers: percentages, with `primary`. outcomes: hit_NAME for every question. questions: how many were counted."""
+    """numbers: percentages, with `primary`. outcomes: hit_NAME or value_NAME for every question. questions: how many
+    were counted."""
 
     numbers: dict[str, float]
     outcomes: Outcomes
@@ -143,7 +144,10 @@ def in_groups(
         numbers["groups"] = len(counted)
         number = {name: i for i, name in enumerate(counted)}
         groups = np.array([number.get(str(name), -1) for name in own], dtype=np.int32)
-        return Judged(numbers, {"hit_accuracy": hit.astype(np.uint8), "group": groups}, len(hit))
+        outcomes = {"hit_accuracy": hit.astype(np.uint8), "group": groups}
+        for name in by_name if show_groups else ():
+            outcomes[f"value_{name}"] = np.where(own == name, hit, np.nan).astype(np.float32)
+        return Judged(numbers, outcomes, len(hit))
 
     return judge
 
@@ -195,10 +199,12 @@ def winogavil(candidates: list[list[int]], right: list[list[int]]) -> Judge:
             raise UserError("no question is left, because the images cannot be read")
         values, size = 100 * np.array(indices), np.array(sizes)
         parts = {"jaccard": size > 0, "jaccard_5-6": size <= 6, "jaccard_10-12": size >= 10}
+        outcomes = {f"value_{n}": np.where(part, values / 100, np.nan) for n, part in parts.items() if part.any()}
         numbers = {name: float(values[part].mean()) for name, part in parts.items() if part.any()}
         if "jaccard_10-12" not in numbers:
             raise UserError("there is no question of 10 or 12 candidates")
         numbers["primary"] = numbers["jaccard_10-12"]
-        return Judged(numbers, {}, len(indices))
+        outcomes |= {"value_primary": outcomes["value_jaccard_10-12"], "stratum": size.astype(np.int32)}
+        return Judged(numbers, outcomes, len(indices))
 
     return judge

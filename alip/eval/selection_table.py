@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alip.eval.results import Entry
+from alip.eval.results import Entry, with_interval
 from alip.text_table import markdown_table
 
 _COUNTS = ("images", "questions", "unreadable", "texts_cut", "groups", "primary")
@@ -16,7 +16,7 @@ def selection_table(entries: Sequence[Entry]) -> str:
     rows = []
     for entry in entries:
         numbers = entry["numbers"]
-        others = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items() if name not in _COUNTS)
-        own = [entry["dataset"], f"{numbers['questions']:,}", f"{numbers['primary']:.2f}"]
+        others = ", ".join(f"{name} {with_interval(entry, name)}" for name in numbers if name not in _COUNTS)
+        own = [entry["dataset"], f"{numbers['questions']:,}", with_interval(entry, "primary")]
         rows.append([*own, str(entry.get("primary_metric") or "–"), others])
     return markdown_table(header, rows)

@@ -151,29 +151,41 @@ _OPENERS: Mapping[str, Callable[[Task, Path, str], Opened | str]] = {
 }
 
 
-def averages(name: str, values: Mapping[str, float]) -> dict[str, tuple[float | None, int, int]]:
-    """{group: (mean or None, measured, all)}: of every part, and of the whole suite as "average". values: by key.
+def groups_of(name: str) -> dict[str, Sequence[Task]]:
+    """{group: its tasks}: every part, and the whole suite as "average".
 
     DataComp's average is the plain mean of the 38 tasks, in which FairFace and UTKFace are not.
     """
     tasks = SUITES[name]
     parts = dict.fromkeys(task.part for task in tasks if task.part)
-    groups: dict[str, Sequence[Task]] = {part: [task for task in tasks if task.part == part] for part in parts}
-    groups["average"] = tasks
+    return {**{part: [task for task in tasks if task.part == part] for part in parts}, "average": tasks}
+
+
+def averages(name: str, values: Mapping[str, float]) -> dict[str, tuple[float | None, int, int]]:
+    """{group: (mean or None, measured, all)}. values: by key of the task."""
     found = {}
-    for group, own in groups.items():
+    for group, own in groups_of(name).items():
         there = [values[task.key] for task in own if task.key in values]
         found[group] = (float(np.mean(there)) if len(there) == len(own) else None, len(there), len(own))
     return found
 
 
-def table(suite: OpenedSuite, values: Mapping[str, float], marks: Mapping[str, str]) -> str:
-    """The suite's page: a row per task, averages, and what is missing. marks: key → why a number is not its own."""
+def table(
+    suite: OpenedSuite, values: Mapping[str, float], marks: Mapping[str, str], ends: Mapping[str, Sequence[float]]
+) -> str:
+    """The suite's page: a row per task, averages, and what is missing. marks: key → why a number is not its own.
+
+    ends: the 95 % intervals, by key of the task or name of the mean.
+    """
+
+    def shown(name: str, value: float) -> str:
+        return f"{value:.2f}" + (f" ({ends[name][0]:.2f}–{ends[name][1]:.2f})" if name in ends else "")
+
     rows = []
     missing = {task.key: location for task, location in suite.missing}
     for task in SUITES[suite.name]:
         if task.key in values:
-            rows.append([task.title, task.metric, f"{values[task.key]:.2f}", marks.get(task.key, "")])
+            rows.append([task.title, task.metric, shown(task.key, values[task.key]), marks.get(task.key, "")])
         else:
             rows.append([task.title, task.metric, "–", f"missing: {missing.get(task.key, 'not measured')}"])
     lines = [markdown_table([suite.name, "metric", "value", "note"], rows), ""]
@@ -183,5 +195,5 @@ def table(suite: OpenedSuite, values: Mapping[str, float], marks: Mapping[str, s
         own = [task.key for task in SUITES[suite.name] if group in (task.part, "average")]
         marked = [key for key in own if key in marks and key in values]
         note = partial if mean is None else f"with {len(marked)} incomplete datasets: not comparable" if marked else ""
-        summary.append([group, "–" if mean is None else f"{mean:.2f}", f"{count}", note])
+        summary.append([group, "–" if mean is None else shown(group, mean), f"{count}", note])
     return "\n".join([*lines, markdown_table([f"{suite.name}: means", "value", "tasks", "note"], summary)])

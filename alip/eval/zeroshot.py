@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from alip.eval import cache
 from alip.eval.datasets import ClassificationDataset
 from alip.eval.features import Encoding, encode_images, encode_texts
 from alip.eval.metrics import mean_average_precision, predictions_of, value_of
-from alip.eval.outcomes import Outcomes, class_ranks, classification_outcomes
+from alip.eval.outcomes import BY_MODEL, Outcomes, class_ranks, classification_outcomes
 from alip.eval.prompts import canonical_protocol
 from alip.eval.ranking import full_precision
 
@@ -106,11 +107,13 @@ def score(
     return numbers, predictions
 
 
-def _outcomes(dataset: ClassificationDataset, logits: Tensor, labels: Tensor, positions: Tensor) -> Outcomes:
-    """The rank of every image's class; with several right classes an image, whether the best class is one of them."""
+def outcomes_of(dataset: ClassificationDataset, logits: Tensor, labels: Tensor, positions: Tensor) -> Outcomes:
+    """The rank of every image's class, and what the intervals of metrics need that are no mean over images.
+
+    With several right classes an image: whether the best class is one of them, and all scores. Arguments: of `score`.
+    """
     if dataset.targets is None:
         outcomes = classification_outcomes(labels, class_ranks(logits, labels))
-        # What the intervals of metrics need that are no mean over images.
         if dataset.metric == "macro_f1":
             outcomes["prediction"] = predictions_of(logits).cpu().numpy()
         if dataset.metric == "roc_auc":
@@ -119,7 +122,9 @@ def _outcomes(dataset: ClassificationDataset, logits: Tensor, labels: Tensor, po
             outcomes["group"] = dataset.groups[positions.cpu().numpy(), 0]
         return outcomes
     targets = torch.from_numpy(dataset.targets)[positions.cpu()].to(logits.device)
-    return {"hit_top1": targets.gather(1, predictions_of(logits)[:, None]).squeeze(1).cpu().numpy()}
+    hits = targets.gather(1, predictions_of(logits)[:, None]).squeeze(1)
+    scores = {"scores": logits.T.float().cpu().numpy(), "targets": targets.T.cpu().numpy().astype(np.uint8)}
+    return {"hit_top1": hits.cpu().numpy(), **scores}
 
 
 def evaluate_zeroshot(
@@ -155,11 +160,11 @@ def measure_zeroshot(
     with full_precision():
         logits = found.features @ classifier.T
     numbers, predictions = score(dataset, logits, labels, found.positions)
-    outcomes = _outcomes(dataset, logits, labels, found.positions)
+    outcomes = outcomes_of(dataset, logits, labels, found.positions)
     if canonical_protocol(protocol) == "alip":
         truncated = (100 * logits).trunc()
         numbers["primary_truncated"] = score(dataset, truncated, labels, found.positions)[0]["primary"]
-        if dataset.targets is None:
-            outcomes["rank_truncated"] = classification_outcomes(labels, class_ranks(truncated, labels))["rank"]
+        own = outcomes_of(dataset, truncated, labels, found.positions)
+        outcomes |= {f"{name}_truncated": one for name, one in own.items() if name in BY_MODEL}
     numbers.update(images=len(labels), classes=len(dataset.classnames), unreadable=len(found.unreadable))
     return Classified(numbers, dataset, labels.cpu(), predictions.cpu(), found.unreadable, outcomes)

@@ -13,8 +13,7 @@ from alip.eval.classification import ClassificationDataset
 from alip.eval.metrics import METRICS
 from alip.eval.ranking import ranks_from_scores
 from alip.eval.retrieval import recalls
-from alip.eval.zeroshot import _outcomes as zeroshot_outcomes
-from alip.eval.zeroshot import accuracies
+from alip.eval.zeroshot import accuracies, outcomes_of
 from tests.helpers.pairs import write_classes, write_pairs
 
 
@@ -66,7 +65,7 @@ def plain_loop(items, resamples, seed=1):
 def test_few_images_per_class_are_resampled_together():
     logits, labels = classified(8, [2, 3, 4, 5, 6, 7, 8, 30])
     items = items_of(logits, labels)
-    assert "within each class" not in bootstrap.describe(items)["method"]
+    assert "within each class" not in bootstrap.describe(items, "top1")["method"]
     values = bootstrap.resampled_values([items], "top1", resamples=6000)[0]
     for name, expected in plain_loop(items, 3000).items():
         assert values[name].mean() == pytest.approx(np.mean(expected), abs=0.3)
@@ -125,12 +124,14 @@ def test_other_metrics_of_classification(metric):
     generator = torch.Generator().manual_seed(0)
     groups = torch.randint(3, (len(labels), 1), generator=generator)
     dataset = ClassificationDataset("x", [], ["c"] * classes, ["{}"], metric, groups=groups.numpy())
-    items = zeroshot_outcomes(dataset, logits, labels, torch.arange(len(labels)))
+    items = outcomes_of(dataset, logits, labels, torch.arange(len(labels)))
     assert bootstrap.point_values(items, metric)["primary"] == pytest.approx(METRICS[metric](logits, labels, groups))
     values = bootstrap.resampled_values([items], metric, resamples=2000)[0]["primary"]
     expected = []
+    strata = groups[:, 0] if metric.startswith("worst_group") else labels  # 25 a class, some 58 a group
     for _ in range(400):
-        chosen = torch.randint(len(labels), (len(labels),), generator=generator)
+        parts = [torch.nonzero(strata == one).squeeze(1) for one in strata.unique()]
+        chosen = torch.cat([part[torch.randint(len(part), (len(part),), generator=generator)] for part in parts])
         expected.append(METRICS[metric](logits[chosen], labels[chosen], groups[chosen]))
     assert values.mean() == pytest.approx(np.mean(expected), rel=0.02)
     assert values.std() == pytest.approx(np.std(expected), rel=0.15)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from alip.eval import outcomes, published, results
+from alip.eval import bootstrap, outcomes, published, results
 from alip.eval.report import significance
 from alip.eval.report.plots import PUBLISHED, retrieval_bars, task_bars
 from alip.eval.report.rows import WAYS, Column, Entry, Groups, Row, Runs, benchmark_of, columns_of, rows_of, value_of
@@ -62,7 +62,7 @@ def build(
         if task == "retrieval":
             report.tables += [_retrieval_table(rows, column, title, report) for column, title in columns.items()]
         else:
-            report.tables.append(_primary_table(rows, columns, task, report))
+            report.tables.append(_primary_table(rows, columns, task, report, lookup))
         report.differences += _differences(rows, columns, task, lookup, seeds or {})
     report.differences = significance.holm(report.differences)
     return report
@@ -105,12 +105,15 @@ def _retrieval_table(rows: Sequence[Row], column: Column, title: str, report: Re
     return table
 
 
-def _primary_table(rows: Sequence[Row], columns: Mapping[Column, str], task: str, report: Report) -> Table:
+def _primary_table(
+    rows: Sequence[Row], columns: Mapping[Column, str], task: str, report: Report, lookup: _Outcomes
+) -> Table:
     """A column per dataset; the mean is given only where no dataset is missing, published means as published."""
     table = Table(title_of(task), [*columns.values(), "mean"])
     for row in rows:
         cells = [_cell(row, column, "primary", report) for column in columns]
-        table.rows.append(TableRow(row.label, [*cells, Cell(tuple(_means_by_run(row, columns)), metric="mean")]))
+        mean = Cell(tuple(_means_by_run(row, columns)), _ends_of_mean(row, columns, lookup), metric="mean")
+        table.rows.append(TableRow(row.label, [*cells, mean]))
     names = [benchmark_of(rows, column) for column in columns]
     theirs, their_means = PUBLISHED.get(task, {}), _PUBLISHED_MEAN.get(task, {})
     all_there = bool(theirs) and len(names) == len(theirs["ALIP"]) and set(names) == set(theirs["ALIP"])
@@ -121,6 +124,18 @@ def _primary_table(rows: Sequence[Row], columns: Mapping[Column, str], task: str
             cells = [Cell(() if value is None else (value,)) for value in (*values, mean)]
             table.rows.append(TableRow(method, cells, published=True))
     return table
+
+
+def _ends_of_mean(row: Row, columns: Mapping[Column, str], lookup: _Outcomes) -> tuple[float, float] | None:
+    """Of the mean over the columns of one run; None for several runs, or without outcomes of all."""
+    cells = [row.cells.get(column, []) for column in columns]
+    if any(len(own) != 1 for own in cells) or len({run for ((run, _),) in cells}) > 1:
+        return None
+    parts = [(lookup.of(run, entry), entry.get("primary_metric") or "top1") for ((run, entry),) in cells]
+    if any(items is None for items, _ in parts):
+        return None
+    ends = bootstrap.mean_interval(parts)
+    return None if ends is None else (ends[0], ends[1])
 
 
 def _means_by_run(row: Row, columns: Mapping[Column, str]) -> list[float]:
@@ -196,7 +211,7 @@ def _mean_difference(
         one, other = row.cells[column][0], first.cells[column][0]
         items = lookup.of(*one), lookup.of(*other)
         metric = one[1].get("primary_metric") or "top1"
-        if None in items or not outcomes.same_items(*items) or metric == "mean_ap":
+        if None in items or not outcomes.same_items(*items):
             return []
         parts.append((*items, metric))
     return [significance.mean_over_datasets(names, parts, means[0][0] - means[1][0])]

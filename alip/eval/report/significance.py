@@ -60,8 +60,10 @@ def mean_over_datasets(
     """Of the mean over several datasets of one run each, which are resampled independently. parts: with the metric."""
     total = np.zeros(bootstrap.RESAMPLES)
     for number, (one, other, metric) in enumerate(parts):
-        first, second = (found["primary"] for found in bootstrap.resampled_values([one, other], metric, seed=number))
-        total += (first - second) / len(parts)
+        found = bootstrap.resampled_values([one, other], metric, seed=number)
+        if not all("primary" in values for values in found):
+            return Difference(*names, value, None, None, f"none for {metric}")
+        total += bootstrap.as_many(found[0]["primary"] - found[1]["primary"], number) / len(parts)
     interval = tuple(float(end) for end in np.quantile(total, [0.025, 0.975]))
     return Difference(*names, value, interval, bootstrap_p(total), "paired bootstrap")
 
