@@ -20,6 +20,8 @@ from alip.build.images import MAX_PIXELS, MIN_SIDE, QUALITY, SHORT_SIDE, ImagePo
 from alip.build.open_source import open_source
 from alip.build.prepare import MISSING_CAPTION, MISSING_TEXT, SENTENCES, CaptionPolicy, Policy
 from alip.build.sources import Fields
+from alip.cluster.ray_engine import add_flags as add_engine_flags
+from alip.cluster.ray_engine import engine_of
 from alip.data.manifest_schema import MOST_CAPTIONS
 from alip.errors import UserError, run_command
 from alip.remote.urls import is_url, local_path, redact
@@ -116,10 +118,10 @@ def _image_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _machine_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("running").add_argument
+    group = parser.add_argument_group("running")
+    add = group.add_argument
     add("--workers", type=command.workers, default=os.cpu_count(), help="processes; 0: only this one")
-    add("--engine", choices=("local", "ray"), default="local", help="ray: on all machines of a Ray cluster")
-    add("--ray-address", default="auto", metavar="HOST:PORT", help="of the cluster; local: this machine alone")
+    add_engine_flags(group)
     add("--decode", action="store_true", help="with --verify: decode every image too")
     add("--quiet", action="store_true", help="no progress bar")
 
@@ -194,11 +196,6 @@ def build(args: argparse.Namespace) -> int:
     source = open_source(args.input, args.source_type, fields=fields, image_root=args.image_root, splits=splits)
     captions = CaptionPolicy(args.captions_per_image, args.caption_sentences)
     image = ImagePolicy(args.short_side, args.quality, args.max_pixels, args.min_side, args.any_name)
-    engine = None
-    if args.engine == "ray":
-        from alip.build.ray_engine import RayEngine
-
-        engine = RayEngine(args.ray_address)
     summary = writer.build(
         source,
         args.output,
@@ -210,7 +207,7 @@ def build(args: argparse.Namespace) -> int:
         input_shard=InputShard.parse(args.shard),
         overwrite=args.overwrite,
         scratch=args.scratch,
-        engine=engine,
+        engine=engine_of(args),
         quiet=args.quiet,
     )
     print(summary.text())

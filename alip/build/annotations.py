@@ -29,7 +29,7 @@ class AnnotationSource(Source):
         self.image_root = image_root
         self.splits = splits
 
-    def read_unit(self, unit: int) -> Iterator[Sample]:
+    def read_unit(self, unit: int, position: tuple[int, ...] | None = None) -> Iterator[Sample]:
         path = redact(self.units[unit])
         try:
             content = load_json_object(

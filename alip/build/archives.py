@@ -20,11 +20,12 @@ class TarSource(Source):
     """
 
     source_type = "webdataset"
+    divided_from = 1 << 30
 
-    def read_unit(self, unit: int) -> Iterator[Sample]:
+    def read_unit(self, unit: int, position: tuple[int, ...] | None = None) -> Iterator[Sample]:
         path = redact(self.units[unit])
         try:
-            members = TarMembers(self.units[unit])
+            members = TarMembers(self.units[unit], *(position or ()))
         except OSError as error:
             yield Sample("", path, error=f"broken-input: {path} cannot be read: {error}")
             return
@@ -39,6 +40,7 @@ class TarSource(Source):
                     yield Sample("", path, error=f"broken-input: {path}: {found.message}")
                 elif not found.isdir():
                     member = _member(path, found, members)
+                    member.position = members.position
                     if group and group[0].key != member.key:
                         yield self._sample(path, group, damaged, self.progress(unit, members.done))
                         group, damaged = [], False
@@ -71,21 +73,25 @@ class TarSource(Source):
                     sample.error = f"bad-text: {member.name}: {error}"
             elif member.extension in OTHER_IMAGES and sample.image_data is None and not sample.error:
                 sample.error = f"unsupported-format: {member.name}"
-        if damaged:
+        if damaged:  # and a reader that begins here would not know of it: no position
             sample.error = f"damaged-sample: {path} is damaged beside it, and a part of it may be lost"
+        else:
+            sample.position = members[0].position
         take_texts(sample, self.fields, text_file)
         return sample
 
 
 @dataclass
 class _Member:
-    """A file of a tar. content: its bytes, or where they are; None if nothing of ours. error: why it is of no use."""
+    """A file of a tar. content: its bytes, or where they are; None if nothing of ours. error: why it is of no use.
+    position: see TarMembers."""
 
     name: str
     key: str
     extension: str
     content: ByteRange | bytes | None = None
     error: str | None = None
+    position: tuple[int, ...] | None = None
 
 
 def _member(path: str, info: tarfile.TarInfo, members: TarMembers) -> _Member:

@@ -25,7 +25,7 @@ class FolderSource(Source):
         self.folder = folder
         super().__init__([folder], fields)
 
-    def read_unit(self, unit: int) -> Iterator[Sample]:
+    def read_unit(self, unit: int, position: tuple[int, ...] | None = None) -> Iterator[Sample]:
         for folder, names, fault in self._walk():
             if fault:
                 yield Sample(os.path.relpath(folder, self.folder), folder, error=f"broken-input: {fault}")

@@ -10,6 +10,7 @@ from alip.build.journal import Journal, WorkFolder
 from alip.data.shards import Manifest, Shard, load_manifest
 from alip.errors import UserError
 from alip.files import sync
+from alip.remote.urls import UrlPath
 
 
 class DatasetOutput:
@@ -19,6 +20,8 @@ class DatasetOutput:
     finished: the manifest, if there is nothing to do; otherwise None, and `journal` and `work` are open until `close`.
     UserError: other options, another build at work, shards without a manifest.
     """
+
+    target: UrlPath | None = None  # where shards are uploaded to, if they do not stay in `folder`
 
     def __init__(self, folder: Path, name: str, options: dict, overwrite: bool = False):
         self.folder, self.name = folder, name

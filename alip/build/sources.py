@@ -54,7 +54,8 @@ class Sample:
     source has them, since cleaning them here would change their token ids.
     metadata: everything else in the source (JSON values). where: file and position in it, for people.
     error: what is wrong with it, None if nothing; a reason to reject it. unit: number of its file; number: in the file.
-    progress: how far into the whole source this is, 0 to 1, None where it is unknown.
+    progress: how far into the whole source this is, 0 to 1, None where it is unknown. position: where in its file
+    reading may begin with it, for `read_unit`; None where it cannot.
     """
 
     key: str
@@ -68,6 +69,7 @@ class Sample:
     unit: int = 0
     number: int = 0
     progress: float | None = None
+    position: tuple[int, ...] | None = None
 
     @property
     def caption(self) -> str | None:
@@ -90,10 +92,23 @@ class Fields:
     caption: str | None = None
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A part of a unit: its samples from number `first` to before `last` (None: to the end), which begin at
+    `position`. number: among the unit's parts, from 0."""
+
+    number: int
+    first: int = 0
+    last: int | None = None
+    position: tuple[int, ...] | None = None
+
+
 class Source:
-    """A stream of samples. units: the files it reads, in order; source_type: its name on the command line."""
+    """A stream of samples. units: the files it reads, in order; source_type: its name on the command line;
+    divided_from: bytes of a file from which on it is worth dividing, None for sources that cannot be divided."""
 
     source_type = ""
+    divided_from: int | None = None
 
     def __init__(self, units: list[str], fields: Fields):
         self.units = units
@@ -118,9 +133,29 @@ class Source:
     def __iter__(self) -> Iterator[Sample]:
         return self.samples()
 
-    def read_unit(self, unit: int) -> Iterator[Sample]:
-        """The samples of one unit, in its order."""
+    def read_unit(self, unit: int, position: tuple[int, ...] | None = None) -> Iterator[Sample]:
+        """The samples of one unit, in its order. position: of the first one to read, as that sample has it."""
         raise NotImplementedError
+
+    def read_part(self, unit: int, cut: Cut | None) -> Iterator[Sample]:
+        """The samples of a part of a unit; None: of all of it."""
+        if cut is None:
+            yield from self.samples([unit])
+            return
+        for number, sample in enumerate(self.read_unit(unit, cut.position), cut.first):
+            if number == cut.last:
+                return
+            sample.unit, sample.number = unit, number
+            yield sample
+
+    def divide(self, unit: int, every: int) -> list[Cut]:
+        """The parts of a unit, of `every` samples or a few more. Reads all of it but the images."""
+        starts: list[tuple[int, tuple[int, ...] | None]] = [(0, None)]
+        for number, sample in enumerate(self.read_unit(unit)):
+            if sample.position is not None and number - starts[-1][0] >= every:
+                starts.append((number, sample.position))
+        ends = [*(first for first, _ in starts[1:]), None]
+        return [Cut(i, first, last, at) for i, ((first, at), last) in enumerate(zip(starts, ends))]
 
     def progress(self, unit: int, done: float) -> float:
         """The fraction of the whole source before `done` bytes of a unit."""

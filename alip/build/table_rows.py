@@ -24,22 +24,25 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 @dataclass(frozen=True)
 class Row:
     """One row. number: from 1, without the line that names the columns. values: None where it is broken, and then
-    fault is the reason. done: bytes of the file read so far. lost_rest: more rows were lost with it."""
+    fault is the reason. done: bytes of the file read so far. lost_rest: more rows were lost with it. position: from
+    which `read_rows` may begin with it; None where it cannot."""
 
     number: int
     values: dict[str, Any] | None
     done: float
     fault: str = ""
     lost_rest: bool = False
+    position: tuple[int, int] | None = None
 
 
-def read_rows(path: str) -> Iterator[Row]:
-    """The rows of a table by its extension, streaming. UserError if it cannot be read as one at all."""
+def read_rows(path: str, position: tuple[int, ...] | None = None) -> Iterator[Row]:
+    """The rows of a table by its extension, streaming, from a position on. UserError if it cannot be read as one at
+    all. Rows of CSV and TSV files have no positions: a line may be in the middle of a quoted text."""
     name = name_of(path).lower()
     if name.endswith((".jsonl", ".ndjson")):
-        return _json_lines(path)
+        return _json_lines(path, *(position or (0, 0)))
     if name.endswith(".parquet"):
-        return _parquet(path)
+        return _parquet(path, *(position or (0, 0)))
     if name.endswith((".csv", ".tsv")):
         return _separated(path, "\t" if name.endswith(".tsv") else ",")
     raise UserError(f"cannot read {redact(path)} as a table: its name should end with one of {', '.join(TABLES)}")
@@ -59,20 +62,24 @@ def check_text_file(path: str) -> None:
         raise UserError(f"{redact(path)} is UTF-16: convert it first, as with `iconv -f UTF-16 -t UTF-8`")
 
 
-def read_lines(path: str) -> Iterator[bytes]:
-    """The lines of a file, with their ends; of a line longer than LONGEST_FIELD only its first part, without an end."""
+def read_lines(path: str, start: int = 0) -> Iterator[bytes]:
+    """The lines of a file from a byte on, with their ends; of a line longer than LONGEST_FIELD only its first part,
+    without an end."""
     check_text_file(path)
     with open_any(path) as file:
+        file.seek(start)
         while line := file.readline(LONGEST_FIELD):
             yield line
             while line and not line.endswith(b"\n"):
                 line = file.readline(LONGEST_FIELD)
 
 
-def _json_lines(path: str) -> Iterator[Row]:
-    done = 0
-    for number, line in enumerate(read_lines(path), 1):
+def _json_lines(path: str, start: int, rows_before: int) -> Iterator[Row]:
+    done, cut_off = start, False
+    for number, line in enumerate(read_lines(path, start), rows_before + 1):
+        position = None if cut_off else (done, number - 1)
         done += len(line)
+        cut_off |= len(line) >= LONGEST_FIELD  # its rest is not counted
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if not line.strip():
@@ -80,9 +87,9 @@ def _json_lines(path: str) -> Iterator[Row]:
         try:
             if len(line) >= LONGEST_FIELD:
                 raise ValueError(f"the line is longer than {LONGEST_FIELD:,} bytes")
-            yield Row(number, load_json_object(line.decode("utf-8")), done)
+            yield Row(number, load_json_object(line.decode("utf-8")), done, position=position)
         except ValueError as error:
-            yield Row(number, None, done, f"not a JSON object: {error}")
+            yield Row(number, None, done, f"not a JSON object: {error}", position=position)
 
 
 def _separated(path: str, delimiter: str) -> Iterator[Row]:
@@ -188,7 +195,7 @@ class _CsvRows:
             yield line
 
 
-def _parquet(path: str) -> Iterator[Row]:
+def _parquet(path: str, first_group: int, number: int) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -196,7 +203,6 @@ def _parquet(path: str) -> Iterator[Row]:
         raise UserError(f"{path} is not a regular file: give a Parquet file")
     remote = open_any(path) if is_url(path) else None
     size = remote.seek(0, os.SEEK_END) if remote else os.path.getsize(path)
-    number = 0
     try:
         file = pyarrow.parquet.ParquetFile(remote or path, page_checksum_verification=True)
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -210,19 +216,20 @@ def _parquet(path: str) -> Iterator[Row]:
             f"{redact(path)} cannot be read as Parquet: {file.metadata.num_rows:,} rows, {sum(rows):,} in its groups"
         )
     with remote or nullcontext(), file:
-        for group, count in enumerate(rows):
+        for group, count in enumerate(rows[first_group:], first_group):
             end = number + count
-            fault = "it ends too early"
+            fault, position = "it ends too early", (group, number)
             try:
                 for batch in file.iter_batches(batch_size=1024, row_groups=[group]):
                     for values in _batch_rows(batch):
                         number += 1
-                        yield Row(number, values, size * number / total)
+                        yield Row(number, values, size * number / total, position=position)
+                        position = None
             except (pyarrow.ArrowException, OSError, MemoryError, ValueError) as error:
                 fault = _one_line(error)
             if number < end:
                 fault = f"the rest of row group {group} ({end - number:,} rows) cannot be read: {fault}"
-                yield Row(number + 1, None, size * end / total, fault, lost_rest=True)
+                yield Row(number + 1, None, size * end / total, fault, lost_rest=True, position=position)
             number = end
 
 

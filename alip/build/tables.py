@@ -29,23 +29,28 @@ class TableSource(Source):
     """
 
     source_type = "table"
+    divided_from = 1 << 23  # a row may be as short as a path, and its image costs milliseconds
 
     def __init__(self, paths: list[str], fields: Fields, image_root: str | None):
         super().__init__(paths, fields)
         self.image_root = image_root
 
-    def read_unit(self, unit: int) -> Iterator[Sample]:
+    def read_unit(self, unit: int, position: tuple[int, ...] | None = None) -> Iterator[Sample]:
         path = self.units[unit]
         root = self.image_root if self.image_root is not None else folder_of(path)
-        self._check_columns(path)
-        for row in read_rows(path):
+        if position is None:
+            self._check_columns(path)
+        for row in read_rows(path, position):
             where = f"{redact(path)}, row {row.number}"
             progress = self.progress(unit, row.done)
             if row.values is None:
                 reason = "broken-input" if row.lost_rest else "broken-row"
-                yield Sample(f"row {row.number}", where, error=f"{reason}: {where}: {row.fault}", progress=progress)
+                error = f"{reason}: {where}: {row.fault}"
+                sample = Sample(f"row {row.number}", where, error=error, progress=progress)
             else:
-                yield self._sample(row.values, root, where, progress)
+                sample = self._sample(row.values, root, where, progress)
+            sample.position = row.position
+            yield sample
 
     def _check_columns(self, path: str) -> None:
         """UserError if a column that was named, or any for the image, is in none of the first rows."""

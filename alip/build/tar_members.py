@@ -35,10 +35,12 @@ class TarMembers:
 
     After a TarInfo `read(info)` gives its content; only then, as a compressed tar is read once, in order. in_place: a
     member is in a local file, uncompressed, at `info.offset_data`. done: bytes of the file read so far. Tars that were
-    concatenated are read one after the other. OSError if the file cannot be opened.
+    concatenated are read one after the other. position: of the member that came last, from which another reader may
+    begin; None in a compressed tar, one at a URL, and behind a header that holds for all members that follow. at, start:
+    such a position. OSError if the file cannot be opened.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, at: int = 0, start: int = 0):
         self._raw = open_any(path)
         head = self._raw.read(6)
         self._raw.seek(0)
@@ -52,7 +54,9 @@ class TarMembers:
         self._tar = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * BLOCK)))
         self._tar.fileobj = self._stream
         self._tar.offset = 0
-        self._start = 0  # of the archive that is read, where several are concatenated
+        self._at = at
+        self._start = start  # of the archive that is read, where several are concatenated
+        self.position: tuple[int, int] | None = None
 
     @property
     def done(self) -> int:
@@ -63,7 +67,7 @@ class TarMembers:
         self._raw.close()
 
     def __iter__(self) -> Iterator[tarfile.TarInfo | Damage]:
-        at: int | None = 0
+        at: int | None = self._at
         while at is not None:
             try:
                 self._stream.seek(at)
@@ -74,6 +78,7 @@ class TarMembers:
                 if self._size is not None and end > -(-self._size // BLOCK) * BLOCK:
                     yield Damage(f"it ends within {info.name}, {end - self._size:,} bytes before that member ends")
                     return
+                self.position = (at, self._start) if self.in_place and not self._tar.pax_headers else None
                 yield info
                 at = end
             except READ_ERRORS as error:

@@ -1,9 +1,9 @@
 """A build cut into pieces of work that any process on any machine can do: what an engine such as Ray distributes.
 
-Two passes. First every unit (an input file) becomes records under its own name in `NAME.partial/units/`; then every
-shard is put together from the units that it spans. A piece is published by its JSON file, which is written last:
-one that was killed is done again, one that is there is not. Since a shard depends on nothing but the units, the dataset
-is byte for byte the one that a build in one process gives.
+Two passes. First every unit (an input file, or a part of a large one) becomes records under its own name in
+`NAME.partial/units/`; then every shard is put together from the units that it spans. A piece is published by its JSON
+file, which is written last: one that was killed is done again, one that is there is not. Since a shard depends on
+nothing but the units, the dataset is byte for byte the one that a build in one process gives.
 """
 
 from __future__ import annotations
@@ -12,42 +12,38 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow.parquet
-from tqdm import tqdm
 
+from alip.build.division import Key, divide_units, key_of, pieces_of
 from alip.build.input_shard import InputShard
 from alip.build.joined_texts import JoinedTexts, TextFiles
 from alip.build.journal import RejectsFile
 from alip.build.prepare import CHUNK, Policy, Rejected, prepare, prepare_all
 from alip.build.shard_writer import ShardWriter
-from alip.build.sources import Source
+from alip.build.sources import Cut, Source
+from alip.cluster.pieces import Engine, collect
 from alip.data.recordio import IndexedReader, unpack_label
 from alip.data.shards import Shard
 from alip.errors import UserError
 from alip.files import read_json, write_json
-from alip.remote.urls import name_of
+from alip.remote.urls import UrlPath, name_of
+from alip.remote.writing import upload
 
 UNITS = "units"
 _GROUP = 1000
 
 
-class Engine(Protocol):
-    """run(function, job, pieces): calls function(job, *piece) for every piece, anywhere, and gives (piece, result) as
-    they come; a result may be the exception that ended the last attempt."""
-
-    def run(self, function: Callable, job: Any, pieces: Iterable[tuple]) -> Iterator[tuple[tuple, Any]]: ...
-
-
 @dataclass(frozen=True)
 class UnitJob:
     """What every piece of work needs to know. folder, name: of the dataset; work: its NAME.partial, on storage that all
-    machines share; directory: in which relative paths start."""
+    machines share; directory: in which relative paths start; target: to which shards are uploaded, None if they stay in
+    the folder."""
 
     source: Source
     policy: Policy
@@ -57,6 +53,7 @@ class UnitJob:
     name: str
     work: Path
     directory: str
+    target: UrlPath | None = None
 
     @property
     def several(self) -> bool:
@@ -68,24 +65,31 @@ class UnitJob:
         """The folder of the pieces."""
         return self.work / UNITS
 
-    def path(self, what: str, number: int, ending: str) -> Path:
-        """A file of a piece: what is "unit" or "shard". A folder has at most a few thousand of them: listing it, as
-        writing a file does, has to stay cheap."""
-        return self.units / f"{number // _GROUP:04d}" / f"{what}-{number:06d}{ending}"
+    def unit_path(self, key: Key, ending: str) -> Path:
+        """A file of a piece of the first pass. A folder has at most a few thousand of them: listing it, as writing a
+        file does, has to stay cheap."""
+        unit, part = key
+        name = f"unit-{unit:06d}" if part is None else f"unit-{unit:06d}-{part:05d}"
+        return self.units / f"{unit // _GROUP:04d}" / (name + ending)
+
+    def shard_path(self, number: int) -> Path:
+        """The JSON file of a piece of the second pass."""
+        return self.units / f"{number // _GROUP:04d}" / f"shard-{number:06d}.json"
 
 
-def prepare_unit(job: UnitJob, unit: int, careful: bool = False) -> dict:
-    """First pass: the records of one input file. careful: each sample in a process of its own, since one of them has
-    killed this piece before. Returns what its JSON file holds."""
+def prepare_unit(job: UnitJob, unit: int, cut: Cut | None = None, careful: bool = False) -> dict:
+    """First pass: the records of one input file, or of a part of it. careful: each sample in a process of its own,
+    since one of them has killed this piece before. Returns what its JSON file holds."""
     os.chdir(job.directory)
-    done = job.path("unit", unit, ".json")
+    key = key_of(unit, cut)
+    done = job.unit_path(key, ".json")
     done.parent.mkdir(exist_ok=True)
     texts = JoinedTexts(job.texts, job.work, job.several)
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=job.units) as temporary:
         shard = ShardWriter(done.parent, done.stem, Path(temporary), job.several)
         rejects = RejectsFile(Path(temporary) / "rejects.jsonl", None)
         untouched = 0
-        for result in _results(job, unit, texts, careful):
+        for result in _results(job, unit, cut, texts, careful):
             if isinstance(result, Rejected):
                 if result.fatal:
                     raise UserError(f"{result.where}: {result.message}; the flags --missing-caption and --missing-text")
@@ -95,7 +99,7 @@ def prepare_unit(job: UnitJob, unit: int, careful: bool = False) -> dict:
                 untouched += result.untouched
         rejects.sync()
         rejects.close()
-        os.replace(rejects.path, job.path("unit", unit, "-rejects.jsonl"))
+        os.replace(rejects.path, job.unit_path(key, "-rejects.jsonl"))
         samples = shard.samples
         shard.commit()
     found = {what: table.found for what in ("captions", "rewrites") if (table := getattr(texts, what))}
@@ -104,9 +108,9 @@ def prepare_unit(job: UnitJob, unit: int, careful: bool = False) -> dict:
     return content
 
 
-def _results(job: UnitJob, unit: int, texts: JoinedTexts, careful: bool) -> Iterator:
+def _results(job: UnitJob, unit: int, cut: Cut | None, texts: JoinedTexts, careful: bool) -> Iterator:
     def samples() -> Iterator:
-        for sample in job.source.samples([unit]):
+        for sample in job.source.read_part(unit, cut):
             if job.input_shard.takes(job.source, sample):
                 texts.apply(sample)
                 yield sample
@@ -118,23 +122,28 @@ def _results(job: UnitJob, unit: int, texts: JoinedTexts, careful: bool) -> Iter
     return chain.from_iterable(prepare(chunk, job.policy) for chunk in chunks)
 
 
-def write_shard(job: UnitJob, number: int, parts: list[tuple[int, int, int]]) -> dict:
-    """Second pass: one shard, from (unit, first, last) of the units that it spans. Returns its manifest entry."""
+def write_shard(job: UnitJob, number: int, parts: tuple[tuple[Key, int, int], ...]) -> dict:
+    """Second pass: one shard, from (unit and part, first, last) of the units that it spans; uploaded, if there is a
+    target. Returns its manifest entry."""
     os.chdir(job.directory)
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=job.units) as temporary:
         shard = ShardWriter(job.folder, f"{job.name}-{number:05d}", Path(temporary), job.several)
-        for unit, first, last in parts:
-            rec, idx, sidecar = (job.path("unit", unit, ending) for ending in (".rec", ".idx", ".parquet"))
+        for key, first, last in parts:
+            rec, idx, sidecar = (job.unit_path(key, ending) for ending in (".rec", ".idx", ".parquet"))
             rows = pyarrow.parquet.read_table(sidecar).slice(first, last - first).to_pylist()
             with IndexedReader(rec, idx) as records:
                 for i, row in zip(range(first, last), rows, strict=True):
                     payload = records[i]
                     shard.add_record(payload, unpack_label(payload)[0], tuple(row.values()))
-        entry = asdict(shard.commit())
-    path = job.path("shard", number, ".json")
+        entry = shard.commit()
+    if job.target is not None:
+        for name in (entry.rec, entry.idx, entry.sidecar):
+            upload(job.folder / name, (job.target / name).url)
+            (job.folder / name).unlink()
+    path = job.shard_path(number)
     path.parent.mkdir(exist_ok=True)
-    write_json(path, entry)
-    return entry
+    write_json(path, asdict(entry))
+    return asdict(entry)
 
 
 @dataclass
@@ -155,22 +164,26 @@ def build_units(job: UnitJob, engine: Engine, samples_per_shard: int, rejects: R
     for leftover in job.units.glob("tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     units = job.input_shard.units(job.source)
-    sizes = {unit: job.source.sizes[unit] for unit in units}
-    done = _all_pieces(job, engine, prepare_unit, "unit", {unit: (unit,) for unit in units}, sizes, quiet)
+    cuts = divide_units(engine, job.source, units, job.units)
+    pieces, sizes = pieces_of(job.source, units, cuts)
+    names = {"name": lambda key: name_of(job.source.units[key[0]]), "path": lambda key: job.unit_path(key, ".json")}
+    last_try = {"careful": True}
+    done = _all_pieces(job, engine, prepare_unit, "files", pieces, sizes, quiet, last_try=last_try, **names)
     counts, found = Counter(), Counter()
-    for unit in units:
-        counts.update(samples=done[unit]["samples"], untouched=done[unit]["untouched"])
-        found.update(done[unit]["found"])
-        rejects.extend(job.path("unit", unit, "-rejects.jsonl"), done[unit]["rejects"])
-    plan = plan_shards([(unit, done[unit]["samples"]) for unit in units], samples_per_shard)
-    pieces = {number: (number, parts) for number, parts in enumerate(plan)}
-    made = _all_pieces(job, engine, write_shard, "shard", pieces, dict.fromkeys(pieces, 1), quiet)
+    for key in pieces:
+        counts.update(samples=done[key]["samples"], untouched=done[key]["untouched"])
+        found.update(done[key]["found"])
+        rejects.extend(job.unit_path(key, "-rejects.jsonl"), done[key]["rejects"])
+    plan = plan_shards([(key, done[key]["samples"]) for key in pieces], samples_per_shard)
+    pieces = {number: (number, tuple(parts)) for number, parts in enumerate(plan)}
+    names = {"name": lambda number: f"shard {number}", "path": job.shard_path}
+    made = _all_pieces(job, engine, write_shard, "shards", pieces, dict.fromkeys(pieces, 1), quiet, **names)
     return UnitResult([Shard(**made[number]) for number in range(len(plan))], counts, found)
 
 
-def plan_shards(counts: list[tuple[int, int]], samples_per_shard: int) -> list[list[tuple[int, int, int]]]:
+def plan_shards(counts: list[tuple[Any, int]], samples_per_shard: int) -> list[list[tuple[Any, int, int]]]:
     """(unit, first, last) of every shard, from (unit, number of its samples) in order."""
-    plan: list[list[tuple[int, int, int]]] = []
+    plan: list[list[tuple[Any, int, int]]] = []
     room = 0
     for unit, count in counts:
         first = 0
@@ -186,33 +199,21 @@ def plan_shards(counts: list[tuple[int, int]], samples_per_shard: int) -> list[l
 
 
 def _all_pieces(
-    job: UnitJob, engine: Engine, function: Callable, what: str, pieces: dict[int, tuple], sizes: dict, quiet: bool
-) -> dict[int, dict]:
-    """The results of one pass by number: those that are there already, and the engine's."""
-    there = {path.name for path in job.units.glob(f"*/{what}-*.json")}
-    paths = {number: job.path(what, number, ".json") for number in pieces}
-    done = {number: read_json(path) for number, path in paths.items() if path.name in there}
-    missing = [piece for number, piece in pieces.items() if number not in done]
-    failed: dict[int, Exception] = {}
-    with tqdm(
-        total=sum(sizes.values()),
-        initial=sum(sizes[number] for number in done),
-        desc={"unit": "files", "shard": "shards"}[what],
-        bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
-        disable=quiet,
-    ) as bar:
-        for piece, result in engine.run(function, job, missing):
-            if isinstance(result, Exception):
-                failed[piece[0]] = result
-            else:
-                done[piece[0]] = result
-            bar.set_postfix_str(f" {len(done):,} of {len(pieces):,}, {len(failed)} failed", refresh=False)
-            bar.update(sizes[piece[0]])
-    if failed:
-        number = min(failed)
-        first = name_of(job.source.units[number]) if what == "unit" else f"shard {number}"
-        raise UserError(
-            f"{len(failed)} of {len(pieces)} pieces of work failed, the first: {first}: {failed[number]}; fix that and "
-            "run the same command again, the others are done"
-        )
-    return done
+    job: UnitJob,
+    engine: Engine,
+    function: Callable,
+    what: str,
+    pieces: dict[Hashable, tuple],
+    sizes: dict[Hashable, float],
+    quiet: bool,
+    *,
+    name: Callable[[Any], str],
+    path: Callable[[Any], Path],
+    last_try: dict[str, Any] | None = None,
+) -> dict[Hashable, dict]:
+    """The results of one pass by key: those that are there already, and the engine's. path(key): of its JSON file."""
+    there = {found.name for found in job.units.glob("*/*.json")}
+    done = {key: read_json(path(key)) for key in pieces if path(key).name in there}
+    missing = {piece: key for key, piece in pieces.items() if key not in done}
+    outcomes = engine.run(function, job, list(missing), last_try) if missing else iter(())
+    return collect(outcomes, missing, done, sizes, what=what, name=name, quiet=quiet)

@@ -22,11 +22,12 @@ from alip.build.remote_output import disk_of, open_output
 from alip.build.shard_writer import ShardWriter
 from alip.build.shuffle import ExternalShuffle
 from alip.build.sources import Sample, Source
-from alip.build.units import Engine, UnitJob, build_units
+from alip.build.units import UnitJob, build_units
+from alip.cluster.pieces import Engine
 from alip.data.shards import Manifest, Shard
 from alip.errors import UserError
 from alip.files import sync
-from alip.remote.urls import is_url, name_of
+from alip.remote.urls import is_url, local_path, name_of
 
 SAMPLES_PER_SHARD = 20_000
 
@@ -88,9 +89,10 @@ def build(
     """
     input_shard, texts = input_shard or InputShard(), texts or TextFiles()
     name = input_shard.name(name_of(str(output)))
-    if engine is not None and (is_url(str(output)) or shuffle_seed is not None):
-        what = "an --output at a URL" if shuffle_seed is None else "--shuffle"
-        raise UserError(f"{what} is not possible with --engine ray: build into a shared folder, in the source's order")
+    if engine is not None and shuffle_seed is not None:
+        raise UserError("--shuffle is not possible with --engine ray: leave it out (training mixes the samples anyway)")
+    if engine is not None and is_url(local_path(str(output))) and scratch is None:
+        raise UserError("--engine ray with an --output at a URL needs --scratch DIR, a folder that all machines share")
     options = {
         "input": source.describe(),
         "source": source.source_type,
@@ -175,7 +177,8 @@ class _Build:
         if not self.journal.last("engine"):
             self.journal.add({"engine": "units"})
         parts = (self.source, self.policy, self.texts, self.input_shard, self.folder, self.name, self.journal.folder)
-        done = build_units(UnitJob(*parts, os.getcwd()), engine, self.samples_per_shard, self.rejects, quiet)
+        job = UnitJob(*parts, os.getcwd(), self.output.target)
+        done = build_units(job, engine, self.samples_per_shard, self.rejects, quiet)
         self.shards, self.counts = done.shards, done.counts
         for what, count in done.found.items():
             getattr(texts, what).found = count

@@ -4,15 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from alip.build import units, writer
+from alip.build import division, units, writer
+from alip.build.archives import TarSource
 from alip.build.joined_texts import TextFiles
 from alip.build.open_source import open_source
 from alip.build.prepare import CaptionPolicy, Policy
+from alip.build.tables import TableSource
 from alip.build.units import plan_shards
 from alip.errors import UserError
 from tests.helpers import waiting_pieces
@@ -25,7 +30,7 @@ class InTurn:
     def __init__(self, dies=lambda function, piece: False, order=reversed):
         self.dies, self.order, self.calls = dies, order, []
 
-    def run(self, function, job, pieces):
+    def run(self, function, job, pieces, last_try=None):
         for piece in self.order(list(pieces)):
             if self.dies(function.__name__, piece):
                 raise KeyboardInterrupt
@@ -81,6 +86,50 @@ def test_several_captions(tars, tmp_path):
     assert one.captions_per_image == 2
 
 
+def write_table(tars, folder, ending):
+    """The images of a tar as files, and a table of them with a broken row."""
+    with tarfile.open(tars / "tars" / "00000.tar") as tar:
+        tar.extractall(folder, filter="data")
+    images = sorted(folder.glob("*.jpg"))
+    rows = [{"image": image.name, "text": f"text {i}", "caption": f"caption {i}"} for i, image in enumerate(images)]
+    path = folder / f"table.{ending}"
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=4)
+    else:
+        lines = [json.dumps(row) for row in rows]
+        path.write_text("\ufeff" + "\n".join([*lines[:6], "", "{broken", *lines[6:]]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tar", "damaged.tar", "jsonl", "parquet"])
+def test_a_large_file_is_done_in_parts(tars, tmp_path, monkeypatch, kind):
+    """The same bytes; and after a driver has died the file is not divided again."""
+    if kind.endswith("tar"):
+        data = b"".join((tars / "tars" / f"0000{i}.tar").read_bytes() for i in range(2))  # concatenated
+        if kind == "damaged.tar":
+            middle = len(data) // 2 // 512 * 512 - 30 * 512
+            data = data[:middle] + bytes(b ^ 0x55 for b in data[middle : middle + 2048]) + data[middle + 2048 :]
+        path = tmp_path / "large.tar"
+        path.write_bytes(data)
+    else:
+        path = write_table(tars, tmp_path, kind)
+    options = {"policy": Policy(), "workers": 0, "samples_per_shard": 32, "quiet": True}
+    one = writer.build(open_source(str(path)), tmp_path / "a" / "set", **options).manifest
+    expected = {"damaged.tar": {"broken-input", "damaged-sample"}, "jsonl": {"broken-row"}}
+    assert expected.get(kind, set()) <= set(one.rejects)
+    for source in (TarSource, TableSource):
+        monkeypatch.setattr(source, "divided_from", 1)
+    monkeypatch.setattr(division, "SAMPLES_PER_PART", 3)
+    engines = [InTurn(lambda function, piece: function == "write_shard"), InTurn()]
+    with pytest.raises(KeyboardInterrupt):
+        writer.build(open_source(str(path)), tmp_path / "b" / "set", engine=engines[0], **options)
+    other = writer.build(open_source(str(path)), tmp_path / "b" / "set", engine=engines[1], **options).manifest
+    assert other.to_json() == one.to_json() and content(one.folder) == content(other.folder)
+    names = [name for name, _ in engines[0].calls]
+    assert names.count("divide_unit") == 1 and names.count("prepare_unit") > 4
+    assert {name for name, _ in engines[1].calls} == {"write_shard"}
+
+
 @pytest.mark.parametrize("dies_at", [("prepare_unit", 2), ("write_shard", 1)])
 def test_a_driver_may_die(tars, local, tmp_path, dies_at):
     first = InTurn(lambda function, piece: (function, piece[0]) == dies_at)
@@ -98,10 +147,10 @@ def test_a_driver_may_die(tars, local, tmp_path, dies_at):
 def test_a_failed_piece_is_named_and_costs_itself_only(tars, local, tmp_path, monkeypatch):
     real = units.prepare_unit
 
-    def prepare_unit(job, unit, careful=False):
+    def prepare_unit(job, unit, cut=None, careful=False):
         if unit == 3:
             raise UserError("no such luck")
-        return real(job, unit, careful)
+        return real(job, unit, cut, careful)
 
     monkeypatch.setattr(units, "prepare_unit", prepare_unit)
     with pytest.raises(UserError, match=r"1 of 5 pieces of work failed, the first: 00003\.tar: no such luck"):
@@ -113,10 +162,10 @@ def test_a_failed_piece_is_named_and_costs_itself_only(tars, local, tmp_path, mo
 
 
 def test_what_an_engine_cannot_do_is_one_line(tars, tmp_path):
-    for options in ({"shuffle_seed": 1}, {"output": "s3://bucket/set"}):
-        output = options.pop("output", tmp_path / "set")
-        with pytest.raises(UserError, match="is not possible with --engine ray"):
-            build(tars, output, engine=InTurn(), **options)
+    with pytest.raises(UserError, match="--shuffle is not possible with --engine ray"):
+        build(tars, tmp_path / "set", engine=InTurn(), shuffle_seed=1)
+    with pytest.raises(UserError, match="needs --scratch DIR, a folder that all machines share"):
+        build(tars, "s3://bucket/set", engine=InTurn())
 
 
 @pytest.mark.parametrize("counts", [[], [0, 0], [5], [3, 0, 10, 1], [1] * 9])
@@ -145,7 +194,7 @@ def test_a_cluster_of_two_nodes_loses_one(tars, local, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    from alip.build.ray_engine import RayEngine
+    from alip.cluster.ray_engine import RayEngine
 
     monkeypatch.setattr(units, "prepare_unit", waiting_pieces.prepare_unit)
     memory = {"num_cpus": 1, "object_store_memory": 80 * 2**20}

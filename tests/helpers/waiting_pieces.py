@@ -7,7 +7,7 @@ from alip.build import units
 LOG = "pieces.log"
 
 
-def prepare_unit(job, unit, careful=False):
+def prepare_unit(job, unit, cut=None, careful=False):
     """Logs the piece and its node beside the dataset's folder; on the doomed node it does not end."""
     import ray
 
@@ -17,4 +17,4 @@ def prepare_unit(job, unit, careful=False):
         file.write(f"{unit} {node}\n")
     if node == log.with_suffix(".doomed").read_text():
         time.sleep(300)
-    return units.prepare_unit(job, unit, careful)
+    return units.prepare_unit(job, unit, cut, careful)

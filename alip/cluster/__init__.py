@@ -1,0 +1,1 @@
+"""Work on many machines: cut into pieces, distributed by an engine, collected in one list."""
