@@ -36,7 +36,7 @@ class TarMembers:
     After a TarInfo `read(info)` gives its content; only then, as a compressed tar is read once, in order. in_place: a
     member is in a local file, uncompressed, at `info.offset_data`. done: bytes of the file read so far. Tars that were
     concatenated are read one after the other. position: of the member that came last, from which another reader may
-    begin; None in a compressed tar, one at a URL, and behind a header that holds for all members that follow. at, start:
+    begin; None in a compressed tar, at a URL, and behind a header that holds for all members that follow. at, start:
     such a position. OSError if the file cannot be opened.
     """
 

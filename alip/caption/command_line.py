@@ -10,6 +10,7 @@ from alip.build.input_shard import InputShard
 from alip.caption.captioners import MAX_SIDE, Decoding
 from alip.caption.choice import ENGINES, NAMED_MODELS
 from alip.caption.endpoint.settings import KEY_VARIABLE, EndpointSettings
+from alip.cluster.ray_engine import add_flags as add_engine_flags
 from alip.model.precision import canonical
 
 
@@ -36,9 +37,23 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--rewrite needs --captioner openai:MODEL, and gives one text: no --captions-per-image")
     if arguments.captions and not arguments.rewrite:
         parser.error("--captions belongs to --rewrite: captions that the prompt names as {caption}")
+    if arguments.engine == "ray":
+        _check_cluster(parser, arguments)
     if any("=" not in option for option in arguments.option):
         parser.error("--option takes NAME=VALUE")
     return arguments
+
+
+def _check_cluster(parser: command.CommandParser, arguments: argparse.Namespace) -> None:
+    if arguments.captioner.startswith("openai:"):
+        parser.error("--engine ray runs models on the cluster: a server's captions need one machine, leave it out")
+    for flag, given in (("--limit", arguments.limit), ("--dry-run", arguments.dry_run)):
+        if given:
+            parser.error(f"{flag} is for trying things out, on one machine: leave --engine ray out")
+    if arguments.shard.count > 1:
+        parser.error("--engine ray divides the input itself: leave --shard out")
+    if arguments.device.startswith("cuda:"):
+        parser.error("--engine ray gives each worker its GPU: say --device cuda, or leave it out")
 
 
 def input_flags(group, output: str = "FILE.jsonl; its record, failures and figure are written beside it") -> None:
@@ -92,9 +107,6 @@ def _captioner_flags(group) -> None:
         default=MAX_SIDE,
         metavar="PIXELS",
         help="images for chat models and servers are shrunk to it (default: %(default)s)",
-    )
-    group.add_argument(
-        "--engine", choices=ENGINES, default=ENGINES[0], help="what runs a Hugging Face model (default: %(default)s)"
     )
     group.add_argument(
         "--rewrite",
@@ -199,6 +211,8 @@ def _run_flags(group) -> None:
         metavar="K/N",
         help="caption shard K of N of the input, one on each machine; then --merge",
     )
+    engines = "vllm: runs a Hugging Face model in vLLM; ray: any captioner, on all machines of a Ray cluster"
+    add_engine_flags(group, (*ENGINES, "ray"), engines)
     group.add_argument("--merge", nargs="+", metavar="SHARD.jsonl", help="join the outputs of all shards into --output")
     group.add_argument(
         "--trust-keys", action="store_true", help="skip images whose key has a caption, without reading them"

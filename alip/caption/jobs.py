@@ -11,7 +11,7 @@ import torch
 
 from alip.build.sources import Sample
 from alip.caption.captioners import Decoding
-from alip.caption.choice import CaptionerChoice, decoding_for, open_captioner
+from alip.caption.choice import ENGINES, CaptionerChoice, decoding_for, open_captioner
 from alip.caption.preprocessing import PreparedImage, Preprocessing, without_image
 from alip.caption.run import image_identity
 from alip.caption.store import CaptionStore
@@ -58,31 +58,39 @@ def choice_of(arguments: argparse.Namespace) -> CaptionerChoice:
         num_beams=1,
         sample=arguments.sample or (arguments.captions_per_image > 1 and not arguments.captioner.startswith("file:")),
     )
+    engine = ENGINES[0] if arguments.engine == "ray" else arguments.engine  # the cluster's workers run the same
     names = ("base_url", "concurrency", "request_timeout", "outage_timeout", "retries", "price_in", "price_out")
     return CaptionerChoice(
         name=arguments.captioner,
         prompt=arguments.prompt,
-        decoding=decoding_for(arguments.captioner, arguments.engine, decoding, arguments.num_beams),
+        decoding=decoding_for(arguments.captioner, engine, decoding, arguments.num_beams),
         precision=arguments.precision,
         options=dict(option.split("=", 1) for option in arguments.option),
         max_side=arguments.max_side,
-        engine=arguments.engine,
+        engine=engine,
         endpoint={name: getattr(arguments, name) for name in names} | {"key_variable": arguments.api_key_env},
     )
 
 
-def job_of(choice: CaptionerChoice, arguments: argparse.Namespace, device: torch.device) -> Job:
-    """The job that the arguments ask for. UserError for a captioner that cannot be opened."""
+def settings_of(choice: CaptionerChoice, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a run that captions; nothing is opened. UserError for what cannot go together."""
     cleaning = {"strip_lead": arguments.strip_lead, "collapse_repeats": not arguments.keep_repeats}
     settings = choice.settings() | {"cleaning": cleaning}
     settings["shard"] = [arguments.shard.index + 1, arguments.shard.count]
-    if arguments.rewrite:
-        return _rewriting(choice, arguments, settings, cleaning)
     per_image = arguments.captions_per_image
     if per_image > 1:
         if choice.source()[0] == "existing":
             raise UserError("--captions-per-image samples captions: existing ones are what they are")
         settings |= {"captions_per_image": per_image, "seed": arguments.seed}
+    return settings
+
+
+def job_of(choice: CaptionerChoice, arguments: argparse.Namespace, device: torch.device) -> Job:
+    """The job that the arguments ask for. UserError for a captioner that cannot be opened."""
+    settings, per_image = settings_of(choice, arguments), arguments.captions_per_image
+    cleaning = settings["cleaning"]
+    if arguments.rewrite:
+        return _rewriting(choice, arguments, settings, cleaning)
     captioner = open_captioner(choice, device)
     sampled = choice.decoding.sample or per_image > 1
     work = CaptionWork(captioner, cleaning, arguments.seed if sampled else None, per_image)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import sys
+from pathlib import Path
 from typing import Any
 
 from alip import distributed
@@ -32,6 +33,12 @@ def main(argv: list[str] | None = None) -> int:
     choice = choice_of(arguments)
     source = open_input(arguments)
     with world_of_ranks(arguments.output) as world:
+        if arguments.engine == "ray":
+            from alip.caption.on_cluster import caption_on_cluster
+
+            if world.world_size > 1:
+                raise UserError("--engine ray starts its workers itself: start the command without torchrun")
+            return caption_on_cluster(choice, source, arguments)
         if arguments.engine == "vllm" and world.world_size > 1:
             raise UserError(
                 "--engine vllm takes its GPUs itself: start it without torchrun, with --option tensor_parallel_size=N "
@@ -81,7 +88,7 @@ def caption(source: Source, job: Job, store: CaptionStore, world: World, argumen
     """One pass of all ranks over the source, the merge and the summary. Returns the exit status, on every rank."""
     run, tally = run_pass(source, job, store, world, arguments)
     tallies = distributed.gather_objects(tally, world)
-    return from_rank_0(lambda: finish(store, run, tallies, job, arguments), world)
+    return from_rank_0(lambda: finish(store, run, tallies, job.by_image, arguments), world)
 
 
 def run_pass(
@@ -116,18 +123,32 @@ def run_pass(
     return run, tally
 
 
-def finish(store: CaptionStore, run: int, tallies: list[Tally], job: Job, arguments: argparse.Namespace) -> int:
-    """Rank 0: merges the parts, writes the record and the figure, prints the summary. Returns the exit status."""
+def finish(
+    store: CaptionStore,
+    run: int,
+    tallies: list[Tally],
+    by_image: bool,
+    arguments: argparse.Namespace,
+    *,
+    captioner: dict[str, Any] | None = None,
+    failures: list[Path] | None = None,
+) -> int:
+    """Rank 0: merges the parts, writes the record and the figure, prints the summary. Returns the exit status.
+
+    captioner: its metadata, where they were not known when the run began. failures: see CaptionStore.merge.
+    """
     total = Tally()
     for tally in tallies:
         total.add(tally)
     summary = CaptionSummary(arguments.seed, {key for _, key, _ in total.sampled})
     record = begin_record(store)
-    store.merge(run, summary.observe)
+    if captioner is not None:
+        record["metadata"]["captioner"] = captioner
+    store.merge(run, summary.observe, failures)
     result = summary.result()
     complete_record(record, total, summary.lines, arguments.allow_failures)
     record["summary"] = result
-    if total.sampled and result["captions"] and job.by_image:
+    if total.sampled and result["captions"] and by_image:
         pairs = read_pairs(total, summary.captions_of)
         if pairs:
             title = (

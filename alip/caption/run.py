@@ -37,7 +37,7 @@ class RankShard:
         limit: only the first `limit` samples of the source, over all ranks. by_image: COCO's and Karpathy's samples are
         sentences, IMAGE#0, IMAGE#1 …; then their key is IMAGE.
         """
-        by_key = _by_image if by_image else lambda source, samples: samples
+        by_key = images_of if by_image else lambda source, samples: samples
         if limit is None and len(source.units) >= UNITS_PER_RANK * self.ranks:
             yield from by_key(source, source.samples(list(range(self.rank, len(source.units), self.ranks))))
             return
@@ -46,7 +46,8 @@ class RankShard:
                 yield sample
 
 
-def _by_image(source: Source, samples: Iterable[Sample]) -> Iterator[Sample]:
+def images_of(source: Source, samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples with the keys of their images: those of COCO's and Karpathy's samples are of sentences."""
     for sample in samples:
         if source.source_type in ("coco", "karpathy") and not sample.error:
             sample.key = sample.metadata["image_id"]

@@ -151,6 +151,7 @@ class CaptionStore:
         self.parts.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         if restart:
+            self.forget_pieces()
             for path in [self.output, self.run_file, self.failures, *self.parts.glob("*.jsonl")]:
                 path.unlink(missing_ok=True)
         record = self.read_run()
@@ -223,10 +224,10 @@ class CaptionStore:
                     written[position] = True
                     yield line
 
-    def merge(self, run: int, observe: Any = None) -> None:
+    def merge(self, run: int, observe: Any = None, failures: list[Path] | None = None) -> None:
         """Writes captions.jsonl and captions-failures.jsonl from all parts, then removes the parts.
 
-        observe: called with each merged line.
+        observe: called with each merged line. failures: the files with this pass's failures; None: those of the run.
         """
 
         def lines() -> Iterator[dict[str, Any]]:
@@ -235,12 +236,19 @@ class CaptionStore:
                     observe(line)
                 yield line
 
-        failures = sorted(self.parts.glob(f"failures-{run:06d}-*.jsonl"))
+        if failures is None:
+            failures = sorted(self.parts.glob(f"failures-{run:06d}-*.jsonl"))
         old_parts = sorted(self.parts.glob("*.jsonl"))
         with atomic_write(self.failures, text=True) as file:
             file.writelines(to_line(line) for path in failures for line in read_lines(path))
         self.write_output(lines())
+        self.forget_pieces()
         for path in old_parts:
+            path.unlink()
+
+    def forget_pieces(self) -> None:
+        """Removes what says which pieces of a pass on a cluster are done (on_cluster.py), not their lines."""
+        for path in [*self.parts.glob("*.json")]:
             path.unlink()
 
     def write_output(self, lines: Iterator[dict[str, Any]]) -> None:

@@ -21,24 +21,8 @@ from alip.build.tables import TableSource
 from alip.build.units import plan_shards
 from alip.errors import UserError
 from tests.helpers import waiting_pieces
+from tests.helpers.engines import InTurn
 from tests.helpers.shards import ROOT, make_tars
-
-
-class InTurn:
-    """An engine in this process. dies(function, piece): raises where a driver is to die. order: of the pieces."""
-
-    def __init__(self, dies=lambda function, piece: False, order=reversed):
-        self.dies, self.order, self.calls = dies, order, []
-
-    def run(self, function, job, pieces, last_try=None):
-        for piece in self.order(list(pieces)):
-            if self.dies(function.__name__, piece):
-                raise KeyboardInterrupt
-            self.calls.append((function.__name__, piece[0]))
-            try:
-                yield piece, function(job, *piece)
-            except UserError as error:
-                yield piece, error
 
 
 @pytest.fixture(scope="module")
