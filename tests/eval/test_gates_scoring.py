@@ -17,12 +17,14 @@ from alip.data.score_table import SCORES, ScoreTable
 from alip.data.shards import load_manifest, read_texts
 from alip.distributed import World
 from alip.errors import UserError
+from alip.eval.gates import on_cluster
 from alip.eval.gates.page_data import collect
 from alip.eval.gates.run_checkpoints import find_checkpoints, open_scorer
 from alip.eval.gates.scoring import score_dataset
 from alip.model import create_model
 from alip.tokens import tokenize, unpack_label
 from tests.eval.conftest import TINY
+from tests.helpers.engines import InTurn
 from tests.helpers.ranks import on_ranks
 from tests.helpers.shards import build_shards, make_captioned_tars, make_tars
 
@@ -245,3 +247,31 @@ def test_each_caption_has_the_row_that_it_has_as_the_only_one(checkpoint, captio
         assert len(page["rows"]["image"]) == len(page["rows"]["index"]) < len(rows) and all(page["rows"]["image"])
     on_ranks(2, score_on_rank, checkpoint, captioned / "all", tmp_path / "ranks.parquet")
     assert pq.read_table(tmp_path / "ranks.parquet").equals(table)
+
+
+def test_by_pieces_it_is_the_same_table(checkpoint, few, tmp_path, monkeypatch):
+    """Whoever does them, whoever dies: what is done is not done again, unless the checkpoints are others."""
+    monkeypatch.setattr(on_cluster, "SAMPLES_PER_PIECE", 16)
+    threads = torch.get_num_threads()
+    columns = {"is_mismatched": "odd"}
+
+    def by_pieces(engine, checkpoints):
+        options = {"columns": columns, "batch_size": 8, "device": "cpu", "quiet": True}
+        on_cluster.score_on_cluster(engine, checkpoints, {}, str(few), tmp_path / "b.parquet", **options)
+
+    try:
+        torch.set_num_threads(1)
+        table = score(checkpoint, few, tmp_path / "a.parquet", columns=columns)
+        with pytest.raises(KeyboardInterrupt):
+            by_pieces(InTurn(lambda name, piece: piece[0] == 1), [checkpoint])
+        by_pieces(second := InTurn(), [checkpoint])
+        assert [number for _, number in second.calls] == [1, 0]
+        assert (tmp_path / "b.parquet").read_bytes() == (tmp_path / "a.parquet").read_bytes() and table.num_rows == 53
+        assert not (tmp_path / "b.parquet.pieces").exists()
+        other = save_checkpoint(tmp_path / "other.pt", 1, recipe={"gamma_sample": 3.0, "gamma_pair": 1.5})
+        with pytest.raises(KeyboardInterrupt):
+            by_pieces(InTurn(lambda name, piece: piece[0] == 0), [checkpoint])
+        by_pieces(third := InTurn(), [other])
+        assert len(third.calls) == 4, "the pieces of other checkpoints are not taken"
+    finally:
+        torch.set_num_threads(threads)

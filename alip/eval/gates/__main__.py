@@ -13,13 +13,15 @@ import argparse
 from pathlib import Path
 
 from alip import command, distributed
+from alip.cluster.ray_engine import add_flags as add_engine_flags
+from alip.cluster.ray_engine import engine_of
 from alip.data.score_table import LABELS, ScoreTable
 from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError, run_command
 from alip.eval.gates.labels import matched_aucs, summarize
 from alip.eval.gates.page import write_page
 from alip.eval.gates.page_data import collect
-from alip.eval.gates.run_checkpoints import find_checkpoints, open_scorer, same_recipe
+from alip.eval.gates.run_checkpoints import check_recipes, find_checkpoints, open_scorer
 from alip.eval.gates.scoring import score_dataset, summary_columns
 from alip.files import write_json
 
@@ -49,6 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=command.count, default=256)
     add("--workers", type=command.whole(1, command.MOST_WORKERS), default=2, help="decoding threads per rank")
     add("--device", default="auto", help="auto, cpu or cuda")
+    add_engine_flags(parser)
     add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args()
 
@@ -58,27 +61,25 @@ def main() -> None:
     args = parse_arguments()
     if args.output.suffix == ".parquet" or args.output.is_file():
         raise UserError(f"--output {args.output}: give a folder; the table becomes gates.parquet in it")
-    world = distributed.start(args.device, timeout_minutes=60)
+    world = distributed.start("cpu" if args.engine == "ray" else args.device, timeout_minutes=60)
     try:
-        manifest = load_manifest(args.data)
+        manifest, path = load_manifest(args.data), args.output / "gates.parquet"
         overrides = {name: getattr(args, name) for name in ("gamma_sample", "gamma_pair")}
         overrides |= {f"use_{name}_weight": getattr(args, f"{name}_weight") for name in ("sample", "text", "caption")}
         paths = [path for run in args.checkpoint for path in find_checkpoints(run, args.average)]
-        scorers = [open_scorer(path, overrides, world.device) for path in paths]
-        if not same_recipe(scorers):
-            raise UserError("the checkpoints were trained with different gates: give --gamma-sample and the others")
-        path = args.output / "gates.parquet"
         columns = {"is_mismatched": args.mismatch_column, "is_caption_mismatched": args.caption_mismatch_column}
-        score_dataset(
-            scorers,
-            manifest,
-            path,
-            world,
-            columns=columns,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            quiet=args.quiet,
-        )
+        options = {"columns": columns, "batch_size": args.batch_size, "workers": args.workers, "quiet": args.quiet}
+        if args.engine == "ray":
+            from alip.eval.gates.on_cluster import score_on_cluster
+
+            if world.world_size > 1:
+                raise UserError("--engine ray starts its workers itself: start the command without torchrun")
+            with engine_of(args) as engine:
+                score_on_cluster(engine, paths, overrides, args.data, path, device=args.device, **options)
+        else:
+            scorers = [open_scorer(path, overrides, world.device) for path in paths]
+            check_recipes(scorers)
+            score_dataset(scorers, manifest, path, world, **options)
         if world.is_main:
             report(path, manifest, args.output)
     finally:

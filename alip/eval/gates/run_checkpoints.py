@@ -115,6 +115,7 @@ def _recipe(path: Path, content: dict[str, Any], overrides: dict[str, Any]) -> G
     return GateRecipe(**values)
 
 
-def same_recipe(scorers: Sequence[Scorer]) -> bool:
-    """True if all checkpoints have the same settings: averaging others compares unlike weights."""
-    return all(one.recipe == scorers[0].recipe for one in scorers)
+def check_recipes(scorers: Sequence[Scorer]) -> None:
+    """UserError unless all checkpoints have the same settings: averaging others compares unlike weights."""
+    if any(one.recipe != scorers[0].recipe for one in scorers):
+        raise UserError("the checkpoints were trained with different gates: give --gamma-sample and the others")

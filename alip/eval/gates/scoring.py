@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -42,23 +42,35 @@ def score_dataset(
     taken without augmentation. All ranks call it; each handles a run of whole batches, always the same batches, so the
     table is the same on any number of ranks. Rank 0 returns when the table is complete.
     """
-    columns = {name: columns[name] for name in LABELS if columns and columns.get(name)}
-    metadata = {"data": data_metadata(manifest), "checkpoints": [scorer.source for scorer in scorers]}
-    several = manifest.captions_per_image > 1
-    schema = table_schema(list(columns), metadata | {"batch_size": batch_size}, several)
+    columns = chosen_labels(columns)
+    schema = schema_of([scorer.source for scorer in scorers], manifest, columns, batch_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     part = _part_path(output, world.rank)
     if world.is_main:
         _remove_other_parts(output, world.world_size)
     try:
-        rows = _rows(scorers, manifest, world, columns, batch_size, workers, quiet)
-        _write(part, schema, (pa.RecordBatch.from_pydict(columns_of, schema=schema) for columns_of in rows))
+        scoring = Scoring(scorers, manifest, world, columns, batch_size, workers)
+        mine = share(scoring.batches, world)
+        hidden = quiet or not world.is_main
+        with tqdm(total=len(mine), desc="scoring", unit="batch", disable=hidden or None, dynamic_ncols=True) as bar:
+            scoring.write(part, schema, mine, bar.update)
         barrier(world)
         if world.is_main:
-            _join([_part_path(output, rank) for rank in range(world.world_size)], output, schema)
+            join([_part_path(output, rank) for rank in range(world.world_size)], output, schema)
         barrier(world)  # no rank removes its part before it is read
     finally:
         part.unlink(missing_ok=True)
+
+
+def chosen_labels(columns: dict[str, str] | None) -> dict[str, str]:
+    """{label: field of the sources' JSON}, those that are given, in the table's order."""
+    return {name: columns[name] for name in LABELS if columns and columns.get(name)}
+
+
+def schema_of(sources: list[dict[str, Any]], manifest: Manifest, columns: dict[str, str], batch_size: int) -> pa.Schema:
+    """The table's schema. sources: of the scorers."""
+    metadata = {"data": data_metadata(manifest), "checkpoints": sources, "batch_size": batch_size}
+    return table_schema(list(columns), metadata, manifest.captions_per_image > 1)
 
 
 def _part_path(output: Path, rank: int) -> Path:
@@ -74,45 +86,54 @@ def _remove_other_parts(output: Path, world_size: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def _rows(
-    scorers: Sequence[Scorer],
-    manifest: Manifest,
-    world: World,
-    columns: dict[str, str],
-    batch_size: int,
-    workers: int,
-    quiet: bool,
-) -> Iterator[dict[str, Any]]:
-    """This rank's rows, one batch at a time, as {column: values}."""
-    loader = create_loader(
-        manifest,
-        batch_size,
-        **scorers[0].model.input_format,
-        # Alone, as far as the loader knows: it would split a batch over the ranks, here each takes whole ones.
-        world=World(local_rank=world.local_rank, device=world.device),
-        threads=workers,
-        augmentation=None,
-        shuffle=False,
-        drop_last=False,
-        caption_sampling="first",
-    )
-    several = manifest.captions_per_image > 1
-    mine = share(-(-manifest.samples // batch_size), world)
-    start, stop = (min(edge * batch_size, manifest.samples) for edge in (mine.start, mine.stop))
-    texts = _texts(manifest, start)
-    hidden = quiet or not world.is_main
-    with tqdm(total=stop - start, desc="scoring", unit="sample", disable=hidden or None, dynamic_ncols=True) as bar:
-        for batch in islice(loader.epoch(0, start), len(mine)):
+class Scoring:
+    """Scores runs of whole batches of a dataset. batches: how many there are; the others as `score_dataset`."""
+
+    def __init__(
+        self,
+        scorers: Sequence[Scorer],
+        manifest: Manifest,
+        world: World,
+        columns: dict[str, str],
+        batch_size: int,
+        workers: int,
+    ):
+        self.scorers, self.manifest, self.columns, self.batch_size = scorers, manifest, columns, batch_size
+        self.batches = -(-manifest.samples // batch_size)
+        self.loader = create_loader(
+            manifest,
+            batch_size,
+            **scorers[0].model.input_format,
+            # Alone, as far as the loader knows: it would split a batch over the ranks, here each takes whole ones.
+            world=World(local_rank=world.local_rank, device=world.device),
+            threads=workers,
+            augmentation=None,
+            shuffle=False,
+            drop_last=False,
+            caption_sampling="first",
+        )
+
+    def write(self, path: Path, schema: pa.Schema, batches: range, on_batch: Callable[[], Any]) -> None:
+        """The rows of some batches, as a table. on_batch(): called after each."""
+        found = self._rows(batches, on_batch)
+        _write(path, schema, (pa.RecordBatch.from_pydict(columns_of, schema=schema) for columns_of in found))
+
+    def _rows(self, batches: range, on_batch: Callable[[], Any]) -> Iterator[dict[str, Any]]:
+        """One batch at a time, as {column: values}."""
+        manifest, several = self.manifest, self.manifest.captions_per_image > 1
+        start = min(batches.start * self.batch_size, manifest.samples)
+        texts = _texts(manifest, start)
+        for batch in islice(self.loader.epoch(0, start), len(batches)):
             index, captions = batch.index.numpy(), None
             rows = list(islice(texts, len(index))) if texts else _decoded(batch)
             if several:
-                captions = loader.records.captions(index)
+                captions = self.loader.records.captions(index)
                 rows = _for_each_caption(manifest, rows, captions[0], index)
                 captions = tuple(map(torch.from_numpy, captions))
-            scores = torch.stack([scorer.score(batch, captions) for scorer in scorers]).mean(0).float().numpy()
+            scores = torch.stack([scorer.score(batch, captions) for scorer in self.scorers]).mean(0).float().numpy()
             of_rows = index if captions is None else index.repeat(captions[0].numpy())
-            yield _as_columns(manifest, of_rows, rows, columns) | dict(zip(SCORES, scores, strict=True))
-            bar.update(len(index))
+            yield _as_columns(manifest, of_rows, rows, self.columns) | dict(zip(SCORES, scores, strict=True))
+            on_batch()
 
 
 def _texts(manifest: Manifest, start: int) -> Iterator[dict] | None:
@@ -178,8 +199,8 @@ def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> 
             writer.write_table(pa.Table.from_batches(waiting), row_group_size=ROWS)
 
 
-def _join(parts: list[Path], output: Path, schema: pa.Schema) -> None:
-    """The ranks' parts, in order, as one table under its final name."""
+def join(parts: list[Path], output: Path, schema: pa.Schema) -> None:
+    """Parts, in order, as one table under its final name."""
     with ExitStack() as stack:
         files = [stack.enter_context(pq.ParquetFile(part)) for part in parts]
         batches = (batch for file in files for batch in file.iter_batches(batch_size=ROWS))
