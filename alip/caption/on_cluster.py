@@ -13,7 +13,6 @@ The merge is that of every pass (store.py): names are in the order of the input,
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
@@ -27,14 +26,11 @@ import torch
 
 from alip.build.division import Key, divide_units, key_of, pieces_of
 from alip.build.sources import ByteRange, Cut, Source
-from alip.caption.choice import CaptionerChoice
-from alip.caption.jobs import choice_of, job_of, settings_of
-from alip.caption.reporting import describe_run
+from alip.caption.jobs import choice_of, job_of
 from alip.caption.run import Output, Pass, Tally, images_of
 from alip.caption.store import CaptionStore, PartWriter
 from alip.cluster.pieces import Engine, collect
-from alip.cluster.ray_engine import RayEngine
-from alip.distributed import World, pick_device
+from alip.distributed import pick_device
 from alip.files import read_json, write_json
 from alip.remote.urls import name_of
 
@@ -110,20 +106,19 @@ def from_json(content: dict[str, Any]) -> Tally:
     return Tally(**counts, failed=Counter(content["failed"]), sampled=sampled)
 
 
-def caption_on_cluster(choice: CaptionerChoice, source: Source, arguments: argparse.Namespace) -> int:
-    """One pass over the source by a Ray cluster, the merge and the summary. Returns the exit status."""
-    settings, store = settings_of(choice, arguments), CaptionStore(arguments.output)
-    with RayEngine(arguments.ray_address) as engine, contextlib.closing(store):
-        run = store.begin_run(settings, describe_run({}, source, World()), arguments.restart)
-        return caption_units(engine, source, store, run, arguments)
+@dataclass(frozen=True)
+class Captioned:
+    """What the pieces of a pass gave. captioner: its metadata; failures: the pieces' files, in order."""
+
+    tallies: list[Tally]
+    captioner: dict[str, Any]
+    failures: list[Path]
 
 
-def caption_units(
+def caption_pieces(
     engine: Engine, source: Source, store: CaptionStore, run: int, arguments: argparse.Namespace, quiet: bool = False
-) -> int:
-    """The pieces that are not done yet, then the end of the pass."""
-    from alip.caption.pipeline import finish
-
+) -> Captioned:
+    """One pass over the source: the pieces that are not done yet. UserError names the first that failed."""
     units = CaptionUnits(arguments, source, _begin_pass(store, source, run), os.getcwd())
     numbers = list(range(len(source.units)))
     is_divided = source.source_type not in ("coco", "karpathy")  # there the sentences of an image are far apart
@@ -145,9 +140,9 @@ def caption_units(
         quiet=quiet,
     )
     _remove_leftovers(store)
+    contents = [done[key] for key in pieces]
     failures = [units.paths(key)[1] for key in pieces]
-    tallies, captioner = [done[key][1] for key in pieces], done[next(iter(pieces))][0]["captioner"]
-    return finish(store, run, tallies, True, arguments, captioner=captioner, failures=failures)
+    return Captioned([tally for _, tally in contents], contents[0][0]["captioner"], failures)
 
 
 def _begin_pass(store: CaptionStore, source: Source, run: int) -> int:

@@ -12,13 +12,16 @@ from typing import Any
 from alip import distributed
 from alip.build.open_source import open_source
 from alip.build.sources import Fields, Source
+from alip.caption.choice import CaptionerChoice
 from alip.caption.command_line import parse
-from alip.caption.jobs import Job, choice_of, job_of
+from alip.caption.jobs import Job, choice_of, job_of, settings_of
 from alip.caption.merging import merge_outputs
 from alip.caption.reporting import Bar, count_folder, describe_run, judge, read_pairs, report
 from alip.caption.run import Output, Pass, RankShard, Tally
 from alip.caption.store import CaptionStore, PartWriter
 from alip.caption.summary import CaptionSummary, plot_pairs
+from alip.cluster.pieces import Engine
+from alip.cluster.ray_engine import engine_of
 from alip.distributed import World
 from alip.errors import UserError
 
@@ -34,11 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     source = open_input(arguments)
     with world_of_ranks(arguments.output) as world:
         if arguments.engine == "ray":
-            from alip.caption.on_cluster import caption_on_cluster
-
             if world.world_size > 1:
                 raise UserError("--engine ray starts its workers itself: start the command without torchrun")
-            return caption_on_cluster(choice, source, arguments)
+            with engine_of(arguments) as engine:
+                return caption_on_cluster(engine, source, choice, arguments)
         if arguments.engine == "vllm" and world.world_size > 1:
             raise UserError(
                 "--engine vllm takes its GPUs itself: start it without torchrun, with --option tensor_parallel_size=N "
@@ -82,6 +84,20 @@ def world_of_ranks(output: Any) -> Any:
         ) from error
     finally:
         distributed.stop()
+
+
+def caption_on_cluster(
+    engine: Engine, source: Source, choice: CaptionerChoice, arguments: argparse.Namespace, quiet: bool = False
+) -> int:
+    """One pass by an engine over the source, the merge and the summary. Returns the exit status."""
+    from alip.caption.on_cluster import caption_pieces
+
+    with contextlib.closing(CaptionStore(arguments.output)) as store:
+        metadata = describe_run({}, source, World())
+        run = store.begin_run(settings_of(choice, arguments), metadata, arguments.restart)
+        found = caption_pieces(engine, source, store, run, arguments, quiet)
+        more = {"captioner": found.captioner, "failures": found.failures}
+        return finish(store, run, found.tallies, True, arguments, **more)
 
 
 def caption(source: Source, job: Job, store: CaptionStore, world: World, arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alip.files import atomic_path
+from alip.files import atomic_path, parse_json
 from alip.model.weights import weights_hash
 
 _VERSION = 1  # raise it when the same inputs give other features
@@ -43,3 +43,20 @@ def write(folder: Path, key: str, values: Mapping[str, Tensor], metadata: Mappin
     texts = {name: json.dumps(value) for name, value in (metadata or {}).items()}
     with atomic_path(folder / f"{key}.safetensors") as path:
         save_file({name: value.cpu().contiguous() for name, value in values.items()}, str(path), texts)
+
+
+def is_whole(path: Path) -> bool:
+    """True if there is a file whose length is the one that its header states."""
+    try:
+        with safe_open(str(path), framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def read_part(path: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+    """The tensors of a file with its `unreadable` images (name, reason)."""
+    with safe_open(str(path), framework="pt") as file:
+        values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        failures = parse_json((file.metadata() or {}).get("unreadable", "[]"), str(path))
+    return values, [(name, reason) for name, reason in failures]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from alip.distributed import broadcast_object
 from alip.eval import cache
-from alip.eval.features import Encoding, encode_images
+from alip.eval.features import Encoding, Part, batch_size_for, encode_images
 from alip.eval.image_readers import Images
 from alip.files import parse_json
 
@@ -115,12 +115,16 @@ def encode_stored(
     key = cache.key_of(model, "stored", images.cache_key(), encoding.resolved_precision(), count, *own)
     paths = [folder / f"{key}-{number:05d}.safetensors" for number in range(count)]
     parts: list[tuple[Tensor, list[tuple[str, str]]]] = []
+    if encoding.cluster is not None:  # it writes the same files, each by one machine
+        ranges = [range(number, len(images), count) for number in range(count)]
+        missing = {p: Part(r, batch_size_for(len(r), encoding.batch_size)) for p, r in zip(paths, ranges)}
+        encoding.cluster.encode(images, transform, encoding, missing, label)
     for number, path in enumerate(paths):
         found = broadcast_object(_labels_in(path) if encoding.world.is_main else None, encoding.world)
         if found is None:
             part = SomeImages(images, range(number, len(images), count))
             title = label if count == 1 else f"{label}, file {number + 1} of {count}"
-            new = encode_images(model, part, replace(encoding, cache=None), title, transform)
+            new = encode_images(model, part, replace(encoding, cache=None, cluster=None), title, transform)
             found = new.labels.cpu(), new.unreadable
             if encoding.world.is_main:
                 metadata = {"unreadable": new.unreadable}

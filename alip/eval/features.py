@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,8 @@ from alip.eval import cache
 from alip.eval.image_loader import ImageBatches
 from alip.eval.image_readers import Images
 from alip.model.precision import autocast, resolve
+
+PART_IMAGES = 1 << 12  # of a piece of work on a cluster; smaller datasets stay on this machine
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,30 @@ class FeatureMemory:
             del self._kept[next(iter(self._kept))]
 
 
+class Cluster(Protocol):
+    """Machines that encode images (feature_cluster.py)."""
+
+    def encode(
+        self, images: Images, transform: Callable | None, encoding: Encoding, parts: dict[Path, Part], label: str
+    ) -> None:
+        """Writes the features of parts of the images to files, those that are not there."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some positions in a dataset, and the images of a step."""
+
+    positions: range
+    batch_size: int
+
+
 @dataclass(frozen=True)
 class Encoding:
     """How to compute features.
 
     batch_size: images per step and rank; texts too. workers: threads or processes per rank that read images.
     precision: a name of alip.model.precision. cache: a folder, or None for no cache. memory: features of one model that
-    several tasks, datasets or lists of prompts use.
+    several tasks, datasets or lists of prompts use. cluster: what encodes images on other machines, None: nothing.
     """
 
     world: World = field(default_factory=World)
@@ -87,6 +106,7 @@ class Encoding:
     cache: Path | None = None
     progress: bool = True
     memory: FeatureMemory | None = None
+    cluster: Cluster | None = None
 
     def resolved_precision(self) -> str:
         """`precision` with "auto" decided for this machine."""
@@ -141,23 +161,64 @@ def _cached_images(
         kept = encoding.cached(key)
         if kept is not None:
             return ImageFeatures(kept["features"], kept["labels"], kept["positions"], [])
-    found = _encode_images(model, images, encoding, label, transform or model.preprocess(is_train=False))
+    if encoding.cluster is not None and len(images) > PART_IMAGES:
+        found = _encode_on_cluster(model, images, encoding, label, transform, own)
+    else:
+        found = _encode_images(model, images, encoding, label, transform or model.preprocess(is_train=False))
     if encoding.cache is not None and encoding.world.is_main and not found.unreadable:
         values = {"features": found.features, "labels": found.labels, "positions": found.positions}
         cache.write(encoding.cache, key, values)
     return found
 
 
+def _encode_on_cluster(
+    model: nn.Module, images: Images, encoding: Encoding, label: str, transform: Callable | None, own: list[str]
+) -> ImageFeatures:
+    """From files of PART_IMAGES images each, which are removed when all are there."""
+    size = batch_size_for(len(images), encoding.batch_size)
+    key = cache.key_of(model, "parts", images.cache_key(), encoding.resolved_precision(), size, *own)
+    starts = range(0, len(images), PART_IMAGES)
+    paths = [encoding.cache / f"{key}-{number:05d}.safetensors" for number in range(len(starts))]
+    parts = {p: Part(range(at, min(at + PART_IMAGES, len(images))), size) for p, at in zip(paths, starts)}
+    encoding.cluster.encode(images, transform, encoding, parts, label)
+    found = [cache.read_part(path) for path in paths]
+    unreadable = [failure for _, failures in found for failure in failures]
+    check_readable(images, unreadable)
+    columns = {name: torch.cat([values[name] for values, _ in found]) for name in ("features", "labels", "positions")}
+    for path in paths:
+        path.unlink()
+    device = encoding.world.device
+    return ImageFeatures(*(values.to(device) for values in columns.values()), unreadable)
+
+
 def _encode_images(
     model: nn.Module, images: Images, encoding: Encoding, label: str, transform: Callable
 ) -> ImageFeatures:
     world = encoding.world
-    mine = share(len(images), world)
-    # One shape for every batch of every rank, so that rounding does not depend on the number of ranks; a small dataset
-    # takes smaller batches, so that padding the last one stays cheap.
-    batch_size = min(encoding.batch_size, -(-len(images) // 4))
+    size = batch_size_for(len(images), encoding.batch_size)
+    found = encode_part(model, images, encoding, Part(share(len(images), world), size), label, transform)
+    unreadable = [failure for part in gather_objects(found.unreadable, world) for failure in part]
+    check_readable(images, unreadable)
+    columns = (found.features, found.labels.to(world.device), found.positions.to(world.device))
+    return ImageFeatures(*(gather_rows(column, world) for column in columns), unreadable)
+
+
+def batch_size_for(images: int, batch_size: int) -> int:
+    """One shape for every batch of every rank and machine, so that rounding does not depend on how many there are; a
+    small dataset takes smaller batches, so that padding the last one stays cheap."""
+    return min(batch_size, -(-images // 4))
+
+
+def encode_part(
+    model: nn.Module, images: Images, encoding: Encoding, part: Part, label: str, transform: Callable
+) -> ImageFeatures:
+    """The features of some images, by this process alone; labels and positions on the CPU."""
+    world, mine, batch_size = encoding.world, part.positions, part.batch_size
     loader = ImageBatches(images, transform, mine, batch_size, encoding.workers, world.device)
-    features, labels, positions, unreadable = [], [], [], []
+    # There may be no rows: more ranks than images, or none of these can be read.
+    features = [torch.empty(0, _feature_width(model), device=world.device)]
+    labels, positions = ([torch.empty(0, dtype=torch.int64)] for _ in range(2))
+    unreadable: list[tuple[str, str]] = []
     with encoding.computing():
         for pixels, batch_labels, batch_positions, failures in encoding.bar(loader, label, len(loader)):
             unreadable += failures
@@ -170,19 +231,14 @@ def _encode_images(
             features.append(F.normalize(encoded.float(), dim=-1))
             labels.append(batch_labels)
             positions.append(batch_positions)
-    unreadable = [failure for part in gather_objects(unreadable, world) for failure in part]
+    return ImageFeatures(torch.cat(features), torch.cat(labels), torch.cat(positions), unreadable)
+
+
+def check_readable(images: Images, unreadable: list[tuple[str, str]]) -> None:
+    """UserError if no image at all could be read."""
     if len(unreadable) == len(images):
         name, reason = unreadable[0] if unreadable else ("no images", "the dataset is empty")
         raise UserError(f"none of the {len(images)} images can be read; the first: {name}: {reason}")
-    # A rank may have no rows: more ranks than images, or none of its images can be read.
-    no_rows = torch.empty(0, _feature_width(model), device=world.device)
-    no_numbers = torch.empty(0, dtype=torch.int64)
-    return ImageFeatures(
-        gather_rows(torch.cat([no_rows, *features]), world),
-        gather_rows(torch.cat([no_numbers, *labels]).to(world.device), world),
-        gather_rows(torch.cat([no_numbers, *positions]).to(world.device), world),
-        unreadable,
-    )
 
 
 def _feature_width(model: nn.Module) -> int:

@@ -7,7 +7,11 @@ import os
 from pathlib import Path
 
 from alip import command
+from alip.cluster.ray_engine import add_flags as add_engine_flags
+from alip.cluster.ray_engine import engine_of
 from alip.distributed import World
+from alip.errors import UserError
+from alip.eval.feature_cluster import FeatureCluster, ModelSource
 from alip.eval.features import Encoding
 from alip.eval.prompts import PROTOCOLS, canonical_protocol
 from alip.model.precision import canonical
@@ -45,6 +49,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     computing.add_argument("--precision", type=canonical, default="auto", help="auto, amp_bf16, amp or fp32")
     computing.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     computing.add_argument("--cache", metavar="DIR", help="keep image features here, and use those that are there")
+    add_engine_flags(computing, engine_help="ray: images on all machines of a Ray cluster; needs a shared --cache")
 
     output = parser.add_argument_group("output")
     output.add_argument("--output", metavar="DIR", help="for results and plots (default: the run's results folder)")
@@ -56,4 +61,12 @@ def encoding_from(args: argparse.Namespace, world: World) -> Encoding:
     cache = Path(args.cache) if args.cache else None
     if cache is not None:  # now, rather than after the first dataset
         cache.mkdir(parents=True, exist_ok=True)
-    return Encoding(world, args.batch_size, args.workers, args.precision, cache)
+    cluster = None
+    if args.engine == "ray":
+        if cache is None:
+            raise UserError("--engine ray needs --cache DIR, a folder that all machines share")
+        if world.world_size > 1:
+            raise UserError("--engine ray starts its workers itself: start the command without torchrun")
+        model = ModelSource(args.checkpoint, args.model, args.weights)
+        cluster = FeatureCluster(engine_of(args), model, args.device)
+    return Encoding(world, args.batch_size, args.workers, args.precision, cache, cluster=cluster)

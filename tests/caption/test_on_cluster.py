@@ -7,10 +7,8 @@ import pytest
 from alip.build import division
 from alip.build.archives import TarSource
 from alip.caption.command_line import parse
-from alip.caption.jobs import choice_of, settings_of
-from alip.caption.on_cluster import caption_units
-from alip.caption.pipeline import main, open_input
-from alip.caption.store import CaptionStore
+from alip.caption.jobs import choice_of
+from alip.caption.pipeline import caption_on_cluster, main, open_input
 from alip.errors import UserError
 from tests.helpers.captioning import numbered, read_captions, write_captioner, write_tar
 from tests.helpers.engines import InTurn
@@ -37,12 +35,7 @@ def words(folder, output, *more):
 def on_cluster(folder, output, engine, *more):
     """The command with an engine of the test's."""
     arguments = parse(words(folder, output, "--engine", "ray", *more))
-    store = CaptionStore(arguments.output)
-    run = store.begin_run(settings_of(choice_of(arguments), arguments), {}, arguments.restart)
-    try:
-        return caption_units(engine, open_input(arguments), store, run, arguments, quiet=True)
-    finally:
-        store.close()
+    return caption_on_cluster(engine, open_input(arguments), choice_of(arguments), arguments, quiet=True)
 
 
 def files(folder, name):
