@@ -1,12 +1,7 @@
 """Builds cut into pieces: the dataset of one process, whoever does them, and whoever dies on the way."""
 
 import json
-import os
-import subprocess
-import sys
 import tarfile
-import threading
-import time
 
 import pyarrow
 import pyarrow.parquet
@@ -20,9 +15,8 @@ from alip.build.prepare import CaptionPolicy, Policy
 from alip.build.tables import TableSource
 from alip.build.units import plan_shards
 from alip.errors import UserError
-from tests.helpers import waiting_pieces
 from tests.helpers.engines import InTurn
-from tests.helpers.shards import ROOT, make_tars
+from tests.helpers.shards import make_tars
 
 
 @pytest.fixture(scope="module")
@@ -159,52 +153,3 @@ def test_the_plan_of_the_shards(counts):
     assert flat == [(unit, i) for unit, count in enumerate(counts) for i in range(count)]
     sizes = [sum(last - first for _, first, last in parts) for parts in plan]
     assert all(size == 4 for size in sizes[:-1]) and all(0 < size <= 4 for size in sizes)
-
-
-def test_without_a_cluster_one_line(tars, tmp_path):
-    pytest.importorskip("ray")
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    words = ["--input", tars / "tars", "--output", tmp_path / "set", "--engine", "ray", "--quiet"]
-    command = [sys.executable, "-W", "ignore", str(ROOT / "data2rec.py"), *map(str, words)]
-    environment["RAY_TMPDIR"] = str(tmp_path)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 2, done.stderr
-    assert "no Ray cluster answers" in done.stderr and done.stderr.count("\n") == 1, done.stderr
-
-
-@pytest.mark.slow
-def test_a_cluster_of_two_nodes_loses_one(tars, local, tmp_path, monkeypatch):
-    """The node is killed while a piece is at work on it."""
-    pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    from alip.cluster.ray_engine import RayEngine
-
-    monkeypatch.setattr(units, "prepare_unit", waiting_pieces.prepare_unit)
-    memory = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**memory, "include_dashboard": False})
-    engine = None
-    try:
-        other = cluster.add_node(**memory)
-        cluster.wait_for_nodes()
-        log = tmp_path / waiting_pieces.LOG
-        log.write_text("")
-        log.with_suffix(".doomed").write_text(other.node_id)
-
-        def kill():
-            while other.node_id not in log.read_text():
-                time.sleep(0.1)
-            cluster.remove_node(other, allow_graceful=False)
-
-        killer = threading.Thread(target=kill, daemon=True)
-        killer.start()
-        engine = RayEngine(cluster.address)
-        manifest = build(tars, tmp_path / "out" / "set", engine=engine)
-        killer.join(10)
-    finally:
-        if engine:
-            engine.close()
-        cluster.shutdown()
-    assert manifest.fingerprint == local.fingerprint and content(tmp_path / "out") == content(local.folder)
-    attempts = [line.split()[0] for line in log.read_text().splitlines()]
-    assert sorted(set(attempts)) == ["0", "1", "2", "3", "4"] and len(attempts) == 6, "the lost one twice, others once"

@@ -1,0 +1,116 @@
+"""The engine against a real Ray cluster of two machines on loopback: lost machines, lost workers, broken ones."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from alip.build import units, writer
+from alip.build.joined_texts import TextFiles
+from alip.build.open_source import open_source
+from alip.build.prepare import Policy
+from alip.caption.command_line import parse
+from alip.caption.jobs import choice_of
+from alip.caption.pipeline import caption_on_cluster, main, open_input
+from alip.errors import UserError
+from tests.helpers import waiting_pieces
+from tests.helpers.captioning import write_captioner
+from tests.helpers.shards import ROOT, make_tars
+
+pytest.importorskip("ray")
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ray")
+    make_tars(folder / "tars", 100, per_tar=20, broken=(4, 41))
+    lines = [json.dumps({"key": f"{i:07d}", "caption": f"joined {i}"}) for i in range(90)]
+    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def build(tars, output, **options):
+    texts = TextFiles((str(tars / "captions.jsonl"),))
+    options = {"policy": Policy(), "workers": 0, "samples_per_shard": 32, "quiet": True, "texts": texts, **options}
+    return writer.build(open_source(str(tars / "tars")), output, **options).manifest
+
+
+def test_without_a_cluster_one_line(tars, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    words = ["--input", tars / "tars", "--output", tmp_path / "set", "--engine", "ray", "--quiet"]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "data2rec.py"), *map(str, words)]
+    environment["RAY_TMPDIR"] = str(tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert "no Ray cluster answers" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_machines(tars, tmp_path, monkeypatch):
+    """It builds while one of them is killed in the middle of a piece; the other captions, though a worker is killed."""
+    from ray.cluster_utils import Cluster
+
+    from alip.cluster.ray_engine import RayEngine
+
+    monkeypatch.setattr(units, "prepare_unit", waiting_pieces.prepare_unit)
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    engine = None
+    try:
+        other = cluster.add_node(**NODE)
+        cluster.wait_for_nodes()
+        engine = RayEngine(cluster.address)
+        _build_while_a_machine_is_lost(engine, cluster, other, tars, tmp_path)
+        monkeypatch.undo()
+        _caption_while_a_worker_is_lost(engine, tars, tmp_path)
+        with pytest.raises(UserError, match="no such model"):
+            list(engine.run_workers(waiting_pieces.cannot_be_made, None, [(1,), (2,)]))
+        with pytest.raises(UserError, match="no machine of the Ray cluster has a GPU"):
+            list(engine.run_workers(waiting_pieces.cannot_be_made, None, [(1,)], "cuda"))
+    finally:
+        if engine:
+            engine.close()
+        cluster.shutdown()
+
+
+def _build_while_a_machine_is_lost(engine, cluster, other, tars, tmp_path):
+    log = tmp_path / waiting_pieces.LOG
+    log.write_text("")
+    log.with_suffix(".doomed").write_text(other.node_id)
+
+    def kill():
+        while other.node_id not in log.read_text():
+            time.sleep(0.1)
+        cluster.remove_node(other, allow_graceful=False)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    manifest = build(tars, tmp_path / "out" / "set", engine=engine)
+    killer.join(10)
+    local = build(tars, tmp_path / "local" / "set")
+    assert manifest.fingerprint == local.fingerprint and manifest.to_json() == local.to_json()
+    for path in local.folder.iterdir():
+        assert path.name == "set.json" or path.read_bytes() == (manifest.folder / path.name).read_bytes()
+    attempts = [line.split()[0] for line in log.read_text().splitlines()]
+    assert sorted(set(attempts)) == ["0", "1", "2", "3", "4"] and len(attempts) == 6, "the lost one twice, others once"
+
+
+def _caption_while_a_worker_is_lost(engine, tars, tmp_path):
+    captioner = write_captioner(tmp_path, waiting_pieces.CAPTIONER)
+
+    def words(name, *more):
+        shared = ["--captioner", f"file:{captioner}", "--option", f"log={tmp_path / name}.log", "--workers", "0"]
+        return ["--input", str(tars / "tars"), "--output", str(tmp_path / f"{name}.jsonl"), *shared, *more]
+
+    assert main(words("one")) == 1
+    (tmp_path / "two.log.doomed").touch()
+    arguments = parse(words("two", "--engine", "ray"))
+    assert caption_on_cluster(engine, open_input(arguments), choice_of(arguments), arguments, quiet=True) == 1
+    for ending in (".jsonl", "-failures.jsonl"):
+        assert (tmp_path / f"two{ending}").read_bytes() == (tmp_path / f"one{ending}").read_bytes()
+    batches = (tmp_path / "two.log").read_text().split()
+    assert len(batches) == 6 and len({line.split(":")[0] for line in batches}) == 2, "two processes, one batch twice"
