@@ -59,7 +59,7 @@ def main() -> None:
     from alip.build import writer
     from alip.build.open_source import open_source
     from alip.build.prepare import Policy
-    from alip.build.ray_engine import RayEngine
+    from alip.cluster.ray_engine import RayEngine
     from tests.helpers.shards import make_tars
 
     with tempfile.TemporaryDirectory() as folder:

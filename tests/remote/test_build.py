@@ -14,6 +14,7 @@ from alip.data.shards import load_manifest, read_texts
 from alip.errors import UserError
 from alip.remote import reading, writing
 from alip.remote.access import RemoteError, filesystem
+from tests.helpers.engines import InTurn
 from tests.helpers.s3 import environment
 from tests.helpers.shards import ROOT, encoded, make_image, make_tars
 
@@ -152,3 +153,14 @@ def test_the_command_shows_no_secret(s3, stored, tars, tmp_path):
         secret in everything for secret in environment(s3).values() if "secret" in secret or "AKIA" in secret
     )
     assert load_manifest("s3://bucket/out3/set", at_url=True).fingerprint == tars[1].fingerprint
+
+
+def test_an_engine_uploads_the_shards_it_makes(s3, stored, tars, tmp_path):
+    """Its driver dies in between, with shards in the store and no manifest; then the dataset is the same."""
+    engine = InTurn(lambda name, piece: name == "write_shard" and piece[0] == 1)
+    with pytest.raises(KeyboardInterrupt):
+        build(stored, "s3://bucket/out9/set", tmp_path / "scratch", engine=engine)
+    assert not reading.exists("s3://bucket/out9/set.json") and reading.exists("s3://bucket/out9/set-00002.rec")
+    manifest = build(stored, "s3://bucket/out9/set", tmp_path / "scratch", engine=InTurn())
+    assert manifest.fingerprint == tars[1].fingerprint and manifest.rejects == {"truncated": 1}
+    assert not list((tmp_path / "scratch").glob("*/*")), "nothing is left behind"

@@ -21,7 +21,7 @@ from alip.eval.gates.run_checkpoints import check_recipes, open_scorer
 from alip.eval.gates.scoring import Scoring, chosen_labels, join, schema_of
 from alip.files import atomic_path, read_json, write_json
 
-SAMPLES_PER_PIECE = 1 << 14
+SAMPLES_PER_PIECE = 1 << 12
 PLAN = "plan.json"
 
 
