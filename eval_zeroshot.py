@@ -5,8 +5,8 @@ python eval_zeroshot.py --checkpoint RUN --datasets cifar10,pets --data-root DIR
 python eval_zeroshot.py --checkpoint RUN --datasets FOLDER             a folder with one folder of images per class
 python eval_zeroshot.py --checkpoint RUN --suite datacomp --data-root DIR
 
-A dataset is a name of the table in docs/evaluation.md, wds:FOLDER (CLIP_benchmark's layout), a folder, or a
-classes.jsonl of {"image": path, "label": name}.
+A dataset is a name of the table in docs/evaluation.md, wds:FOLDER (CLIP_benchmark's layout), a folder, a table with
+columns of image paths and labels (.csv .tsv .jsonl .parquet), or shards:NAME (rec shards with a label in the sidecar).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from alip.errors import UserError, run_command
 from alip.eval.datasets import open_classification
 from alip.eval.evaluate import results_folder, split_names, zeroshot
 from alip.eval.features import Encoding
+from alip.eval.labelled_rows import RowFields
 from alip.eval.probe_flags import add_probe, give_training_images, tasks_from
 from alip.eval.shared_flags import add_common, encoding_from
 from alip.eval.suite_run import run_suite
@@ -31,11 +32,14 @@ from alip.eval.suites import open_suite
 def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--datasets", "--dataset", nargs="+", metavar="NAME", help="names, wds:FOLDER, folders or files"
+        "--datasets", "--dataset", nargs="+", metavar="NAME", help="names, wds:FOLDER, folders, tables or shards:NAME"
     )
     parser.add_argument("--suite", choices=list(SUITES), help="all tasks of a suite under --data-root, and the mean")
     parser.add_argument("--classnames", metavar="FILE", help="class names, as JSON {dataset: [names]}")
     parser.add_argument("--prompts", metavar="FILE", help="templates, as JSON {dataset: [templates]}")
+    usual = "default: one of the usual names"
+    parser.add_argument("--image-field", metavar="NAME", help=f"the column of image paths in a table ({usual})")
+    parser.add_argument("--label-field", metavar="NAME", help=f"the column of labels in a table or shards ({usual})")
     add_probe(parser)
     add_common(parser)
     args = parser.parse_args(argv)
@@ -48,10 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         encoding = encoding_from(args, world)
         if args.suite:
             return _suite(args, tasks, encoding)
-        lists = {"protocol": args.protocol, "classnames": args.classnames, "prompts": args.prompts}
+        fields = RowFields(args.image_field, args.label_field)
+        lists = {"protocol": args.protocol, "classnames": args.classnames, "prompts": args.prompts, "fields": fields}
         datasets = [open_classification(name, args.data_root, **lists) for name in split_names(args.datasets)]
         if args.probe_train:
-            datasets = give_training_images(datasets, args.probe_train, args.data_root)
+            datasets = give_training_images(datasets, args.probe_train, args.data_root, fields)
         model = load_model(args.checkpoint, model_name=args.model, device=world.device, weights=args.weights)
         folder = results_folder(args.checkpoint, args.output)
         plots = not args.no_plots
@@ -72,8 +77,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _suite(args: argparse.Namespace, tasks: Sequence[str], encoding: Encoding) -> int:
-    if tuple(tasks) != ("zeroshot",) or args.classnames or args.prompts:
-        raise UserError("--suite has its own task, names and templates: leave out --task, --classnames and --prompts")
+    if tuple(tasks) != ("zeroshot",) or args.classnames or args.prompts or args.image_field or args.label_field:
+        raise UserError(
+            "--suite has its own task, data, names and templates: leave out --task, --classnames, --prompts"
+        )
     suite = open_suite(args.suite, args.data_root, args.protocol)
     model = load_model(args.checkpoint, model_name=args.model, device=encoding.world.device, weights=args.weights)
     return run_suite(

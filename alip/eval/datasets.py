@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,30 +10,22 @@ from torchvision.datasets import ImageFolder
 
 from alip.errors import UserError
 from alip.eval import wds, wds_download
-from alip.eval.caption_files import FILE_NAME, RetrievalDataset, read_caption_file
+from alip.eval.caption_files import RetrievalDataset, read_caption_file
 from alip.eval.classification import ClassificationDataset
 from alip.eval.classnames import check_order
 from alip.eval.dataset_records import CLASSIFICATION, DEMO_CLASSIFICATION, RETRIEVAL
 from alip.eval.image_readers import ImageFiles, Images, TorchvisionImages
+from alip.eval.labelled_rows import SHARDS, USUAL_FIELDS, RowFields, open_shards, open_table, own_templates, spoken
 from alip.eval.layouts import IMAGE_SUFFIXES
-from alip.eval.prompts import PLAIN_TEMPLATES, canonical_protocol, check_templates, read_lists
+from alip.eval.prompts import canonical_protocol, check_templates, read_lists
 from alip.eval.record_types import ClassificationRecord, Opener
 from alip.eval.records_selection import SELECTION, open_selection
 from alip.eval.selection import SelectionDataset
-from alip.files import parse_json, read_text
 from alip.remote.urls import is_url
-from alip.schema import check
 
 __all__ = ["ClassificationDataset", "RetrievalDataset", "open_classification", "open_imagenet", "open_retrieval"]
 
 _HELP = "see docs/evaluation.md, or `bash scripts/quickstart.sh` for the demo's datasets"
-
-
-_ROW = {
-    "type": "object",
-    "required": ["image", "label"],
-    "properties": {"image": FILE_NAME, "label": {"type": ["string", "integer"]}},
-}
 
 
 def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None) -> RetrievalDataset:
@@ -87,14 +78,17 @@ def open_classification(
     protocol: str = "standard",
     classnames: str | Path | None = None,
     prompts: str | Path | None = None,
+    fields: RowFields = USUAL_FIELDS,
 ) -> ClassificationDataset:
-    """A zero-shot dataset: a name of the table, a folder with one folder per class, or a classes.jsonl.
+    """A zero-shot dataset: a name of the table, wds:FOLDER, a folder with one folder per class, a table with a row per
+    image, or shards:NAME, rec shards.
 
     classnames, prompts: JSON files in SLIP's form, {dataset: [text, …]}, that replace the dataset's own lists.
+    fields: the columns of a table, or of the shards' source.
     """
     protocol = canonical_protocol(protocol)
     given = {name: str(file) for name, file in (("classnames", classnames), ("prompts", prompts)) if file}
-    dataset = _open_classification(str(name_or_path), data_root, protocol, classnames, prompts)
+    dataset = _open_classification(str(name_or_path), data_root, protocol, classnames, prompts, fields)
     return replace(dataset, given=given)
 
 
@@ -104,10 +98,15 @@ def _open_classification(
     protocol: str,
     classnames: str | Path | None,
     prompts: str | Path | None,
+    fields: RowFields,
 ) -> ClassificationDataset:
     root = Path(data_root) if data_root is not None else Path("data")
     if name.startswith(wds.PREFIX):
         return _with_lists(wds.open_wds_classification(wds_folder(name, root)), classnames, prompts)
+    if name.startswith(SHARDS):
+        given = Path(name.removeprefix(SHARDS))
+        there = given.exists() or given.with_name(f"{given.name}.json").exists()
+        return open_shards(given if there or given.is_absolute() else root / given, fields, classnames, prompts)
     if name in CLASSIFICATION:
         return _from_table(name, root, protocol, classnames, prompts)
     if name in DEMO_CLASSIFICATION:
@@ -116,7 +115,7 @@ def _open_classification(
         if not lines.is_file():
             raise UserError(f"{name} needs {lines}; {_HELP}")
         names = classnames or folder.parent / "classnames.json"
-        dataset = _from_lines(lines, name, names, prompts or folder.parent / "templates.json")
+        dataset = open_table(lines, name, USUAL_FIELDS, names, prompts or folder.parent / "templates.json")
         return replace(dataset, benchmark=name)
     path = Path(name)
     if path.is_dir() and (path / "classes.jsonl").is_file():
@@ -124,14 +123,14 @@ def _open_classification(
     if path.is_file():
         folder = path.resolve().parent.name
         own_name = folder if path.name == "classes.jsonl" and folder else f"{folder}/{path.stem}"
-        return _from_lines(path, own_name, classnames, prompts)
+        return open_table(path, own_name, fields, classnames, prompts)
     test = next((path / part for part in ("test", "val") if (path / part).is_dir()), None)
     if test is not None and (path / "train").is_dir():
         return _from_parts(path, test, classnames, prompts)
     if path.is_dir():
         return _from_folder(path, classnames, prompts)
     known = ", ".join([*CLASSIFICATION, *DEMO_CLASSIFICATION])
-    raise UserError(f"no such zero-shot dataset, folder or classes.jsonl: {name} (datasets: {known})")
+    raise UserError(f"no such zero-shot dataset, folder or table: {name} (datasets: {known})")
 
 
 def wds_folder(name: str, root: Path) -> Path:
@@ -250,32 +249,6 @@ def _opened(name: str, root: Path, record: ClassificationRecord, opener: Opener,
     return images
 
 
-def _from_lines(
-    path: Path, name: str, classnames: str | Path | None, prompts: str | Path | None
-) -> ClassificationDataset:
-    """Lines {"image": path from the file's folder, "label": class name}."""
-    files, labels = [], []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if line.strip():
-            source = f"{path}, line {number}"
-            row = parse_json(line, source)
-            check(row, _ROW, source, 'each line must be {"image": path, "label": class name}')
-            files.append(path.parent / row["image"])
-            labels.append(str(row["label"]))
-    if not files:
-        raise UserError(f"{path} lists no images")
-    names = read_lists(classnames, name, "class names") if classnames else sorted(set(labels))
-    if len(set(names)) < len(names):
-        raise UserError(f"{classnames}: a class name of {name} is listed twice, so that labels are ambiguous")
-    number = {class_name: i for i, class_name in enumerate(names)}
-    unknown = next((label for label in labels if label not in number), None)
-    if unknown is not None:
-        known = ", ".join(names[:5])[:200]
-        raise UserError(f"{path}: the label {unknown[:80]!r} is not in the class list ({known}, …)")
-    images = ImageFiles(files, [number[label] for label in labels])
-    return ClassificationDataset(name, images, names if classnames else _spoken(names), _templates(prompts, name))
-
-
 def _from_parts(
     path: Path, test: Path, classnames: str | Path | None, prompts: str | Path | None
 ) -> ClassificationDataset:
@@ -313,7 +286,7 @@ def _from_folder(
         labels += [folder.name] * len(inside)
     own = [folder.name for folder in folders]
     name = name or path.resolve().name
-    names = read_lists(classnames, name, "class names") if classnames else _spoken(own)
+    names = read_lists(classnames, name, "class names") if classnames else spoken(own)
     if len(names) != len(own):
         raise UserError(f"{path} has {len(own)} class folders, but {classnames} names {len(names)} classes")
     if set(names) == set(own):
@@ -321,13 +294,4 @@ def _from_folder(
     else:  # folders such as n01440764: the list gives their words, in the folders' sorted order
         number = {label: i for i, label in enumerate(own)}
     images = ImageFiles(files, [number[label] for label in labels])
-    return ClassificationDataset(name, images, names, _templates(prompts, name))
-
-
-def _spoken(names: Sequence[str]) -> list[str]:
-    """Names of folders as words for a prompt."""
-    return [name.replace("_", " ").replace("-", " ") for name in names]
-
-
-def _templates(prompts: str | Path | None, name: str) -> list[str]:
-    return check_templates(read_lists(prompts, name, "templates") if prompts else PLAIN_TEMPLATES, name)
+    return ClassificationDataset(name, images, names, own_templates(prompts, name))

@@ -12,6 +12,7 @@ from alip.errors import UserError
 from alip.eval.datasets import ClassificationDataset, open_classification
 from alip.eval.few_shot import labels_without_reading
 from alip.eval.image_readers import Images
+from alip.eval.labelled_rows import USUAL_FIELDS, RowFields
 
 
 class Relabelled:
@@ -40,13 +41,16 @@ class Relabelled:
 
 
 def with_training_images(
-    dataset: ClassificationDataset, source: str | Path, data_root: str | Path | None = None
+    dataset: ClassificationDataset,
+    source: str | Path,
+    data_root: str | Path | None = None,
+    fields: RowFields = USUAL_FIELDS,
 ) -> ClassificationDataset:
     """The dataset with the images of another one as training images; classes are matched by name.
 
     source: anything that `open_classification` takes. UserError when it has a class that the dataset has not.
     """
-    given = open_classification(source, data_root)
+    given = open_classification(source, data_root, fields=fields)
     number = {name: label for label, name in enumerate(dataset.classnames)}
     if len(number) < len(dataset.classnames) and given.classnames != dataset.classnames:
         raise UserError(f"{dataset.name}: two classes have one name, so the classes of {source} cannot be matched")

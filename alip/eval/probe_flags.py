@@ -9,6 +9,7 @@ from alip.command import count
 from alip.errors import UserError
 from alip.eval.datasets import ClassificationDataset
 from alip.eval.evaluate import CLASSIFICATION_TASKS
+from alip.eval.labelled_rows import RowFields
 from alip.eval.probe import SHOTS
 from alip.eval.probe_data import with_training_images
 
@@ -50,9 +51,9 @@ def tasks_from(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def give_training_images(
-    datasets: Sequence[ClassificationDataset], source: str, data_root: str | None
+    datasets: Sequence[ClassificationDataset], source: str, data_root: str | None, fields: RowFields
 ) -> list[ClassificationDataset]:
     """The dataset with --probe-train's images; UserError unless there is one dataset."""
     if len(datasets) != 1:
         raise UserError(f"--probe-train is for one dataset, and --datasets names {len(datasets)}")
-    return [with_training_images(datasets[0], source, data_root)]
+    return [with_training_images(datasets[0], source, data_root, fields)]

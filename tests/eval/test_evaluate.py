@@ -138,7 +138,7 @@ def test_folders_and_lists_of_labels(tmp_path):
     (classes / "classes.jsonl").write_text('{"image": 3}')
     with pytest.raises(UserError, match="line 1: label missing"):
         open_classification(classes)
-    with pytest.raises(UserError, match=r"no such zero-shot dataset, folder or classes\.jsonl: cifar11"):
+    with pytest.raises(UserError, match=r"no such zero-shot dataset, folder or table: cifar11"):
         open_classification("cifar11", tmp_path)
 
 

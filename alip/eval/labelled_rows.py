@@ -1,0 +1,238 @@
+"""Labelled images of one's own, a row each: a table (CSV, TSV, JSON lines, Parquet), or rec shards by their sidecars.
+
+A row has an image and a label, and may have a split: rows of `train` are for probes, those of `test` (else `val` and
+the like) are measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from alip.build.table_rows import read_rows
+from alip.errors import UserError
+from alip.eval.classification import ClassificationDataset
+from alip.eval.image_readers import ImageFiles, Images, read_rgb, short_hash, stat_key
+from alip.eval.prompts import PLAIN_TEMPLATES, check_templates, read_lists
+from alip.remote.urls import is_url
+
+SHARDS = "shards:"  # the prefix of a dataset's name
+_USUAL = {
+    "image": ("image", "image_path", "filepath", "file_path", "path", "file", "filename", "file_name"),
+    "label": ("label", "class", "class_name", "classname", "category"),
+}
+_SPLIT = "split"
+_TEST_SPLITS = ("test", "val", "valid", "validation", "dev")  # the first that there is
+
+
+@dataclass(frozen=True)
+class RowFields:
+    """The columns of image and label; None: the first of the usual names."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+USUAL_FIELDS = RowFields()
+
+
+class _Row(NamedTuple):
+    where: str
+    image: Any  # a path, or a record's number
+    label: str
+    split: str | None
+
+
+def open_table(
+    path: Path, name: str, fields: RowFields, classnames: str | Path | None = None, prompts: str | Path | None = None
+) -> ClassificationDataset:
+    """Images by their paths, from the table's folder. classnames, prompts: files with this dataset's lists."""
+    rows = list(_table_rows(path, fields))
+    if not rows:
+        raise UserError(f"{path} lists no images")
+    return _dataset(rows, ImageFiles, path, name, classnames, prompts)
+
+
+def open_shards(
+    path: str | Path, fields: RowFields, classnames: str | Path | None = None, prompts: str | Path | None = None
+) -> ClassificationDataset:
+    """The records of rec shards that data2rec.py built, by a field that the source's rows had: the sidecar has it."""
+    from alip.data.shards import load_manifest
+
+    manifest = load_manifest(path)
+    name = f"{manifest.folder.resolve().name}/{manifest.name}"
+    rows = list(_sidecar_rows(manifest, fields))
+    return _dataset(rows, lambda *some: ShardImages(manifest, *some), Path(path), name, classnames, prompts)
+
+
+def spoken(names: Sequence[str]) -> list[str]:
+    """Names of folders and labels as words for a prompt."""
+    return [name.replace("_", " ").replace("-", " ") for name in names]
+
+
+def own_templates(prompts: str | Path | None, name: str) -> list[str]:
+    """The templates of a file, else the plain one."""
+    return check_templates(read_lists(prompts, name, "templates") if prompts else PLAIN_TEMPLATES, name)
+
+
+def _dataset(
+    rows: Sequence[_Row],
+    images_of: Callable[[list, list[int]], Images],
+    path: Path,
+    name: str,
+    classnames: str | Path | None,
+    prompts: str | Path | None,
+) -> ClassificationDataset:
+    names, number = _classes(rows, path, name, classnames)
+    splits = {row.split for row in rows}
+    test = next((split for split in _TEST_SPLITS if split in splits), None)
+    if splits != {None} and test is None:
+        known = ", ".join(sorted(str(split)[:40] for split in splits)[:5])
+        raise UserError(f"{path}: no row has the split test, val, valid, validation or dev; there are {known}")
+
+    def part(split: str | None) -> Images:
+        own = [row for row in rows if row.split == split]
+        return images_of([row.image for row in own], [number[row.label] for row in own])
+
+    dataset = ClassificationDataset(name, part(test), names, own_templates(prompts, name))
+    return replace(dataset, train=lambda: part("train")) if "train" in splits else dataset
+
+
+def _classes(
+    rows: Sequence[_Row], path: Path, name: str, classnames: str | Path | None
+) -> tuple[list[str], dict[str, int]]:
+    """(names, label → class number). Labels that are numbers may be positions in the given list."""
+    labels = {row.label for row in rows}
+    numeric = all(label.isascii() and label.isdigit() for label in labels)
+    if not classnames:
+        own = sorted(labels, key=int) if numeric else sorted(labels)
+        return spoken(own), {label: number for number, label in enumerate(own)}
+    names = read_lists(classnames, name, "class names")
+    if numeric and not labels <= set(names):
+        last = max(map(int, labels))
+        if last >= len(names):
+            raise UserError(f"{path}: the label {last} is not in the class list: {classnames} names {len(names)}")
+        return names, {label: int(label) for label in labels}
+    if len(set(names)) < len(names):
+        raise UserError(f"{classnames}: a class name of {name} is listed twice, so that labels are ambiguous")
+    unknown = next((row for row in rows if row.label not in set(names)), None)
+    if unknown is not None:
+        known = ", ".join(names[:5])[:200]
+        raise UserError(f"{unknown.where}: the label {unknown.label[:80]!r} is not in the class list ({known}, …)")
+    return names, {label: number for number, label in enumerate(names)}
+
+
+# Rows --------------------------------------------------------------------------------------------------------------
+
+
+def _table_rows(path: Path, fields: RowFields) -> Iterator[_Row]:
+    for row in read_rows(str(path)):
+        where = f"{path}, {'line' if path.suffix.lower() in ('.jsonl', '.ndjson') else 'row'} {row.number}"
+        if row.values is None:
+            raise UserError(f"{where}: {row.fault}")
+        label = _label(row.values, fields.label, where)
+        column = _column(row.values, "image", fields.image, where)
+        image = row.values[column]
+        if not isinstance(image, str) or not image.strip() or "\0" in image:
+            raise UserError(f"{where}: {column} is {str(image)[:80]!r}, the path of an image is expected")
+        if is_url(image):
+            raise UserError(f"{where}: {image[:80]} is an address; images are read from files, or from shards:")
+        yield _Row(where, path.parent / image, label, _split(row.values, where))
+
+
+def _sidecar_rows(manifest: Any, fields: RowFields) -> Iterator[_Row]:
+    from alip.data.shards import read_texts
+
+    for number, row in enumerate(read_texts(manifest)):
+        where = f"{manifest.name}: sample {row['key']}"
+        values = {**row, **json.loads(row["metadata"] or "{}")}
+        yield _Row(where, number, _label(values, fields.label, where), _split(values, where))
+
+
+def _column(values: dict[str, Any], what: str, given: str | None, where: str) -> str:
+    column = given or next((name for name in _USUAL[what] if name in values), None)
+    if column is None or column not in values:
+        has = ", ".join(map(str, list(values)[:20]))[:200]
+        missing = f"{what} missing" if given is None else f"no field {given!r}"
+        raise UserError(f"{where}: {missing}; it has {has or 'nothing'}: name the field with --{what}-field")
+    return column
+
+
+def _label(values: dict[str, Any], given: str | None, where: str) -> str:
+    column = _column(values, "label", given, where)
+    value = values[column]
+    if isinstance(value, float) and value.is_integer():  # a column of numbers that had a gap
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+        raise UserError(f"{where}: {column} is {str(value)[:80]!r}, a class name or number is expected")
+    return str(value)
+
+
+def _split(values: dict[str, Any], where: str) -> str | None:
+    if _SPLIT not in values:
+        return None
+    if not isinstance(values[_SPLIT], str) or not values[_SPLIT].strip():
+        raise UserError(f"{where}: {_SPLIT} is {str(values[_SPLIT])[:80]!r}, a name such as train or test is expected")
+    return values[_SPLIT].strip().lower()
+
+
+# Records -----------------------------------------------------------------------------------------------------------
+
+
+class ShardImages:
+    """Some records of rec shards, by their numbers, with labels of their own."""
+
+    def __init__(self, manifest: Any, records: Sequence[int], labels: Sequence[int]):
+        self.manifest, self.records, self.labels = manifest, list(records), list(labels)
+        self._readers: dict[int, Any] = {}
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": {}}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def data(self, index: int) -> bytes:
+        """The encoded image."""
+        from alip.data.recordio import unpack
+        from alip.data.shards import record_fault
+
+        if self._process != os.getpid():  # a file of the parent process stays its own
+            self._readers, self._process = {}, os.getpid()
+        shard, number = self.manifest.locate(self.records[index])
+        if shard not in self._readers:
+            self._readers[shard] = self.manifest.open_shard(shard)
+        payload = self._readers[shard][number]
+        fault = record_fault(self.manifest.shards[shard], number, payload)
+        if fault is not None:
+            raise OSError(fault)
+        return unpack(payload)[1]
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return read_rgb(io.BytesIO(self.data(index))), self.labels[index]
+
+    def name(self, index: int) -> str:
+        shard, number = self.manifest.locate(self.records[index])
+        return f"{self.manifest.path(self.manifest.shards[shard].rec)} record {number}"
+
+    def cache_key(self) -> str:
+        paths = [self.manifest.path(shard.rec) for shard in self.manifest.shards]
+        return stat_key(paths, [self.records, self.labels])
+
+    def content_hash(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for index in range(len(self)):
+            try:
+                digest.update(hashlib.blake2b(self.data(index), digest_size=16).digest())
+            except (OSError, ValueError, UserError):
+                digest.update(b"unreadable")
+        return short_hash([digest.hexdigest(), str(self.labels)])
