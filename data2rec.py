@@ -24,7 +24,7 @@ from alip.cluster.ray_engine import add_flags as add_engine_flags
 from alip.cluster.ray_engine import engine_of
 from alip.data.manifest_schema import MOST_CAPTIONS
 from alip.errors import UserError, run_command
-from alip.remote.urls import is_url, local_path, redact
+from alip.remote.urls import local_path
 
 _SEVERAL_FILES: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "FILE"}
 
@@ -62,7 +62,7 @@ def _output_flags(parser: argparse.ArgumentParser) -> None:
         default=20_000,
         help="a crash loses the work of at most one shard",
     )
-    add("--scratch", metavar="DIR", help="for an --output at a URL: where shards are built before they are uploaded")
+    add("--scratch", metavar="DIR", help="for datasets at URLs: where their shards are built or copied")
     add(
         "--shuffle",
         type=command.seed,
@@ -132,15 +132,13 @@ def main() -> int:
     if args.verify:
         from alip.build.verify import verify
 
-        return verify(args.verify, decode=args.decode, workers=max(1, args.workers))
+        return verify(args.verify, decode=args.decode, workers=max(1, args.workers), scratch=args.scratch)
     if not args.output:
         raise UserError("give --output DIR/NAME (or --verify DIR/NAME)")
     if args.show is not None:
         from alip.build.preview import show
 
         return show(args.output, args.show)
-    if is_url(args.output) and (args.merge or args.source):
-        raise UserError(f"{redact(args.output)}: --merge and --from write to a local folder: upload the result")
     if args.merge:
         from alip.build.merge import merge
 
@@ -177,6 +175,7 @@ def select(args: argparse.Namespace) -> int:
         replace_text_where=args.replace_text_where,
         samples_per_shard=args.samples_per_shard,
         overwrite=args.overwrite,
+        scratch=args.scratch,
         quiet=args.quiet,
     )
     print(summary.text())

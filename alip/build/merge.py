@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError
 from alip.files import atomic_write
+from alip.remote.reading import exists, glob, open_any
+from alip.remote.urls import UrlPath, is_url, local_path, name_of
+from alip.remote.writing import check_writable, upload
 
 
 def merge(output: str | os.PathLike, *, overwrite: bool = False) -> int:
     """Joins `DIR/NAME-shard1ofN` … `DIR/NAME-shardNofN` to `DIR/NAME`: one manifest over all their rec shards, which
     keep their names, and one rejects file. UserError if one is missing, unfinished, or built with other flags."""
-    folder, name = Path(output).parent, Path(output).name
+    output = local_path(str(output))
+    path = UrlPath(output) if is_url(output) else Path(output)
+    folder, name = path.parent, path.name
     target = folder / f"{name}.json"
-    if target.exists() and not overwrite:
+    if is_url(output):
+        check_writable(output)
+    if (exists(target.url) if isinstance(target, UrlPath) else target.exists()) and not overwrite:
         raise UserError(f"{target} exists already: give --overwrite to merge again")
     inputs = _find_inputs(folder, name)
     first = inputs[0]
@@ -45,13 +54,25 @@ def merge(output: str | os.PathLike, *, overwrite: bool = False) -> int:
             "input_shards": [one.name for one in inputs],
         },
     )
-    with atomic_write(folder / f"{name}-rejects.jsonl") as out:
-        for one in inputs:
-            with open(folder / f"{one.name}-rejects.jsonl", "rb") as file:
-                shutil.copyfileobj(file, out)
-    merged.save()
+    _publish(merged, [one.name for one in inputs])
     print(f"{folder / name}: {merged.samples:,} samples in {len(merged.shards)} shards, merged from {len(inputs)}")
     return 0
+
+
+def _publish(merged: Manifest, names: list[str]) -> None:
+    """Writes the rejects of the input shards as one file, then the manifest."""
+    folder, rejects = merged.folder, f"{merged.name}-rejects.jsonl"
+    with tempfile.TemporaryDirectory() if isinstance(folder, UrlPath) else nullcontext(folder) as local:
+        with atomic_write(Path(local) / rejects) as out:
+            for name in names:
+                source = folder / f"{name}-rejects.jsonl"
+                with open_any(source.url if isinstance(source, UrlPath) else source) as file:
+                    shutil.copyfileobj(file, out)
+        if isinstance(folder, UrlPath):
+            upload(Path(local) / rejects, (folder / rejects).url)
+            upload(merged.save(Path(local)), (folder / f"{merged.name}.json").url)
+        else:
+            merged.save()
 
 
 def _check_alike(first: Manifest, other: Manifest) -> None:
@@ -69,15 +90,15 @@ def _comparable(manifest: Manifest) -> dict:
     return {key: value for key, value in manifest.metadata.get("options", {}).items() if key != "input_shard"}
 
 
-def _find_inputs(folder: Path, name: str) -> list[Manifest]:
+def _find_inputs(folder: Path | UrlPath, name: str) -> list[Manifest]:
     pattern = re.compile(re.escape(name) + r"-(?:shard|part)(\d+)of(\d+)\.json")  # `part` is the older name
     found: dict[int, dict[int, str]] = {}
-    for path in folder.glob("*.json") if folder.is_dir() else ():
-        match = pattern.fullmatch(path.name)
+    for file in _json_files(folder, name):
+        match = pattern.fullmatch(file)
         if match:
             names = found.setdefault(int(match.group(2)), {})
-            if names.setdefault(int(match.group(1)), path.name) != path.name:
-                raise UserError(f"{folder / path.name} and {names[int(match.group(1))]} are the same shard: remove one")
+            if names.setdefault(int(match.group(1)), file) != file:
+                raise UserError(f"{folder / file} and {names[int(match.group(1))]} are the same shard: remove one")
     if not found:
         raise UserError(f"no input shards of {folder / name}: build them with --shard 1/N … --shard N/N")
     if len(found) > 1:
@@ -87,4 +108,12 @@ def _find_inputs(folder: Path, name: str) -> list[Manifest]:
     missing = [k for k in range(1, n + 1) if k not in names]
     if missing:
         raise UserError(f"{folder / name} lacks shard {', '.join(f'{k}/{n}' for k in missing)}: build it, then merge")
-    return [load_manifest(folder / names[k]) for k in range(1, n + 1)]
+    paths = [folder / names[k] for k in range(1, n + 1)]
+    return [load_manifest(path.url if isinstance(path, UrlPath) else path, at_url=True) for path in paths]
+
+
+def _json_files(folder: Path | UrlPath, name: str) -> list[str]:
+    """Names of the manifests of input shards, among others."""
+    if isinstance(folder, UrlPath):
+        return [name_of(url) for url in glob((folder / f"{name}-*.json").url)]
+    return [path.name for path in folder.glob("*.json")] if folder.is_dir() else []

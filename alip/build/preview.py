@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import math
 import os
-from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from alip.build.images import decode_image
+from alip.build.remote_shards import read_record
 from alip.data.recordio import unpack
 from alip.data.shards import Manifest, load_manifest, read_texts, row_captions
 from alip.errors import UserError
+from alip.remote.urls import UrlPath, local_path
 
 _COLUMNS = 4
 _CAPTIONS = 3  # of a sample that are shown
 
 
 def show(data: str | os.PathLike, count: int, seed: int = 0) -> int:
-    """Plots `count` random samples of a dataset (chosen by `seed`) to `DIR/NAME-samples.png`."""
+    """Plots `count` random samples of a dataset (chosen by `seed`) to `DIR/NAME-samples.png`; of one at a URL to
+    `NAME-samples.png` here."""
     from alip import plot_style as style  # matplotlib takes a second to load
 
     if count < 1:
         raise UserError(f"--show takes the number of samples, not {count}")
-    manifest = load_manifest(data)
+    manifest = load_manifest(local_path(str(data)), at_url=True)
     chosen = sorted(np.random.default_rng(seed).permutation(manifest.samples)[:count].tolist())
     texts = _texts(manifest, chosen)
     columns = min(_COLUMNS, len(chosen))
     rows = math.ceil(len(chosen) / columns)
-    path = manifest.folder / f"{manifest.name}-samples"
+    folder = Path() if isinstance(manifest.folder, UrlPath) else manifest.folder
+    path = folder / f"{manifest.name}-samples"
     with style.figure(path, style.PAGE, (2.7 if manifest.captions_per_image == 1 else 3.3) * rows) as figure:
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis in axes.flat:
             axis.axis("off")
         for axis, index in zip(axes.flat, chosen):
-            shard, number = manifest.locate(index)
-            with manifest.open_shard(shard) as reader:
-                _, encoded = unpack(reader[number])
-            image = decode_image(encoded)
+            image = decode_image(unpack(read_record(manifest, index))[1])
             axis.imshow(image)
             text, captions = texts[index]
             lines = [f"{index}: {image.width} × {image.height}", f"text: {text}"]
@@ -53,18 +54,13 @@ def _texts(manifest: Manifest, chosen: list[int]) -> dict[int, tuple[str, list[s
     """Text and captions of some samples: from the sidecar or, for released files, from the tokens."""
     texts = {}
     if all(shard.sidecar for shard in manifest.shards):
-        rows = read_texts(manifest)
-        at = 0
         for index in chosen:
-            row = next(islice(rows, index - at, None))
-            at = index + 1
+            row = next(read_texts(manifest, index))
             texts[index] = (row["text"], row_captions(row))
         return texts
     from alip.tokens import decode, unpack_captions
 
     for index in chosen:
-        shard, number = manifest.locate(index)
-        with manifest.open_shard(shard) as reader:
-            text, captions = unpack_captions(unpack(reader[number])[0], manifest.context_length)
+        text, captions = unpack_captions(unpack(read_record(manifest, index))[0], manifest.context_length)
         texts[index] = (decode(text), [decode(caption) for caption in captions])
     return texts

@@ -79,7 +79,8 @@ class RemoteOutput(DatasetOutput):
         if self.work.has_journal() or not exists(self._url(f"{self._partial}/{JOURNAL}")):
             return
         for name in (REJECTS, JOURNAL):  # the journal last: it is what makes this a build
-            download(self._url(f"{self._partial}/{name}"), self.work.path / name)
+            if exists(self._url(f"{self._partial}/{name}")):  # a selection has no rejects
+                download(self._url(f"{self._partial}/{name}"), self.work.path / name)
 
     def _remove(self) -> None:
         remove_url(self._url(f"{self.name}.json"))
@@ -109,7 +110,8 @@ class RemoteOutput(DatasetOutput):
     def committed(self, portable: bool) -> None:
         if portable:
             for name in (REJECTS, JOURNAL):
-                upload(self.work.path / name, self._url(f"{self._partial}/{name}"))
+                if (self.work.path / name).exists():
+                    upload(self.work.path / name, self._url(f"{self._partial}/{name}"))
 
     def publish(self, manifest: Manifest) -> Manifest:
         rejects = self.folder / f"{self.name}-rejects.jsonl"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from tqdm import tqdm
 from alip.build.expression import Expression, column_types, evaluate_all, parse_condition
 from alip.build.journal import explain_disk_errors
 from alip.build.output import DatasetOutput
+from alip.build.remote_output import disk_of, open_output
+from alip.build.remote_shards import shard_at_hand
 from alip.build.shard_writer import ShardWriter
 from alip.build.writer import SAMPLES_PER_SHARD
 from alip.data.recordio import IndexedReader, RecordError, pack, unpack_label
@@ -26,6 +28,7 @@ from alip.data.score_table import CAPTION_INDEX, ScoreTable
 from alip.data.shards import CAPTIONS_COLUMN, SIDECAR_COLUMNS, Manifest, Shard, load_manifest, read_texts
 from alip.errors import UserError
 from alip.files import sha256_of_file
+from alip.remote.urls import UrlPath, is_url, local_path, name_of, redact
 from alip.tokens import pack_label, unpack_captions
 
 
@@ -60,20 +63,26 @@ def select(
     replace_text_where: str | None = None,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     overwrite: bool = False,
+    scratch: str | None = None,
     quiet: bool = False,
 ) -> SelectSummary:
     """Builds `DIR/NAME` from a dataset and its scores, or resumes a build that was interrupted.
 
-    source: DIR/NAME of shards; scores: the table of `python -m alip.eval.gates` for them. keep, replace_text_where:
-    expressions over the table's columns (alip.build.expression); None: keep all, replace none.
+    source: DIR/NAME of shards, also at a URL, as output; scores: the table of `python -m alip.eval.gates` for them.
+    keep, replace_text_where: expressions over the table's columns (alip.build.expression); None: keep all, replace
+    none. scratch: see open_output; shards of a source at a URL are copied there, one at a time.
     UserError: bad expressions, a table of other data, nothing kept, other options than those of the build to resume.
     """
     if keep is None and replace_text_where is None:
         raise UserError("--from copies nothing new without --keep EXPR or --replace-text-where EXPR")
-    manifest = load_manifest(source)
-    folder, name = Path(output).parent, Path(output).name
-    if (folder / name).resolve() == (manifest.folder / manifest.name).resolve():
-        raise UserError(f"--output {output} is the dataset to read: give another name")
+    if is_url(local_path(str(scores))):
+        raise UserError(f"{redact(str(scores))}: a score table is read from a disk: copy it here first")
+    manifest, output = load_manifest(local_path(str(source)), at_url=True), local_path(str(output))
+    _check_another(manifest, output)
+    shards_here = Path(scratch) if scratch and isinstance(manifest.folder, UrlPath) else None
+    if shards_here is not None:
+        shards_here.mkdir(parents=True, exist_ok=True)
+        scratch = scratch if is_url(output) else None
     with ScoreTable(scores) as table:
         types = column_types(table.columns)
         conditions = [
@@ -89,12 +98,23 @@ def select(
             "replace_text_where": replace_text_where,
             "samples_per_shard": samples_per_shard,
         }
-        with explain_disk_errors(folder), closing(DatasetOutput(folder, name, options, overwrite)) as target:
+        disk = explain_disk_errors(disk_of(output, scratch))
+        with disk, closing(open_output(output, name_of(output), options, overwrite, scratch)) as target:
             if target.finished:
                 return _summary(target.finished, already_there=True)
             choice = _decide(conditions, table)
-            with closing(_Selection(manifest, table, choice, target, options)) as job:
+            with closing(_Selection(manifest, table, choice, target, options, shards_here)) as job:
                 return _summary(job.run(quiet))
+
+
+def _check_another(manifest: Manifest, output: str) -> None:
+    """UserError if the output is the dataset to read."""
+    if isinstance(manifest.folder, UrlPath) or is_url(output):
+        is_same = is_url(output) and (manifest.folder / manifest.name) == UrlPath(output)
+    else:
+        is_same = Path(output).resolve() == (manifest.folder / manifest.name).resolve()
+    if is_same:
+        raise UserError(f"--output {redact(output)} is the dataset to read: give another name")
 
 
 def _summary(manifest: Manifest, already_there: bool = False) -> SelectSummary:
@@ -155,7 +175,9 @@ class _Selection:
         choice: _Choice,
         output: DatasetOutput,
         options: dict,
+        scratch: Path | None = None,
     ):
+        self.scratch = scratch
         self.source, self.table, self.choice, self.kept = source, table, choice, choice.kept
         self.several = source.captions_per_image > 1
         self.output, self.options = output, options
@@ -163,12 +185,12 @@ class _Selection:
         self.shards = [Shard(**line["shard"]) for line in self.journal.lines if "shard" in line]
         self.shard: ShardWriter | None = None
         self._reader: IndexedReader | None = None
+        self._opened = ExitStack()  # the source's shard that _reader reads
         self._open_number = -1  # of the source's shard that _reader reads
 
     def close(self) -> None:
         """Closes all files; what was not committed is left for the next run to overwrite."""
-        if self._reader:
-            self._reader.close()
+        self._opened.close()
         if self.shard:
             self.shard.abandon()
 
@@ -228,9 +250,9 @@ class _Selection:
     def _payload(self, index: int) -> bytes:
         number, record = self.source.locate(index)
         if number != self._open_number:
-            if self._reader:
-                self._reader.close()
-            self._reader, self._open_number = self.source.open_shard(number), number
+            self._opened.close()
+            here = self._opened.enter_context(shard_at_hand(self.source, number, self.scratch))
+            self._reader, self._open_number = self._opened.enter_context(here.open_shard(number)), number
         try:
             payload = self._reader[record]
             label, _ = unpack_label(payload)
@@ -248,8 +270,10 @@ class _Selection:
     def _commit(self) -> None:
         shard = self.shard.commit()
         self.shard = None
+        self.output.store(shard)
         self.shards.append(shard)
         self.journal.add({"shard": asdict(shard)})
+        self.output.committed(portable=True)
 
     def _finish(self) -> Manifest:
         """The manifest of what was kept."""

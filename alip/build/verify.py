@@ -8,18 +8,25 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
 
+from alip.build.remote_shards import shard_at_hand
 from alip.build.workers import start_worker
 from alip.data.decoders import check_decodes
 from alip.data.recordio import RecordError, read_index, scan, unpack
 from alip.data.shards import Manifest, Shard, load_manifest, record_fault
+from alip.errors import UserError
 from alip.files import sha256_of_file
+from alip.remote.access import RemoteError
+from alip.remote.reading import glob
+from alip.remote.urls import UrlPath, local_path, name_of, scheme_of
 from alip.text_table import plain_table
 from alip.tokens import unpack_captions
 
@@ -38,9 +45,16 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
 
-def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1) -> int:
-    """Checks a dataset and prints a table; 0 if it is sound, 1 if it is not."""
-    manifest = load_manifest(data)
+def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1, scratch: str | None = None) -> int:
+    """Checks a dataset and prints a table; 0 if it is sound, 1 if it is not.
+
+    scratch: for one at a URL, the folder into which each worker copies a shard while it checks that.
+    """
+    manifest = load_manifest(local_path(str(data)), at_url=True)
+    if scratch is not None:
+        if not isinstance(manifest.folder, UrlPath):
+            raise UserError("--scratch belongs to a dataset at a URL: leave it out")
+        Path(scratch).mkdir(parents=True, exist_ok=True)
     jobs = range(len(manifest.shards))
     reports: list[Report] = []
     bar = tqdm(total=manifest.samples, unit=" samples", disable=not sys.stderr.isatty(), leave=False)
@@ -53,7 +67,8 @@ def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1) -
             initargs=(os.getpid(),),
         ) as pool,
     ):
-        for report in pool.map(verify_shard, [manifest] * len(jobs), jobs, [decode] * len(jobs)):
+        folder = None if scratch is None else Path(scratch)
+        for report in pool.map(partial(verify_one, manifest, decode=decode, scratch=folder), jobs):
             reports.append(report)
             bar.update(report.records)
     print(table(reports, decode))
@@ -76,15 +91,24 @@ def dataset_faults(manifest: Manifest) -> list[str]:
     names = [manifest.name, *manifest.metadata.get("input_shards", [])]
     pattern = re.compile("(" + "|".join(map(re.escape, names)) + r")-\d{5}\.(rec|idx|parquet)")
     listed = {name for shard in manifest.shards for name in (shard.rec, shard.idx, shard.sidecar)}
-    for path in sorted(manifest.folder.iterdir()):
-        if pattern.fullmatch(path.name) and path.name not in listed:
-            faults.append(f"{path}: the manifest does not list it")
+    for name in sorted(_names_beside(manifest)):
+        if pattern.fullmatch(name) and name not in listed:
+            faults.append(f"{manifest.folder / name}: the manifest does not list it")
     seen: dict[tuple, str] = {}
     for shard in manifest.shards:
         before = seen.setdefault((shard.sha256, shard.sidecar_sha256), shard.rec)
         if before != shard.rec:
             faults.append(f"{manifest.path(shard.rec)}: the same content as {before}")
     return faults
+
+
+def _names_beside(manifest: Manifest) -> list[str]:
+    """The files in the manifest's folder; at a URL those that begin with its name, on a web server none."""
+    if not isinstance(manifest.folder, UrlPath):
+        return [path.name for path in manifest.folder.iterdir()]
+    if scheme_of(manifest.folder.url) in ("http", "https"):
+        return []
+    return [name_of(url) for url in glob((manifest.folder / f"{manifest.name}-*").url)]
 
 
 def table(reports: list[Report], decoded: bool) -> str:
@@ -102,6 +126,18 @@ def table(reports: list[Report], decoded: bool) -> str:
         for report in reports
     ]
     return plain_table(["shard", "records", "MB", "checksum", "images", "faults"], rows)
+
+
+def verify_one(manifest: Manifest, number: int, decode: bool, scratch: Path | None = None) -> Report:
+    """`verify_shard` for a dataset anywhere. Faults name the files where the dataset is."""
+    try:
+        with shard_at_hand(manifest, number, scratch, as_it_is=True) as local:
+            report = verify_shard(local, number, decode)
+            here, there = str(local.folder), str(manifest.folder)
+            report.faults = [fault.replace(here, there) for fault in report.faults]
+            return report
+    except RemoteError as error:
+        return Report(manifest.shards[number].rec, faults=[str(error)])
 
 
 def verify_shard(manifest: Manifest, number: int, decode: bool) -> Report:

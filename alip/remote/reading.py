@@ -204,6 +204,22 @@ def read_url(url: str, most: int) -> bytes:
     return attempt(url, "reading", once)
 
 
+def read_range(url: str, start: int, end: int) -> bytes:
+    """The bytes of a file from start to before end, by one request. UserError if there is no such file."""
+
+    def once() -> bytes:
+        files, path = filesystem(url)
+        data = files.cat_file(path, start=start, end=end)
+        if len(data) != end - start:
+            raise ShortRead(f"{len(data):,} bytes came instead of {end - start:,}, from byte {start:,} on")
+        return data
+
+    try:
+        return attempt(url, "reading", once)
+    except FileNotFoundError:
+        raise UserError(f"no such file: {redact(url)}") from None
+
+
 def download(url: str, path: Path, size: int | None = None, sha256: str | None = None) -> None:
     """Copies a file at a URL to `path` (overwritten), durably. size, sha256: what it must have, if known.
 
