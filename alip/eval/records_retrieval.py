@@ -63,12 +63,14 @@ def _flickr8k(name: str, folder: Path) -> RetrievalDataset:
 
 def _nocaps(name: str, folder: Path) -> RetrievalDataset:
     """The validation part in COCO's form, ten captions an image; the test part's captions are secret."""
-    path = needed(folder / "nocaps_val_4500_captions.json", "nocaps' validation captions")
-    return read_caption_file(path, [folder / "images", folder / "val", folder / "validation"], name)
+    file = "nocaps_val_4500_captions.json"
+    path = needed(first_of(folder, (file, f"annotations/{file}")), "nocaps' validation captions")
+    return read_caption_file(path, [folder / part for part in ("images", "val", "validation", "val_imgs")], name)
 
 
 def _urban1k(name: str, folder: Path) -> RetrievalDataset:
     """image/N.jpg and caption/N.txt; a caption is the first line, as Long-CLIP reads it."""
+    folder = first_of(folder, ("caption", "Urban1k/caption")).parent  # the archive has a folder of its own
     files = sorted(
         needed(folder / "caption", "a .txt per image").glob("*.txt"), key=lambda file: (len(file.stem), file)
     )

@@ -55,6 +55,22 @@ def test_xtd_in_cocos_own_folders(tmp_path):
     assert all(path.is_file() for path in dataset.images) and dataset.language == "es"
 
 
+def test_other_places_of_the_same_files(tmp_path):
+    """NoCaps' captions in annotations/, as mmpretrain has them; Urban1k's archive unpacked into a folder of its name."""
+    nocaps(tmp_path)
+    (tmp_path / "nocaps/annotations").mkdir()
+    (tmp_path / "nocaps/nocaps_val_4500_captions.json").rename(
+        tmp_path / "nocaps/annotations/nocaps_val_4500_captions.json"
+    )
+    urban1k(tmp_path)
+    (tmp_path / "Urban1k").rename(tmp_path / "inner")
+    (tmp_path / "Urban1k").mkdir()
+    (tmp_path / "inner").rename(tmp_path / "Urban1k/Urban1k")
+    for name in ("nocaps", "urban1k"):
+        dataset = open_retrieval(name, tmp_path)
+        assert len(dataset.images) == 3 and all(path.is_file() for path in dataset.images)
+
+
 def test_languages_are_clip_benchmarks():
     module = pytest.importorskip("clip_benchmark.datasets.crossmodal3600")
     assert list(XM3600_LANGUAGES) == module.SUPPORTED_LANGUAGES
