@@ -56,7 +56,7 @@ def test_xtd_in_cocos_own_folders(tmp_path):
 
 
 def test_other_places_of_the_same_files(tmp_path):
-    """NoCaps' captions in annotations/, as mmpretrain has them; Urban1k's archive unpacked into a folder of its name."""
+    """NoCaps' captions in annotations/, as mmpretrain's; Urban1k's archive in a folder of its name."""
     nocaps(tmp_path)
     (tmp_path / "nocaps/annotations").mkdir()
     (tmp_path / "nocaps/nocaps_val_4500_captions.json").rename(
