@@ -10,7 +10,8 @@ A captioner is any object with a method `caption(batch) -> list[str]`, one strin
 - `takes_seeds`: True: while words are sampled, `caption(batch, seeds)` gets a number below 2**63 for each item, and an
   item's caption should depend on its own number only. Otherwise torch's generator is seeded for each batch.
 - `submit(content, seed) -> Future` and `ahead`: instead of batches, single images, `ahead` of them under way at a time;
-  the future's result has the attribute `text`.
+  the future's result has the attribute `text`. `patience`: seconds for which those under way are waited for when an
+  error ends the run (none without it).
 - `usage() -> dict of numbers`: totals of what it has cost so far, for the record. `close()`: called at the end.
 """
 

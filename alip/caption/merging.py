@@ -1,4 +1,4 @@
-"""Joins the outputs of several machines (`--shard K/N`) into one captions file."""
+"""Joins the outputs of several machines (`--shard K/N`) into one captions file, or table of scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from alip.files import atomic_write
 def merge_outputs(
     parts: list[CaptionStore], output: CaptionStore, observe: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Writes the output's captions and failures, each key once, and returns its record (not yet written).
+    """Writes the output's lines and failures, each key once, and returns its record (not yet written).
 
     observe: called with each line. Raises UserError for a shard that is missing, unfinished, or has other settings.
     """
@@ -33,28 +33,35 @@ def merge_outputs(
     if any(part.output.resolve() == output.output.resolve() for part in parts):
         raise UserError(f"--output {output.output} is one of the inputs: choose another name")
     output.output.parent.mkdir(parents=True, exist_ok=True)
+    record = _joined(parts, records)
     keys = NumberSet()
 
-    def lines() -> Iterator[str]:
+    def lines() -> Iterator[dict[str, Any]]:
         for part in parts:
-            for line in read_lines(part.output):
+            for line in part.lines_of(part.output):
                 if keys.add(number(identity(line))):
                     observe(line)
-                    yield to_line(line)
+                    yield line
 
-    with atomic_write(output.output, text=True) as file:
-        file.writelines(lines())
+    output.write_output(lines(), record)
     failures = (line for part in parts for line in read_lines(part.failures))
     with atomic_write(output.failures, text=True) as file:
         file.writelines(to_line(line) for line in failures)
+    return record
+
+
+def _joined(parts: list[CaptionStore], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record of the output, from those of the shards."""
     counts = Counter()
     reasons: Counter = Counter()
     for record in records:
         reasons.update(record["counts"].pop("failed_by_reason"))
         counts.update(record["counts"])
-    settings = records[0]["settings"] | {"shard": [1, 1]}
+    # A table of scores records its shard only where there are several.
+    shard = {} if parts[0].suffix == ".parquet" else {"shard": [1, 1]}
+    settings = {name: value for name, value in records[0]["settings"].items() if name != "shard"} | shard
     costs = {
-        f"shard {record['settings']['shard'][0]}, run {run}": cost
+        f"shard {_shard(record)[0]}, run {run}": cost
         for record in records
         for run, cost in record.get("costs", {}).items()
     }
@@ -84,7 +91,11 @@ def _check_parts(parts: list[CaptionStore], records: list[dict[str, Any]]) -> No
         check_settings(
             first, {name: value for name, value in record["settings"].items() if name != "shard"}, part.output
         )
-    of = {record["settings"]["shard"][1] for record in records}
-    have = sorted(record["settings"]["shard"][0] for record in records)
+    of = {_shard(record)[1] for record in records}
+    have = sorted(_shard(record)[0] for record in records)
     if len(of) != 1 or have != list(range(1, max(of) + 1)):
         raise UserError(f"--merge needs every shard once: these are shards {have} of {sorted(of)}")
+
+
+def _shard(record: dict[str, Any]) -> list[int]:
+    return record["settings"].get("shard", [1, 1])

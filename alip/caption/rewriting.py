@@ -57,7 +57,7 @@ class RewriteWork:
         self._captions = _open_captions(captions) if "{caption}" in self.prompt else None
         test = self._body("A dog in a park.", "a dog on grass", self.seed)
         self.endpoint = Endpoint(replace(settings), test, **more)
-        self.ahead = 4 * settings.concurrency
+        self.ahead, self.patience = 4 * settings.concurrency, settings.request_timeout
         self.usage, self.close = self.endpoint.usage, self.endpoint.close
         self.metadata = {"model": settings.model, "base_url": settings.base_url, "prompt": self.prompt}
 

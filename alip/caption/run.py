@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from alip.caption.work import Failed, Item, Pending, Result, Work
 from alip.errors import UserError
 
 UNITS_PER_RANK = 4  # with fewer files than this per rank, the ranks split the keys instead of the files
+ANNOUNCED_AFTER_S = 1.0  # a wait at the end of a run
 HOPELESS = 16  # a captioner that fails on this many images in a row is broken itself
 
 
@@ -157,8 +159,8 @@ class Pass:
                 self._write(batch, self._results(batch))
             while self._pending:
                 self._collect()
-        except BaseException:
-            self._salvage()
+        except BaseException as error:
+            self._salvage(self.work.patience if isinstance(error, UserError) else 0.0)
             raise
         for writer in (self.output.results, self.output.failures, self.output.costs):
             if writer is not None:
@@ -182,17 +184,26 @@ class Pass:
                 break
         self._write(items, results)
 
-    def _salvage(self) -> None:
-        """The run ends early: results that have come already are kept, they have been paid for."""
-        come = [(item, pending) for item, pending in self._pending if pending.done()]
-        self._pending.clear()
-        for item, pending in come:
+    def _salvage(self, patience: float) -> None:
+        """The run ends early: results that have come already are kept, and those that come within `patience` seconds;
+        they have been paid for."""
+        pending, self._pending = self._pending, deque()
+        begun = time.monotonic()
+        is_announced = patience == 0
+        for item, one in pending:
+            while not (has_come := one.done()) and (rest := begun + patience - time.monotonic()) > 0:
+                if not one.wait(min(rest, ANNOUNCED_AFTER_S)) and not is_announced:
+                    is_announced = True
+                    line = f"the run ends: the requests under way are waited for, at most {patience:g} s"
+                    print(line, file=sys.stderr, flush=True)
             try:
-                result = pending.result()
+                result = one.result() if has_come else None
             except UserError:
                 continue
-            if not isinstance(result, Failed):
+            if result is not None and not isinstance(result, Failed):
                 self._write([item], [result])
+        if pending and patience:
+            self._write([], [])  # what the others have cost
 
     def _prepared(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, PreparedImage]]:
         new = self._new(samples)

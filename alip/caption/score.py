@@ -34,7 +34,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("input and output")
     input_flags(group, "FILE.parquet (default: CAPTIONS-scores.parquet, beside the captions)")
-    group.add_argument("--captions", required=True, metavar="FILE", help="the captions, as data2rec.py takes them")
+    group.add_argument("--captions", metavar="FILE", help="the captions, as data2rec.py takes them")
     group = parser.add_argument_group("scores")
     group.add_argument(
         "--checkpoint", help="CLIP: a run, a checkpoint, a folder, or NAME:TAG of open_clip; without it only the rules"
@@ -53,24 +53,40 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--workers", type=command.workers, default=4, help="decoding processes per rank (default: %(default)s)"
     )
+    group.add_argument(
+        "--shard",
+        type=InputShard.parse,
+        default=InputShard(),
+        metavar="K/N",
+        help="score shard K of N of the input, one on each machine; then --merge",
+    )
+    group.add_argument(
+        "--merge", nargs="+", metavar="SHARD.parquet", help="join the tables of all shards into --output"
+    )
     group.add_argument("--trust-keys", action="store_true", help="do not read images that have scores already")
     group.add_argument("--restart", action="store_true", help="discard the scores in --output and start over")
     group.add_argument(
         "--allow-failures", type=command.number(0, 1), default=0.0, metavar="FRACTION", help="as for alip.caption"
     )
     arguments = parser.parse_args(argv)
-    if not arguments.input:
+    if not arguments.captions and not (arguments.merge and arguments.output):
+        parser.error("--captions FILE is needed: the captions to score" + " (or --output)" * bool(arguments.merge))
+    if not arguments.input and not arguments.merge:
         parser.error("--input is needed: the images, the same as for the captions")
     if arguments.model and not arguments.checkpoint:
         parser.error("--model names the architecture of a bare --checkpoint: give that too")
-    arguments.output = arguments.output or str(scores_path(arguments.captions))
-    arguments.shard, arguments.seed = InputShard(), 0
+    if not arguments.output:
+        path = scores_path(arguments.captions)
+        arguments.output = str(path.with_name(arguments.shard.name(path.stem) + path.suffix))
+    arguments.seed = 0
     return arguments
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 if every image's captions have scores (or fewer failed than --allow-failures), 1 otherwise."""
     arguments = parse(argv)
+    if arguments.merge:
+        return merge_shards(arguments)
     from alip import distributed
     from alip.build.caption_table import CaptionTable
     from alip.caption.pipeline import from_rank_0, open_input, run_pass, world_of_ranks
@@ -103,6 +119,8 @@ def score_job(captions: Any, arguments: argparse.Namespace, device: Any) -> Any:
     work = ScoreWork(captions, model, device, arguments.precision, arguments.text_prefix, finder)
     about = {name: model.metadata.get(name) for name in ("source", "fingerprint")} if model else {}
     settings = {"model": about.get("fingerprint"), "language": arguments.language}
+    if arguments.shard.count > 1:
+        settings["shard"] = [arguments.shard.index + 1, arguments.shard.count]
     if model:
         settings |= {"text_prefix": arguments.text_prefix, "precision": arguments.precision}
 
@@ -141,6 +159,25 @@ def finish(store: Any, run: int, tallies: list[Any], arguments: argparse.Namespa
     store.merge(run, count)
     record = store.read_run()
     complete_record(record, total, lines, arguments.allow_failures)
+    return report(store, record)
+
+
+def merge_shards(arguments: argparse.Namespace) -> int:
+    """`--merge SHARD.parquet …`: joins the tables of several machines (--shard K/N) into one."""
+    from alip.caption.merging import merge_outputs
+    from alip.caption.reporting import judge
+    from alip.caption.scoring import ScoreStore
+
+    store = ScoreStore(arguments.output)
+    record = merge_outputs([ScoreStore(path) for path in arguments.merge], store, lambda line: None)
+    counts = record["counts"]
+    status = judge(counts["images"], counts["failed"], counts["unread_files"], arguments.allow_failures)
+    record["complete"] = status == 0
+    return report(store, record)
+
+
+def report(store: Any, record: dict[str, Any]) -> int:
+    """Writes the record with a summary of the table, and prints both. Returns the exit status."""
     record["summary"] = summarise(store.output)
     store.finish(record)
     counts = record["counts"]

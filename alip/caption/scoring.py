@@ -74,7 +74,7 @@ class ScoreWork:
     read. prefix: precedes each caption and phrase, for the model. find_language: see text_rules.language_finder.
     """
 
-    ahead = None
+    ahead, patience = None, 0.0
 
     def __init__(
         self,
@@ -209,9 +209,9 @@ class ScoreStore(CaptionStore):
         if line is not None:
             yield line | {"digest": digest_of(line["captions"])}
 
-    def write_output(self, lines: Iterator[dict[str, Any]]) -> None:
+    def write_output(self, lines: Iterator[dict[str, Any]], record: dict[str, Any] | None = None) -> None:
         """Replaces the table, ROWS rows at a time."""
-        record = self.read_run()
+        record = record or self.read_run()
         metadata = {"version": VERSION, "settings": record["settings"], "model": record["metadata"]["captioner"]}
         schema = score_schema(record["settings"], metadata)
         rows = _rows(lines)

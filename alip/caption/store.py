@@ -251,8 +251,8 @@ class CaptionStore:
         for path in [*self.parts.glob("*.json")]:
             path.unlink()
 
-    def write_output(self, lines: Iterator[dict[str, Any]]) -> None:
-        """Replaces the merged file."""
+    def write_output(self, lines: Iterator[dict[str, Any]], record: dict[str, Any] | None = None) -> None:
+        """Replaces the merged file. record: of it, where it is not written yet."""
         with atomic_write(self.output, text=True) as file:
             file.writelines(to_line(line) for line in lines)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,12 +49,16 @@ class Pending(Protocol):
     def result(self) -> Result:
         """Waits for it. UserError ends the run."""
 
+    def wait(self, seconds: float) -> bool:
+        """Waits for it at most so long; whether it has come."""
+
 
 class Work(Protocol):
     """What a pass does. `run` for models in this process; `start` (and `ahead`, the number of images under way) for
-    those that work by themselves; then it is not None."""
+    those that work by themselves; then it is not None. patience: seconds after which each of these has ended."""
 
     ahead: int | None
+    patience: float
 
     def run(self, items: list[Item]) -> list[Result]:
         """The results of a batch, in its order."""
@@ -75,6 +79,7 @@ class CaptionWork:
     ) -> None:
         self.captioner, self.cleaning, self.seed, self.per_image = captioner, cleaning, seed, per_image
         self.ahead = captioner.ahead if callable(getattr(captioner, "submit", None)) else None
+        self.patience = float(getattr(captioner, "patience", 0.0))
         self._takes_seeds = bool(getattr(captioner, "takes_seeds", False))
 
     def run(self, items: list[Item]) -> list[Result]:
@@ -133,6 +138,10 @@ class PendingTexts:
     def done(self) -> bool:
         """Whether all have come."""
         return all(future.done() for future in self._futures)
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for all of them; whether they have come."""
+        return not wait(self._futures, seconds).not_done
 
     def result(self) -> Result:
         """The line, or why there is none: of several requests for one image, none may fail."""

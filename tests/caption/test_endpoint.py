@@ -1,57 +1,23 @@
 """Captions from a server: what is sent, what becomes of each failure, and that resuming is exact."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from alip.build.caption_files import read_entries
 from alip.caption.pipeline import main
 from alip.errors import UserError
-from tests.helpers.captioning import numbered, png, read_captions, read_failures, write_tar
-from tests.helpers.chat_server import completion, describe, error, image_of, seeing, serving, slow
+from tests.helpers.captioning import png, read_captions, read_failures, write_tar
+from tests.helpers.chat_server import completion, describe, error, image_of, seeing, serving
+from tests.helpers.endpoint_runs import COUNT, arguments, record, wanted
 
-ROOT = Path(__file__).parents[2]
-COUNT = 12
-
-
-@pytest.fixture(autouse=True)
-def quick_and_without_a_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("alip.caption.endpoint.client.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("alip.caption.pipeline.read_pairs", lambda *given: [])  # no figure: it takes a second each time
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A tar of twelve images of different colours."""
-    write_tar(tmp_path / "a.tar", {f"k{n:04d}": png(8 * n + 4, (40, 30)) for n in range(COUNT)})
-    return tmp_path
-
-
-def wanted(count=COUNT):
-    return {f"k{n:04d}": f"40 by 30 in red {n}" for n in range(count)}
-
-
-def arguments(folder, server, *more, output="c.jsonl"):
-    url = server if isinstance(server, str) else server.url
-    given = ["--input", folder / "a.tar", "--output", folder / output, "--captioner", "openai:tiny", "--base-url", url]
-    return [*map(str, given), "--workers", "0", "--concurrency", "4", "--outage-timeout", "5", *map(str, more)]
+pytestmark = pytest.mark.usefixtures("quick_endpoint")
 
 
 def red(body):
     image = image_of(body)
     return image.getpixel((10, 10))[0] // 8 if image.size == (40, 30) else -1
-
-
-def record(folder, name="c-run.json"):
-    return json.loads((folder / name).read_text())
 
 
 def test_every_image_gets_its_caption_in_order(folder, capsys):
@@ -171,56 +137,6 @@ def test_single_images_that_fail_are_named_and_never_empty(folder, concurrency):
     assert read_captions(folder / "c.jsonl") == wanted()
 
 
-@pytest.mark.parametrize(
-    ("reply", "message"),
-    [
-        (error(401, "Incorrect API key"), r"HTTP 401: Incorrect API key; the key comes from OPENAI_API_KEY, which is"),
-        (error(404, "The model `tiny` does not exist"), "HTTP 404: The model `tiny` does not exist"),
-        ((404, {}, b"404 page not found"), "does not exist: HTTP 404: 404 page not found; check --base-url"),
-        (
-            error(400, "Server is pinned to 'x'; requested 'tiny'."),
-            "refuses a test request: HTTP 400: Server is pinned",
-        ),
-        (error(429, "You exceeded your quota", code="insufficient_quota"), "HTTP 429: You exceeded"),
-        ((301, {"Location": "https://elsewhere/v1"}, b""), "redirects to https://elsewhere/v1"),
-        ((422, {}, b'{"detail": "Unexpected fields"}'), "HTTP 422: Unexpected fields"),
-        (error(429, "come back later", {"Retry-After": "7200"}), r"asks to wait 7,?200 s, more than --outage-timeout"),
-    ],
-)
-def test_mistakes_end_the_run_at_once_in_one_line(folder, reply, message):
-    with serving(lambda body, number: reply) as server, pytest.raises(UserError, match=message) as caught:
-        main(arguments(folder, server))
-    assert len(server.requests) == 1 and "\n" not in str(caught.value)
-    assert not (folder / "c.jsonl").exists()
-
-
-def test_a_key_that_is_revoked_in_the_middle(folder):
-    named = pytest.raises(UserError, match="HTTP 401: revoked")
-    with serving(lambda body, number: error(401, "revoked") if number > 6 else seeing(body, number)) as server, named:
-        main(arguments(folder, server, "--concurrency", 1))  # one by one: which requests succeed is then known
-    with serving(seeing) as server:
-        assert main(arguments(folder, server)) == 0
-        assert len(server.requests) == 1 + COUNT - 6  # what had come before is not asked for again
-    assert read_captions(folder / "c.jsonl") == wanted()
-
-
-def test_a_server_that_is_never_there(folder):
-    with pytest.raises(UserError, match=r"has not answered for 1 s .*resumes") as caught:
-        main(arguments(folder, "http://127.0.0.1:9/v1", "--outage-timeout", 1))
-    assert "\n" not in str(caught.value)
-    assert not (folder / "c.jsonl").exists()
-
-
-def test_a_server_that_fails_on_everything_ends_the_run(folder):
-    write_tar(folder / "a.tar", numbered(0, 40))
-
-    def answer(body, number):
-        return seeing(body, number) if image_of(body).size == (64, 64) else error(500, "CUDA error")
-
-    with serving(answer) as server, pytest.raises(UserError, match="fails on 16 images in a row; the last: HTTP 500"):
-        main(arguments(folder, server, "--retries", 0))
-
-
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_an_image_that_only_ever_meets_the_rate_limit_does_not_hold_up_the_run(folder, concurrency):
     def answer(body, number):
@@ -230,17 +146,6 @@ def test_an_image_that_only_ever_meets_the_rate_limit_does_not_hold_up_the_run(f
         assert main(arguments(folder, server, "--outage-timeout", 1, "--concurrency", concurrency)) == 1
     assert read_failures(folder / "c-failures.jsonl") == {"k0004": "server-failed"}
     assert len(read_captions(folder / "c.jsonl")) == COUNT - 1
-
-
-def test_a_server_that_refuses_everything_ends_the_run(folder, monkeypatch):
-    monkeypatch.setattr("alip.caption.endpoint.client.REFUSED", 6)
-
-    def answer(body, number):
-        return seeing(body, number) if image_of(body).size == (64, 64) else error(400, "context too long")
-
-    named = pytest.raises(UserError, match="refuses 6 images in a row; the last: HTTP 400: context too long")
-    with serving(answer) as server, named:
-        main(arguments(folder, server))
 
 
 def test_an_outage_in_the_middle_is_waited_for(folder, capfd):
@@ -259,40 +164,6 @@ def test_an_outage_in_the_middle_is_waited_for(folder, capfd):
     shown = capfd.readouterr().err
     assert "does not answer (HTTP 503: loading the model): waiting for it, up to 5 s" in shown
     assert "answers again, after" in shown
-
-
-def test_an_outage_that_lasts_is_named_and_resuming_is_exact(folder):
-    named = pytest.raises(UserError, match=r"has not answered for .*HTTP 503: down")
-    with serving(lambda body, number: error(503, "down") if number > 6 else seeing(body, number)) as server, named:
-        main(arguments(folder, server, "--outage-timeout", 0.5, "--concurrency", 2))
-    with serving(seeing) as server:
-        assert main(arguments(folder, server)) == 0
-        assert len(server.requests) < 1 + COUNT
-    lines = (folder / "c.jsonl").read_bytes()
-    with serving(seeing) as server:
-        assert main(arguments(folder, server, output="whole.jsonl")) == 0
-    # Replies that had come when the run ended are kept, since they were paid for, also behind one that had not.
-    assert sorted(lines.splitlines()) == sorted((folder / "whole.jsonl").read_bytes().splitlines())
-    assert set(record(folder)["costs"]) == {"1", "2"}
-
-
-def test_killed_and_started_again_it_gives_the_same_file(folder):
-    with serving(slow(0.15)) as server:
-        command = [sys.executable, "-m", "alip.caption", *arguments(folder, server, "--concurrency", 2)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        until = time.monotonic() + 120
-        while len(server.requests) < 7 and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        _, output = process.communicate(timeout=60)
-        assert process.returncode == -9, output
-    assert not (folder / "c.jsonl").exists()
-    with serving(seeing) as server:
-        assert main(arguments(folder, server)) == 0
-        assert main(arguments(folder, server, output="whole.jsonl")) == 0
-    assert (folder / "c.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
-    assert list(read_captions(folder / "c.jsonl").items()) == list(wanted().items())
 
 
 def test_the_key_is_sent_and_never_written(folder, monkeypatch, capfd):
@@ -395,9 +266,3 @@ def test_wrong_arguments(folder, more, message):
     with pytest.raises(UserError, match=message) as caught:
         main([*arguments(folder, "http://127.0.0.1:9/v1"), *more])
     assert "secret" not in str(caught.value)
-
-
-def test_no_thread_is_left_that_keeps_a_process_alive(folder):
-    with serving(seeing) as server:
-        assert main(arguments(folder, server)) == 0
-    assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("request-"))

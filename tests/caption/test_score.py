@@ -172,6 +172,29 @@ def test_interrupted_and_resumed_the_table_is_the_same(folder, checkpoint, monke
     assert pq.read_table(folder / "captions-scores.parquet").equals(pq.read_table(folder / "whole.parquet"))
 
 
+def test_shards_merge_to_the_table_of_one_machine(folder, checkpoint, capsys):
+    (folder / "3.jpg").write_bytes(b"no image")
+    common = ["--checkpoint", checkpoint, "--batch-size", 1]
+    assert run(folder, *common, "--output", folder / "whole.parquet") == 1
+    shards = [folder / f"captions-scores-shard{k}of2.parquet" for k in (1, 2)]
+    assert sorted(run(folder, *common, "--shard", f"{k}/2") for k in (1, 2)) == [0, 1]
+    counts = [len(rows(folder, shard.name)) for shard in shards]
+    assert sum(counts) == 6 and min(counts) > 0
+    merge = ["--captions", folder / "captions.jsonl", "--merge", *shards]
+    assert score.main([*map(str, merge)]) == 1
+    assert sorted(rows(folder), key=str) == sorted(rows(folder, "whole.parquet"), key=str)
+    merged, whole = record(folder), json.loads((folder / "whole-run.json").read_text())
+    for name in ("counts", "summary", "settings", "complete"):
+        assert merged[name] == whole[name]
+    assert "3.jpg" in (folder / "captions-scores-failures.jsonl").read_text()
+    (folder / "3.jpg").write_bytes(encoded(make_image(3)))
+    assert run(folder, *common) == 0 and record(folder)["counts"]["captioned_now"] == 1, "it resumes from there"
+    with pytest.raises(UserError, match=r"--merge needs every shard once: these are shards \[2\] of \[2\]"):
+        score.main(["--output", str(folder / "x.parquet"), "--merge", str(shards[1])])
+    with pytest.raises(UserError, match="was written with other settings"):
+        run(folder, *common, "--shard", "1/2", "--output", shards[1])
+
+
 def test_data2rec_keeps_what_the_scores_allow(folder, checkpoint):
     assert run(folder, "--checkpoint", checkpoint, "--language") == 0
     keep = "boilerplate == '' and suspicious_word == '' and repetition < 0.5 and script == 'latin' and clip_score > -1"

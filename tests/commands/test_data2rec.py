@@ -81,12 +81,13 @@ def test_selection(tmp_path):
 
 MEASURE = """
 import sys, tracemalloc
+from alip import tokens
 from alip.build import prepare, shuffle, writer
 from alip.build.joined_texts import TextFiles
 from alip.build.open_source import open_source
 from alip.tokens import tokenize
 tokenize(["loaded before anything is measured"])
-prepare.WORDS = 400
+prepare.WORDS = tokens._KEPT_WORDS = 400
 shuffle.FILES = 8  # each has a buffer of its own; so all are in use in every turn
 for turn, path in enumerate(sys.argv[2:]):
     tracemalloc.start()

@@ -44,6 +44,7 @@ class EndpointCaptioner:
         test = self._body(self.prepare(Image.new("RGB", (64, 64), (127, 127, 127))), 0 if decoding.sample else None)
         self.endpoint = Endpoint(settings, test, report)
         self.ahead = 4 * settings.concurrency  # a slow reply does not hold up the others
+        self.patience = settings.request_timeout
         self.metadata = {"model": settings.model, "base_url": settings.base_url, "prompt": self.prompt}
 
     def submit(self, image_url: str, seed: int | None = None) -> Future:

@@ -40,7 +40,8 @@ def to_stderr(line: str) -> None:
 
 
 class Endpoint:
-    """One server. `ask` starts a request, `close` ends all of them.
+    """One server. `ask` starts a request, `close` ends all of them. After an error that ends the run no request starts,
+    but those under way are let finish: they have been paid for.
 
     test_body: a small request like those to come; it is sent before the first one, and in doubt. report(line): called
     when an outage begins and ends.
@@ -55,6 +56,7 @@ class Endpoint:
         self.health = Health(settings, report)
         self._lock, self._test_lock = threading.Lock(), threading.Lock()
         self._jobs: queue.SimpleQueue[tuple[Future, Body]] = queue.SimpleQueue()
+        self._jobs_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._error: UserError | None = None
         self._changes: Body = dict(settings.fields)
@@ -73,7 +75,11 @@ class Endpoint:
                 self._threads.append(thread)
                 thread.start()
         future: Future[Answer] = Future()
-        self._jobs.put((future, body))
+        with self._jobs_lock:
+            if self.gate.stopped.is_set():
+                future.set_exception(self._ended())
+            else:
+                self._jobs.put((future, body))
         return future
 
     def usage(self) -> dict[str, float]:
@@ -96,14 +102,18 @@ class Endpoint:
                 future.set_result(self._send_with_patience(body))
             except BaseException as error:
                 future.set_exception(error)
+        with self._jobs_lock:  # under which nothing is added any more
+            while not self._jobs.empty():
+                self._jobs.get()[0].set_exception(self._ended())
+
+    def _ended(self) -> UserError:
+        return copy.copy(self._error) if self._error else UserError("the run was stopped")
 
     def _send_with_patience(self, body: Body, is_test: bool = False) -> Answer:
         """The answer to a request, however often it takes. Raises Refusal, UserError."""
         own_faults, successes, pause, since = 0, self.health.successes, 0.0, None
         first_successes = successes
         while self.gate.wait(pause):
-            if self._error:
-                raise self._error
             try:
                 answer = self._send(body)
             except Mistake as error:
@@ -136,7 +146,7 @@ class Endpoint:
                 elif not self.health.successes:
                     self.health.succeeded()
                 return answer
-        raise self._error or UserError("the run was stopped")
+        raise self._ended()
 
     def _send(self, body: Body) -> Answer:
         """One attempt. Raises Trouble, Refusal, Mistake; UserError when the outage has lasted too long."""
@@ -240,6 +250,7 @@ class Endpoint:
         """The error that ends the run, for this and all other requests."""
         with self._lock:
             self._error = self._error or UserError(self._redacted(message))
+        self.gate.stopped.set()
         return copy.copy(self._error)
 
     def _redacted(self, text: str) -> str:
