@@ -37,8 +37,10 @@ def describe(outcomes: Outcomes, metric: str, seed: int = 0) -> dict[str, Any]:
     if "label" in outcomes:
         over = "images within each class" if _is_stratified(outcomes["label"]) else "images"
         if metric.startswith("worst_group") and "group" in outcomes:
-            over += "; of the primary metric, over images"
-            over += " within each group" if _is_stratified(outcomes["group"]) else ""
+            within = " within each group" if _is_stratified(outcomes["group"]) else ""
+            over += f"; of the primary metric, over images{within}"
+        elif metric == "roc_auc" and not _is_stratified(outcomes["label"]):
+            over += "; of the primary metric, over images within each class"
     elif "scores" in outcomes:
         over = "images"
     elif (strata := _question_strata(outcomes)) is not None and _is_stratified(strata):
@@ -204,8 +206,8 @@ def _hits(several: list[Outcomes], seed: int, resamples: int) -> list[Values]:
 
 
 def _is_stratified(labels: np.ndarray) -> bool:
-    counts = np.bincount(labels)
-    return bool(counts[counts > 0].min(initial=_STRATUM) >= _STRATUM)
+    counts = np.unique(labels, return_counts=True)[1]
+    return bool(counts.min(initial=_STRATUM) >= _STRATUM)
 
 
 def _classification_categories(several: list[Outcomes]) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
@@ -280,8 +282,9 @@ def _by_item(several: list[Outcomes], metric: str, seed: int, resamples: int) ->
     if not common:
         return [{} for _ in several]
     items = first[item.needs].shape[-1]
-    strata = np.zeros(items, int) if item.strata is None else first[item.strata].astype(int)
-    strata = strata if item.strata is not None and _is_stratified(strata) else np.zeros(items, int)
+    strata = np.zeros(items, int)
+    if item.strata is not None and (item.always or _is_stratified(first[item.strata])):
+        strata = first[item.strata].astype(int)
     order = np.argsort(strata, kind="stable")
     statistics = [
         {f"primary{end}": [item.make(own) for own in of_seeds(one, metric, end, order)] for end in common}

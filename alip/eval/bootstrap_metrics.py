@@ -18,11 +18,15 @@ Weighted = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class ItemMetric:
-    """needs: the array of the outcomes it is computed from. strata: the one whose values' counts are fixed."""
+    """needs: the array of the outcomes it is computed from. strata: the one whose values' counts are fixed.
+
+    always: however few items a stratum has, because the metric is not defined without items of each.
+    """
 
     needs: str
     strata: str | None
     make: Callable[[Outcomes], Weighted]
+    always: bool = False
 
 
 def worst_group(outcomes: Outcomes, last: int) -> Weighted:
@@ -93,7 +97,7 @@ ITEM_METRICS = {
     "worst_group": ItemMetric("group", "group", lambda outcomes: worst_group(outcomes, 1)),
     "worst_group_top5": ItemMetric("group", "group", lambda outcomes: worst_group(outcomes, 5)),
     "macro_f1": ItemMetric("prediction", "label", macro_f1),
-    "roc_auc": ItemMetric("score", "label", roc_auc),
+    "roc_auc": ItemMetric("score", "label", roc_auc, always=True),
     "mean_ap": ItemMetric("scores", None, mean_ap),
 }
 _SUFFIX = "_truncated"

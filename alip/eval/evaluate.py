@@ -13,7 +13,7 @@ from alip.errors import UserError
 from alip.eval import bootstrap, outcomes, results
 from alip.eval.datasets import ClassificationDataset, RetrievalDataset
 from alip.eval.features import Encoding, FeatureMemory
-from alip.eval.probe import SHOTS, Probed, measure_few_shot, measure_probe
+from alip.eval.probe import SHOTS, Probed, check_trainable, measure_few_shot, measure_probe
 from alip.eval.prompts import retrieval_prefix
 from alip.eval.retrieval import Retrieved, measure_retrieval
 from alip.eval.selection import SelectionDataset, measure_selection
@@ -140,6 +140,9 @@ def zeroshot(
 
     shots, seeds: of the few-shot probes.
     """
+    if {"probe", "few-shot"} & set(tasks):
+        for dataset in datasets:  # before the first of them has taken its hour
+            check_trainable(dataset)
     recorder = Recorder(model, source, encoding, protocol, folder, plots)
     for dataset in datasets:
         if "zeroshot" in tasks:
@@ -223,6 +226,7 @@ class Recorder:
         self.entries: list[results.Entry] = []
         self.left_out = 0
         self._probe_hashes: dict[str, str] = {}
+        self._marks: set[str] = set()
         metadata = getattr(model, "metadata", {})
         self.about: dict[str, Any] = {
             "checkpoint": source,
@@ -256,7 +260,8 @@ class Recorder:
                 f"warning: {dataset.name}: {len(unreadable)} images cannot be read and are left out (named in "
                 f"results.json); the first: {first}: {reason}"
             )
-        elif mark := results.mark_of(one):
+        elif (mark := results.mark_of(one)) and mark not in self._marks:
+            self._marks.add(mark)  # said once for all tasks of a dataset
             print(f"warning: {mark}: not comparable with published numbers; the row is marked in report.md")
 
     def train_and_test_hash(self, dataset: ClassificationDataset) -> str:

@@ -6,6 +6,7 @@ and torch's, which passes over the features block by block, so that they may be 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -72,7 +73,9 @@ def fit_sklearn(data: FeaturesInMemory, classes: int, strength: float, start: Li
     if len(data.labels.unique()) == 2:
         strength = 2 * strength
     found = LogisticRegression(C=strength, max_iter=5000, tol=1e-7)
-    found.fit(data.features.double().cpu().numpy(), data.labels.numpy())
+    with warnings.catch_warnings():  # one shot: as many classes as images are what is asked for
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        found.fit(data.features.double().cpu().numpy(), data.labels.numpy())
     weight, bias = torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
     if len(weight) == 1:  # scikit-learn keeps one row for two classes: the logit of the second over the first
         weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])

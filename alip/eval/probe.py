@@ -132,14 +132,20 @@ def _samples(labels: Sequence[int], shots: Sequence[int], seeds: int) -> dict[in
     return {count: [few_shot.sample(labels, count, seed) for seed in range(seeds)] for count in shots}
 
 
-def training_images(dataset: ClassificationDataset) -> Images:
-    """What a probe is trained on; UserError where there is nothing."""
+def check_trainable(dataset: ClassificationDataset) -> None:
+    """UserError where a probe of the dataset has nothing to be trained on; no image is read."""
     if dataset.targets is not None:
         raise UserError(f"{dataset.name} has several right classes an image; a probe needs one")
     if dataset.train is None:
         raise UserError(
             f"{dataset.name} has no training images for a probe; name some with --probe-train (docs/evaluation.md)"
         )
+
+
+def training_images(dataset: ClassificationDataset) -> Images:
+    """What a probe is trained on; UserError where there is nothing."""
+    check_trainable(dataset)
+    assert dataset.train is not None
     return dataset.train()
 
 

@@ -88,6 +88,15 @@ def test_the_worst_group_is_resampled_within_groups():
     assert bootstrap.describe(items, "worst_group")["method"].endswith("of the primary metric, over images")
 
 
+def test_the_roc_curve_always_has_both_classes():
+    dataset, logits, labels = scored("roc_auc")
+    labels = (torch.arange(60) < 2).long()  # two images of one class
+    logits[:, 1] = logits[:, 0] + labels  # the curve's area is 1
+    items = outcomes_of(dataset, logits, labels, torch.arange(60))
+    assert bootstrap.intervals(items, "roc_auc")["primary"] == [100, 100]
+    assert "of the primary metric, over images within each class" in bootstrap.describe(items, "roc_auc")["method"]
+
+
 def test_mean_average_precision_of_many_scores_takes_fewer_test_sets():
     scores = np.zeros((40, 20_000), np.float32)
     assert bootstrap.resamples_of({"hit_top1": scores[0], "scores": scores, "targets": scores}) == 1000
@@ -104,6 +113,10 @@ def test_selection_has_intervals_for_its_parts():
     readable = np.ones(90, bool)
     readable[rng.integers(0, 90, 9)] = False
     _check(judge(images, texts, readable), {"one", "two", "three", "accuracy", "primary"})
+    judged = in_groups(image, image * 2, (image * 2 + 1)[:, None], names, left_out=frozenset(["two"]))(
+        images, texts, np.ones(90, bool)
+    )
+    _check(judged, {"accuracy", "primary"})
     sizes = [5, 6, 10, 12] * 10
     candidates = [rng.choice(90, size, replace=False).tolist() for size in sizes]
     judged = winogavil(candidates, [own[: 2 + number % 2] for number, own in enumerate(candidates)])(
@@ -122,6 +135,7 @@ def test_selection_has_intervals_for_its_parts():
 def _check(judged, names):
     point, found = bootstrap.point_values(judged.outcomes, "x"), bootstrap.intervals(judged.outcomes, "x")
     assert set(judged.numbers) - COUNTS == set(found) == names
+    assert bootstrap.describe(judged.outcomes, "x")["resamples"] == bootstrap.RESAMPLES
     for name in names:
         assert point[name] == pytest.approx(judged.numbers[name], abs=1e-4)
         assert found[name][0] <= judged.numbers[name] <= found[name][1]

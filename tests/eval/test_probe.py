@@ -226,3 +226,18 @@ def test_imagenets_training_images(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "imagenet" / "train")
     with pytest.raises(UserError, match="imagenet"):
         dataset.train()
+
+
+def test_a_dataset_without_training_images_is_refused_before_anything_is_measured(run, parts, tmp_path, capsys):
+    alone = coloured(tmp_path / "alone")
+    flags = f"--checkpoint {run} --output {tmp_path / 'out'} --workers 0 --device cpu --no-plots --task all"
+    with pytest.raises(UserError, match="alone has no training images for a probe"):
+        eval_zeroshot.main([*flags.split(), "--datasets", str(parts), str(alone)])
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_one_shot_gives_no_warning_of_scikit_learn(recwarn):
+    x, y = features()
+    first = [int((y == label).nonzero()[0]) for label in range(6)]
+    fit_sklearn(FeaturesInMemory(x[first], y[first]), 6, 1.0)
+    assert not [one for one in recwarn if "unique classes" in str(one.message)]
