@@ -118,6 +118,8 @@ def _open_classification(
         dataset = open_table(lines, name, USUAL_FIELDS, names, prompts or folder.parent / "templates.json")
         return replace(dataset, benchmark=name)
     path = Path(name)
+    if path.suffix in (".rec", ".json") and path.is_file():
+        raise UserError(f"{name}: rec shards are given as {SHARDS}{path.with_suffix('')}; a list of images is .jsonl")
     if path.is_dir() and (path / "classes.jsonl").is_file():
         path = path / "classes.jsonl"
     if path.is_file():
@@ -276,7 +278,9 @@ def _from_folder(
     """A folder with one folder per class; the class names are the folders' names, or the list given (sorted order)."""
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     if not folders:
-        raise UserError(f"{path} has no folders; a class per folder is expected, or a classes.jsonl")
+        raise UserError(
+            f"{path} has no folders; a class per folder is expected, or a classes.jsonl; rec shards are {SHARDS}{path}"
+        )
     files, labels = [], []
     for folder in folders:
         inside = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)

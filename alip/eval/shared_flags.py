@@ -44,7 +44,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=command.workers,
         default=min(4, os.cpu_count() or 1),
-        help="processes per rank that read images",
+        help="threads per rank that read images; more than 4 are processes",
     )
     computing.add_argument("--precision", type=canonical, default="auto", help="auto, amp_bf16, amp or fp32")
     computing.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -135,6 +135,9 @@ def test_shards(tmp_path):
     assert again.images.content_hash() == dataset.images.content_hash() != dataset.train().content_hash()
     with pytest.raises(UserError, match=r"mine: sample 000: label missing; it has key, text.*--label-field"):
         open_classification(f"shards:{name}")
+    for path in (name.with_suffix(".json"), name.parent):
+        with pytest.raises(UserError, match=r"rec shards are (given as )?shards:"):
+            open_classification(path)
     with pytest.raises(UserError, match="no shards at"):
         open_classification("shards:nothing", tmp_path)
 
