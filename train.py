@@ -16,6 +16,7 @@ from alip import distributed
 from alip.data.loader import Augmentation, check_tokens, create_loader, open_data
 from alip.distributed import World
 from alip.errors import run_command
+from alip.folder_lock import lock_folder
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model, hub
 from alip.model.compilation import resolve_compile
@@ -31,7 +32,6 @@ from alip.train.parallel import parallelise, synchronise_batch_norm
 from alip.train.plan import create_plan
 from alip.train.resume import create_fingerprint
 from alip.train.run_folder import open_run
-from alip.train.run_lock import lock_folder
 from alip.train.schedule import create_schedule
 from alip.train.setup import set_layout, set_up
 from alip.train.sharding import shard

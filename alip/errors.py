@@ -62,7 +62,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno not in _REFUSED or MISTAKES in os.environ:
             raise  # under a launcher, which has checked the paths: storage that fails for a while is worth a restart
-        _end_by_mistake(f"{error.filename or 'a file'}: {error.strerror}; {_REFUSED[error.errno]}")
+        _end_by_mistake(f"{error.filename or 'a file'}: {os.strerror(error.errno)}; {_REFUSED[error.errno]}")
     sys.exit(status or 0)
 
 

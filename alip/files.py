@@ -20,6 +20,8 @@ from typing import IO, Any
 from alip.errors import UserError
 
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)  # `.NAME.PID.tmp`: where NAME is written
+_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")  # as Rust writes it, in safetensors
+_REFUSED_WRITES = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
 LARGEST_TEXT = 1 << 30  # bytes of a file that is read into memory in one piece; COCO's annotations are 0.5 GB at most
 _LONGEST_NAME = 200  # bytes of a name in it: file systems take 255
 _MARK_WAIT_S = 5.0  # until another process has looked whether a temporary folder is in use
@@ -32,25 +34,49 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     What was written is flushed to the disk, then renamed, and the new name is flushed too: after a crash at any moment
     readers see the old file or the whole new one. After an error nothing is left behind; what a killed process left of
     an earlier write of this path, with whatever temporary files its libraries made, is removed here. Raises OSError as
-    the disk does.
+    the disk does, with the path in it, also where a library hides it in an error of its own.
     """
-    path = Path(path)
+    path = Path(path) if Path(path).name else Path(path).absolute()  # "." has no name
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     folder = path.with_name(f".{_shortened(path.name)}.{os.getpid()}.tmp")
     lock = _create_locked(folder)
     try:
-        temporary = folder / path.name
-        yield temporary
-        for inner in temporary.rglob("*") if temporary.is_dir() else ():
-            sync(inner)
-        sync(temporary)
-        os.replace(temporary, path)
+        with refusals_named(path):
+            temporary = folder / path.name
+            yield temporary
+            for inner in temporary.rglob("*") if temporary.is_dir() else ():
+                sync(inner)
+            sync(temporary)
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
             lock.close()
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def refusals_named(path: str | Path) -> Iterator[None]:
+    """What the block raises where the disk refuses to write `path` becomes an OSError with the path in it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or (number := _refusal(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _refusal(error: BaseException | None) -> int | None:
+    """The number of the system's error if it refused to write; torch and safetensors raise others in its place."""
+    while error is not None:
+        number = getattr(error, "errno", None) if getattr(error, "filename", None) is None else None
+        if number is None and (match := _ERROR_NUMBER.search(str(error))):
+            number = int(match[1])
+        if number in _REFUSED_WRITES:
+            return number
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _shortened(name: str) -> str:

@@ -1,5 +1,6 @@
 """Locks: exclusive, free after any death of their holder, not kept by its children. Atomic writes: whole or nothing."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from alip.errors import UserError
+from alip.errors import UserError, run_command
 from alip.files import FileLock, LockedError, atomic_path, atomic_write, read_text, remove_leftovers
 from tests.helpers.shards import ROOT
 
@@ -140,3 +141,46 @@ def test_a_text_of_ten_gigabytes_is_not_read(tmp_path):
         file.truncate(10 << 30)
     with pytest.raises(UserError, match=r"x\.json: 10,737,418,240 bytes"):
         read_text(tmp_path / "x.json")
+
+
+def refused_by_the_system(number):
+    raise OSError(number, os.strerror(number))
+
+
+def refused_in_a_library():
+    try:
+        refused_by_the_system(errno.ENOSPC)
+    except OSError as error:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0") from error
+
+
+def refused_in_rust():
+    raise ValueError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("refuse", [lambda: refused_by_the_system(errno.ENOSPC), refused_in_a_library, refused_in_rust])
+def test_a_full_disk_names_the_file_whatever_the_library_raises(tmp_path, capsys, refuse):
+    def write():
+        with atomic_path(tmp_path / "features"):
+            refuse()
+
+    with pytest.raises(SystemExit) as end:
+        run_command(write)
+    line = f"error: {tmp_path / 'features'}: No space left on device; free some space, and run the command again\n"
+    assert (end.value.code, capsys.readouterr().err) == (2, line) and not list(tmp_path.iterdir())
+
+
+def test_other_errors_in_a_write_stay_what_they_are(tmp_path):
+    for error in (ValueError("a bug"), FileNotFoundError(2, "no such file", "input"), UserError("line (os error 28)")):
+        with pytest.raises(type(error)) as found, atomic_path(tmp_path / "x"):
+            raise error
+        assert found.value is error
+
+
+def test_the_folder_that_a_command_stands_in_is_written_too(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    with atomic_path(".") as draft:
+        draft.mkdir()
+        (draft / "weights").touch()
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["weights"]

@@ -215,6 +215,8 @@ def _load_rgb(image: Image.Image, data: bytes, short_side: int) -> np.ndarray | 
             if turn is not None:
                 rgb = (rgb if isinstance(rgb, Image.Image) else Image.fromarray(rgb)).transpose(turn)
             return rgb
+    except ImageError:
+        raise
     except Exception as error:
         detail = " ".join(str(error).split())
         raise ImageError(_broken_or_truncated(detail), f"cannot be decoded: {detail}") from None
@@ -256,9 +258,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ImageError("unsupported-format", "pixels of 32 bits, of which nobody knows what is white")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        return Image.fromarray(np.clip(np.nan_to_num(np.asarray(image)), 0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        if not (values.min() >= 0 and 1 < values.max() <= 255):  # NaN too
+            raise ImageError("unsupported-format", "pixels in floating point, of which nobody knows what is white")
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     return rgb_on_white(image)
 
 

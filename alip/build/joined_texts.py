@@ -92,6 +92,8 @@ class JoinedTexts:
         suspicious = ((self.captions, "captions", samples == 0), (self.rewrites, "rewrites", whole or samples == 0))
         for table, what, is_suspicious in suspicious:
             if is_suspicious and table and table.found == 0:
+                if table.example() is None:
+                    raise UserError(f"the {what} files hold no {what}: name others, or none")
                 same = " with the same raw text" if table is self.rewrites else ""
                 raise UserError(
                     f"none of the {what}' keys is a key of the input{same}: their keys are like {table.example()!r}"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from alip.build.image_errors import ImageError
 from alip.build.images import decode_image
 from alip.build.remote_shards import read_record
-from alip.data.recordio import unpack
-from alip.data.shards import Manifest, load_manifest, read_texts, row_captions
+from alip.data.recordio import RecordError, unpack
+from alip.data.shards import Manifest, load_manifest, read_texts, record_fault, row_captions
 from alip.errors import UserError
 from alip.remote.urls import UrlPath, local_path
 
@@ -38,7 +42,7 @@ def show(data: str | os.PathLike, count: int, seed: int = 0) -> int:
         for axis in axes.flat:
             axis.axis("off")
         for axis, index in zip(axes.flat, chosen):
-            image = decode_image(unpack(read_record(manifest, index))[1])
+            image = _image(manifest, index)
             axis.imshow(image)
             text, captions = texts[index]
             lines = [f"{index}: {image.width} × {image.height}", f"text: {text}"]
@@ -61,6 +65,35 @@ def _texts(manifest: Manifest, chosen: list[int]) -> dict[int, tuple[str, list[s
     from alip.tokens import decode, unpack_captions
 
     for index in chosen:
-        text, captions = unpack_captions(unpack(read_record(manifest, index))[0], manifest.context_length)
+        with _named_damage(manifest, index):
+            text, captions = unpack_captions(_record(manifest, index)[0], manifest.context_length)
         texts[index] = (decode(text), [decode(caption) for caption in captions])
     return texts
+
+
+def _image(manifest: Manifest, index: int) -> Image.Image:
+    with _named_damage(manifest, index):
+        return decode_image(_record(manifest, index)[1])
+
+
+def _record(manifest: Manifest, index: int) -> tuple[np.ndarray, bytes]:
+    """Label and encoded image of a sample; RecordError if the record is not sound."""
+    payload = read_record(manifest, index)
+    shard, number = manifest.locate(index)
+    fault = record_fault(manifest.shards[shard], number, payload)
+    if fault:
+        raise RecordError(fault)
+    return unpack(payload)
+
+
+@contextlib.contextmanager
+def _named_damage(manifest: Manifest, index: int) -> Iterator[None]:
+    """Damage of a record as a UserError."""
+    try:
+        yield
+    except (ValueError, ImageError) as error:  # RecordError is a ValueError
+        shard, number = manifest.locate(index)
+        raise UserError(
+            f"record {number} of {manifest.path(manifest.shards[shard].rec)}: {error} "
+            f"(`python data2rec.py --verify {manifest.folder / manifest.name}` looks closer)"
+        ) from None

@@ -25,7 +25,7 @@ from alip.build.shard_writer import ShardWriter
 from alip.build.writer import SAMPLES_PER_SHARD
 from alip.data.recordio import IndexedReader, RecordError, pack, unpack_label
 from alip.data.score_table import CAPTION_INDEX, ScoreTable
-from alip.data.shards import CAPTIONS_COLUMN, SIDECAR_COLUMNS, Manifest, Shard, load_manifest, read_texts
+from alip.data.shards import CAPTIONS_COLUMN, SIDECAR_COLUMNS, Manifest, Shard, load_manifest, read_texts, row_metadata
 from alip.errors import UserError
 from alip.files import sha256_of_file
 from alip.remote.urls import UrlPath, is_url, local_path, name_of, redact
@@ -242,7 +242,7 @@ class _Selection:
             first, *more = captions[kept]
             label = pack_label(text if swapped is None else captions[kept][swapped], first, more)
             payload = pack(label, payload[image_start:])
-            row = _changed_row(row, kept, swapped)
+            row = _changed_row(row, kept, swapped, self.source.name)
         self.shard.add_record(payload, label, row)
         if self.shard.samples == self.options["samples_per_shard"]:
             self._commit()
@@ -298,11 +298,12 @@ class _Selection:
         return self.output.publish(manifest)
 
 
-def _changed_row(row: tuple, kept: np.ndarray, swapped: int | None) -> tuple:
-    """A sidecar's row with these of its captions only and, if asked for, one of them as the raw text."""
+def _changed_row(row: tuple, kept: np.ndarray, swapped: int | None, name: str) -> tuple:
+    """A sidecar's row (of dataset `name`) with these of its captions only and, if asked for, one as the raw text."""
     key, text, caption, metadata, source, *several = row
     captions = [several[0][number] for number in kept] if several else [caption]
     if swapped is not None:
-        metadata = json.dumps({**json.loads(metadata or "{}"), "replaced_text": text}, ensure_ascii=False)
+        before = row_metadata({"key": key, "metadata": metadata}, name)
+        metadata = json.dumps({**before, "replaced_text": text}, ensure_ascii=False)
         text = captions[swapped]
     return (key, text, captions[0], metadata, source, *([captions] if several else []))

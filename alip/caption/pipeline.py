@@ -114,28 +114,28 @@ def run_pass(
     metadata = describe_run(job.metadata, source, world)
     run = from_rank_0(lambda: store.begin_run(job.settings, metadata, arguments.restart), world)
     results, failures, costs = store.part_paths(run, world.rank)
-    bar = Bar(world, arguments.limit or count_folder(source)) if world.is_main else None
     shard = RankShard(arguments.shard.index * world.world_size + world.rank, arguments.shard.count * world.world_size)
-    tally = Pass(
-        job.work,
-        job.preprocessing,
-        Output(
-            PartWriter(results),
-            PartWriter(failures),
-            job.known(store),
-            job.usage,
-            PartWriter(costs) if job.usage else None,
-        ),
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        content=job.content,
-        identity=job.identity,
-        trust_keys=arguments.trust_keys,
-        figure_seed=arguments.seed,
-        on_progress=bar,
-    ).run(job.samples(shard.samples(source, arguments.limit, job.by_image)))
-    if bar is not None:
-        bar.close()
+    with Bar(world, arguments.limit or count_folder(source)) if world.is_main else contextlib.nullcontext() as bar:
+        tally = Pass(
+            job.work,
+            job.preprocessing,
+            Output(
+                PartWriter(results),
+                PartWriter(failures),
+                job.known(store),
+                job.usage,
+                PartWriter(costs) if job.usage else None,
+            ),
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            content=job.content,
+            identity=job.identity,
+            trust_keys=arguments.trust_keys,
+            figure_seed=arguments.seed,
+            on_progress=bar,
+        ).run(job.samples(shard.samples(source, arguments.limit, job.by_image)))
+        if bar is not None:
+            bar.finish(tally)
     return run, tally
 
 

@@ -122,7 +122,8 @@ def count_folder(source: Source) -> int | None:
 
 
 class Bar:
-    """Images/s of all ranks, fraction done, time left, failures. Called after each image with rank 0's tally.
+    """Images/s of all ranks, fraction done, time left, failures. Called after each image with rank 0's tally. A context
+    manager: its line ends with it, before the line of an error.
 
     total: number of images, where it is known and the source does not report progress; else None.
     """
@@ -139,11 +140,16 @@ class Bar:
         counts = f"{tally.images:,} images, {speed:.1f} captions/s, {sum(tally.failed.values()):,} failed, "
         who = "" if self.ranks == 1 else f"rank 0 of {self.ranks} (speed of all): "
         self.bar.set_description_str(who + counts, refresh=False)
-        if self.total:
+        if self.total and progress != 1.0:
             progress = min(1.0, tally.images * self.ranks / self.total)
         self.bar.update(max(0.0, (progress or 0.0) - self.bar.n))
 
-    def close(self) -> None:
-        """The end of a complete pass."""
-        self.bar.update(1.0 - self.bar.n)
+    def finish(self, tally: Tally) -> None:
+        """The end of a complete pass, with its last batch."""
+        self(tally, 1.0)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         self.bar.close()

@@ -17,6 +17,7 @@ Scores of captions and rewritten texts are kept in the same way (`CaptionStore.s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -30,7 +31,7 @@ import numpy as np
 
 from alip.build.text_hash import number
 from alip.errors import UserError
-from alip.files import FileLock, LockedError, atomic_write, read_json, write_json
+from alip.files import FileLock, LockedError, atomic_write, read_json, refusals_named, write_json
 
 FORMAT, VERSION = "alip-captions", 1
 LOCK_WAIT = 2.0  # seconds: a run that was just killed may still be dying
@@ -105,14 +106,16 @@ class PartWriter:
 
     def write(self, line: dict[str, Any]) -> None:
         """One JSON line."""
-        self._file.write(to_line(line))
+        with refusals_named(self._file.name):
+            self._file.write(to_line(line))
 
     def flush(self) -> None:
         """Passes the lines to the system (they survive a kill), and every sync_seconds to the disk (a power cut)."""
-        self._file.flush()
-        if time.monotonic() - self._synced > self._sync_seconds:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+        with refusals_named(self._file.name):
+            self._file.flush()
+            if time.monotonic() - self._synced > self._sync_seconds:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
 
     def close(self) -> None:
         """Flushes to the disk and closes."""
@@ -148,7 +151,6 @@ class CaptionStore:
         restart: discards earlier captions of this output. Raises UserError when another process is writing this
         output, when its settings differ from these, or when a file of that name was not written by this command.
         """
-        self.parts.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         if restart:
             self.forget_pieces()
@@ -167,7 +169,10 @@ class CaptionStore:
 
     def _take_lock(self) -> None:
         try:
-            self._lock = FileLock(self.parts / "lock", wait=LOCK_WAIT)
+            while self._lock is None:
+                self.parts.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # a run that has just ended removed the folder
+                    self._lock = FileLock(self.parts / "lock", wait=LOCK_WAIT)
         except LockedError as error:
             raise UserError(
                 f"{error.holder} is writing {self.output}: wait for it, or choose another --output"
@@ -276,7 +281,7 @@ class CaptionStore:
         self.write_run(record)
         (self.parts / "lock").unlink(missing_ok=True)  # while the lock is held: the next run makes a new file
         self.close()
-        if self.parts.is_dir() and not any(self.parts.iterdir()):
+        with contextlib.suppress(OSError):  # it has other files, or another run's lock
             self.parts.rmdir()
 
 

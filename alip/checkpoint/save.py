@@ -35,7 +35,9 @@ def import_weights(path: str | Path, output: str | Path, model_name: str | None 
     Raises UserError if the folder already holds a run.
     """
     output = Path(output)
-    if (output / "run.json").exists() or (output / "checkpoints").exists():
+    checkpoint = output / "checkpoints" / "step-00000000.pt"
+    others = set(checkpoint.parent.glob("*")) - {checkpoint}
+    if (output / "run.json").exists() or any(not one.name.startswith(".") for one in others):
         raise UserError(f"{output}: already holds a run; choose another folder")
     model = load_model(path, model_name)
     if not model.text_format.is_clip:
@@ -43,7 +45,6 @@ def import_weights(path: str | Path, output: str | Path, model_name: str | None 
             f"{path}: its tokenizer is {model.text_format.tokenizer}, and runs hold CLIP's own: evaluate it as it is, "
             f"--checkpoint {path}"
         )
-    checkpoint = output / "checkpoints" / "step-00000000.pt"
     content = {
         "format": FORMAT,
         "version": 1,
@@ -62,6 +63,6 @@ def import_weights(path: str | Path, output: str | Path, model_name: str | None 
         "versions": {"alip": __version__, "torch": torch.__version__, "open_clip": open_clip.__version__},
         "starts": [],
     }
-    write_json(output / "run.json", about)
     write_json(output / "model.json", model.config)
+    write_json(output / "run.json", about)  # last: without it a folder is no run, and is written again
     return checkpoint

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from alip.files import parse_json, read_json, write_json
 from alip.remote.reading import open_url, read_url
 from alip.remote.urls import UrlPath, is_url, redact
 from alip.tokens import CONTEXT_LENGTH, TOKENIZER, VOCAB_SIZE
+
+if TYPE_CHECKING:  # imported where sidecars are read: it takes half a second
+    import pyarrow
 
 _LARGEST_MANIFEST = 1 << 30  # bytes, of one at a URL: half a million shards
 SIDECAR_COLUMNS = ("key", "text", "caption", "metadata", "source")
@@ -159,7 +163,8 @@ def load_manifest(data: str | os.PathLike, at_url: bool = False) -> Manifest:
             raise UserError(f"{redact(str(data))}: this reads shards from a local folder: copy them there first")
         return _from_url(str(data))
     path = Path(data)
-    for candidate in [path] if path.suffix == ".json" else [path.with_name(path.name + ".json"), path]:
+    # "." and "/" have no name
+    for candidate in [path] if path.suffix == ".json" or not path.name else [Path(f"{path}.json"), path]:
         if candidate.is_file() and candidate.suffix == ".json":
             return _parse(candidate)
     if path.is_dir():
@@ -181,6 +186,8 @@ def load_manifest(data: str | os.PathLike, at_url: bool = False) -> Manifest:
 
 
 def _is_manifest(path: Path) -> bool:
+    if not path.is_file():  # a FIFO would wait
+        return False
     with open(path, encoding="utf-8", errors="replace") as file:
         return f'"{FORMAT}"' in file.read(200)
 
@@ -281,6 +288,7 @@ def read_texts(manifest: Manifest, start: int = 0) -> Iterator[dict]:
             with opened as file, pyarrow.parquet.ParquetFile(file) as table:
                 if table.metadata.num_rows != shard.samples:
                     raise UserError(f"{path} has {table.metadata.num_rows} rows, its shard {shard.samples} samples")
+                _check_columns(table.schema_arrow, path, manifest)
                 for batch in table.iter_batches(batch_size=4096):
                     yield from batch.slice(min(skip, batch.num_rows)).to_pylist()
                     skip = max(0, skip - batch.num_rows)
@@ -288,6 +296,25 @@ def read_texts(manifest: Manifest, start: int = 0) -> Iterator[dict]:
             raise UserError(f"no sidecar {path}: it is written beside the shards when they are built") from None
         except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names that are not UTF-8
             raise UserError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from None
+
+
+def _check_columns(schema: pyarrow.Schema, path: Path | UrlPath, manifest: Manifest) -> None:
+    """UserError unless a sidecar has the columns that its readers take, of strings."""
+    columns = (*SIDECAR_COLUMNS, CAPTIONS_COLUMN) if manifest.captions_per_image > 1 else SIDECAR_COLUMNS
+    for name in columns:
+        found = str(schema.field(name).type) if schema.names.count(name) == 1 else "missing or there twice"
+        if "string" not in found or ("list" in found) != (name == CAPTIONS_COLUMN):
+            wanted = "a list of strings" if name == CAPTIONS_COLUMN else "a string"
+            raise UserError(f"{path}: its column {name!r} is {found}, not {wanted}: copy or build it again")
+
+
+def row_metadata(row: dict, name: str) -> dict:
+    """The metadata in a sidecar's row of dataset `name`; UserError where it is no JSON object."""
+    where = f"{name}: the metadata of sample {row['key']}"
+    found = parse_json(row.get("metadata") or "{}", where)
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: holds a JSON {type(found).__name__}, not an object; build the dataset again")
+    return found
 
 
 def row_captions(row: dict) -> list[str]:

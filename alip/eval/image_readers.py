@@ -215,7 +215,7 @@ def stat_key(paths: Sequence[str | Path], metadata: Sequence[Any]) -> str:
         try:
             status = os.stat(path)
             lines.append(f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}")
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name with a NUL, as a damaged list has it
             lines.append(f"{path} missing")
     return short_hash([*lines, str(list(metadata))])
 

@@ -111,7 +111,7 @@ def _read_shards(path: Path) -> dict[str, torch.Tensor]:
     missing = sorted(weight_map.keys() - state.keys())
     if missing:
         name = weight_map[missing[0]]
-        raise UserError(f"{path}: tensor {missing[0]} is not in its shard {name}; download the shard again")
+        raise UserError(f"{path}: tensor {missing[0][:80]} is not in its shard {name}; download the shard again")
     return state
 
 

@@ -247,3 +247,12 @@ def test_a_large_png_is_reduced_as_it_is_converted(mode, monkeypatch):
 def test_a_policy_out_of_range_is_refused(name, value):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} should be from"):
         ImagePolicy(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "values", [np.full((20, 30), np.nan, "f4"), np.full((20, 30), 0.9, "f4"), np.full((20, 30), 70_000, "i4")]
+)
+def test_pixels_without_a_known_white_are_rejected(values):
+    with pytest.raises(ImageError) as error:
+        to_jpeg(encoded(Image.fromarray(values), "TIFF"))
+    assert error.value.reason == "unsupported-format"

@@ -137,3 +137,10 @@ def test_rewritten_raw_texts(folder):
     (folder / "rewrites.jsonl").write_text('{"key": "1.jpg", "rewrite": "x"}\n')
     with pytest.raises(UserError, match="entry 1: should have key, text"):
         build(folder, "set3", rewrites=str(folder / "rewrites.jsonl"))
+
+
+def test_a_file_without_captions_is_said_to_have_none(folder):
+    (folder / "captions.jsonl").write_text("")
+    (folder / "t.csv").write_text("image,text\n0.jpg,raw text\n")
+    with pytest.raises(UserError, match="the captions files hold no captions"):
+        build(folder)

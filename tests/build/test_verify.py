@@ -252,3 +252,9 @@ def test_show(own_shards, tmp_path, capsys):
     released = own_shards.parent / "set-00000.rec"  # no sidecar: the texts come from the tokens
     assert show(released, 2) == 0
     assert (own_shards.parent / "set-00000-samples.png").exists()
+
+
+def test_show_names_a_damaged_record(own_shards):
+    change(own_shards.with_name("set-00001.rec"), 700, b"\xff" * 9)
+    with pytest.raises(UserError, match=r"record 0 of .*set-00001\.rec.*--verify .* looks closer"):
+        show(own_shards, 60)

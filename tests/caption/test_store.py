@@ -6,6 +6,7 @@ import pytest
 from alip.build.text_hash import number
 from alip.caption.store import CaptionStore, DoneImages, NumberSet, PartWriter, read_lines, to_line
 from alip.errors import UserError
+from alip.files import FileLock
 
 
 def test_number_set_is_a_set():
@@ -132,3 +133,19 @@ def test_lines_that_this_command_never_writes_are_captioned_again(tmp_path, line
     path = tmp_path / "part.jsonl"
     path.write_text(line + "\n" + to_line({"key": "b", "caption": "ä", "image": "0f"}))
     assert [line["key"] for line in read_lines(path)] == ["b"]
+
+
+def test_a_run_that_ends_while_another_one_waits_for_it(tmp_path, monkeypatch):
+    """It removes the folder of the lock that the other one opens next."""
+    first, second = CaptionStore(tmp_path / "c.jsonl"), CaptionStore(tmp_path / "c.jsonl")
+    first.begin_run({"captioner": "blip"}, {})
+
+    def open_late(*arguments, **options):
+        if not second.read_run()["complete"]:
+            first.finish(first.read_run() | {"complete": True})
+        return FileLock(*arguments, **options)
+
+    monkeypatch.setattr("alip.caption.store.FileLock", open_late)
+    assert second.begin_run({"captioner": "blip"}, {}) == 2
+    second.finish(second.read_run())
+    assert not second.parts.exists()

@@ -146,6 +146,8 @@ def test_import_brings_it_back(run, tmp_path, monkeypatch, form):
         assert torch.equal(first.encode_text(rows), second.encode_text(rows))
     with pytest.raises(UserError, match="already holds a run"):
         save.import_weights(tmp_path / "out", tmp_path / "NEW")
+    (tmp_path / "NEW" / "run.json").unlink()  # as after a kill: it is written last
+    assert save.import_weights(tmp_path / "out", tmp_path / "NEW").exists()
 
 
 def test_resnet_goes_to_open_clip_and_not_to_transformers(tmp_path):

@@ -6,7 +6,13 @@ import pytest
 from alip.data.score_table import SCORES, ScoreTable
 from alip.data.shards import load_manifest
 from alip.errors import UserError
-from alip.eval.gates.labels import matched_auc, matched_aucs, read_mismatch_labels, summarize
+from alip.eval.gates.labels import (
+    matched_auc,
+    matched_aucs,
+    mismatch_label,
+    read_mismatch_labels,
+    summarize,
+)
 from tests.helpers.score_tables import made_up_scores, write_made_up_table
 
 
@@ -54,3 +60,9 @@ def test_labels_are_read_in_the_order_of_the_samples(shards):
     assert labels.dtype == bool and labels.tolist() == [bool(i % 2) for i in range(manifest.samples)]
     with pytest.raises(UserError, match="0000000 has no true or false in 'no_such'"):
         read_mismatch_labels(manifest, "no_such")
+
+
+@pytest.mark.parametrize("metadata, message", [("{", "not valid JSON"), ("[1]", "a JSON list, not an object")])
+def test_damaged_metadata_is_named(metadata, message):
+    with pytest.raises(UserError, match=f"set: the metadata of sample k1: .*{message}"):
+        mismatch_label({"key": "k1", "metadata": metadata}, "odd", "set")

@@ -348,6 +348,43 @@ def export(work: Path, samples: int, workers: int) -> Job:
     return Job(start, lambda folder: [name for name in names if (folder / "model" / name).is_file()], reach=ANYWHERE)
 
 
+def import_weights(work: Path, samples: int, workers: int) -> Job:
+    """python -m alip.checkpoint import: a folder without run.json is no run, and is written again."""
+
+    def start(folder: Path) -> int | None:
+        if (folder / "run" / "run.json").exists():
+            return 0  # killed behind its end
+        words = ["import", "--checkpoint", str(_trained(work)), "--output", str(folder / "run")]
+        sys.argv = ["alip.checkpoint", *words]
+        return importlib.import_module("alip.checkpoint.__main__").main()
+
+    def content(folder: Path) -> dict[str, object]:
+        return files(folder, without=("run.json",))  # it holds the time
+
+    return Job(start, lambda folder: ["run"] * (folder / "run" / "run.json").is_file(), content, reach=ANYWHERE)
+
+
+def score(work: Path, samples: int, workers: int) -> Job:
+    """python -m alip.caption.score: a table of scores beside the captions."""
+    import pyarrow.parquet as pq
+
+    captions = work / "captioned" / "captions.jsonl"
+    if not captions.exists():
+        run_here(command("alip.caption.pipeline", *_captioner(work, samples, 0), output=captions.name), captions.parent)
+    words = ["--input", _tars(work, samples), "--captions", captions, "--checkpoint", _trained(work)]
+    words += ["--device", "cpu", "--batch-size", 8, "--workers", 0, "--allow-failures", 1]
+
+    def content(folder: Path) -> dict[str, object]:
+        table = pq.read_table(folder / "scores.parquet").to_pylist()
+        rows = sorted(table, key=lambda row: (row["key"], row["number"]))
+        return dict.fromkeys(files(folder), "there") | {"rows": json.dumps(rows, sort_keys=True)}
+
+    def keys(folder: Path) -> list[str]:
+        return pq.read_table(folder / "scores.parquet")["key"].to_pylist()
+
+    return Job(command("alip.caption.score", *words, output="scores.parquet"), keys, content)
+
+
 TARGETS: dict[str, Callable[[Path, int, int], Job]] = {
     "build": build,
     "build-shuffled": build_shuffled,
@@ -363,10 +400,13 @@ TARGETS: dict[str, Callable[[Path, int, int], Job]] = {
     "retrieval": retrieval,
     "zeroshot": zeroshot,
     "export": export,
+    "import": import_weights,
+    "score": score,
 }
 # What the parent imports before it forks: a start then takes milliseconds instead of seconds.
 IMPORTED = (
     *("data2rec", "train", "eval_retrieval", "eval_zeroshot", "alip.caption.pipeline", "alip.caption.user_file"),
+    *("alip.caption.score", "pyarrow.parquet"),
     *("alip.eval.gates.__main__", "alip.eval.report", "alip.checkpoint.__main__", "alip.build.writer"),
     *("alip.build.merge", "alip.build.verify", "alip.build.select", "matplotlib.figure", "sklearn.metrics"),
     *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "alip.plot_style", "torch.utils.data"),

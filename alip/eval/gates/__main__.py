@@ -24,6 +24,7 @@ from alip.eval.gates.page_data import collect
 from alip.eval.gates.run_checkpoints import check_recipes, find_checkpoints, open_scorer
 from alip.eval.gates.scoring import score_dataset, summary_columns
 from alip.files import write_json
+from alip.folder_lock import lock_folder
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -69,19 +70,20 @@ def main() -> None:
         paths = [path for run in args.checkpoint for path in find_checkpoints(run, args.average)]
         columns = {"is_mismatched": args.mismatch_column, "is_caption_mismatched": args.caption_mismatch_column}
         options = {"columns": columns, "batch_size": args.batch_size, "workers": args.workers, "quiet": args.quiet}
-        if args.engine == "ray":
-            from alip.eval.gates.on_cluster import score_on_cluster
+        with lock_folder(args.output, world, remove=True):
+            if args.engine == "ray":
+                from alip.eval.gates.on_cluster import score_on_cluster
 
-            if world.world_size > 1:
-                raise UserError("--engine ray starts its workers itself: start the command without torchrun")
-            with engine_of(args) as engine:
-                score_on_cluster(engine, paths, overrides, args.data, path, device=args.device, **options)
-        else:
-            scorers = [open_scorer(path, overrides, world.device) for path in paths]
-            check_recipes(scorers)
-            score_dataset(scorers, manifest, path, world, **options)
-        if world.is_main:
-            report(path, manifest, args.output)
+                if world.world_size > 1:
+                    raise UserError("--engine ray starts its workers itself: start the command without torchrun")
+                with engine_of(args) as engine:
+                    score_on_cluster(engine, paths, overrides, args.data, path, device=args.device, **options)
+            else:
+                scorers = [open_scorer(path, overrides, world.device) for path in paths]
+                check_recipes(scorers)
+                score_dataset(scorers, manifest, path, world, **options)
+            if world.is_main:
+                report(path, manifest, args.output)
     finally:
         distributed.stop()
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from alip.data.score_table import SCORES, ScoreTable
-from alip.data.shards import Manifest, read_texts
+from alip.data.shards import Manifest, read_texts, row_metadata
 from alip.errors import UserError
 
 
@@ -24,7 +22,7 @@ def read_mismatch_labels(manifest: Manifest, column: str) -> np.ndarray:
 
 def mismatch_label(row: dict, column: str, name: str) -> bool:
     """The label in one sidecar row of dataset `name`; UserError as above."""
-    value = json.loads(row["metadata"] or "{}").get(column)
+    value = row_metadata(row, name).get(column)
     if value not in (True, False):
         raise UserError(
             f"{name}: sample {row['key']} has no true or false in {column!r} (found {value!r}); "

@@ -21,7 +21,7 @@ from alip.distributed import World, barrier, share
 from alip.errors import UserError
 from alip.eval.gates.labels import mismatch_label
 from alip.eval.gates.run_checkpoints import Scorer
-from alip.files import atomic_path
+from alip.files import atomic_path, refusals_named
 
 
 def score_dataset(
@@ -185,7 +185,8 @@ def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> 
     """Row groups of ROWS, whatever the sizes of the batches."""
     waiting: list[pa.RecordBatch] = []
     count = 0
-    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with refusals_named(path), pq.ParquetWriter(path, schema, **options) as writer:
         for batch in batches:
             waiting.append(batch)
             count += batch.num_rows

@@ -23,7 +23,7 @@ _SCORES = ("text_caption_similarity", "sample_text_weight")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Plots the curves, and the gates if there are scores."""
+    """Plots the curves, and the gates if there are scores. Exit status 1 if one of them could not be plotted."""
     parser = CommandParser(
         prog="python -m alip.eval.plots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         written += style.plot_or_warn(lambda path: training.gates(scores, labels, aucs, path), folder / "gates")
     for path in written:
         print(path)
-    return 0
+    return 0 if len(written) == len(style.outputs(folder)) * (2 if args.scores else 1) else 1
 
 
 def _read_scores(path: Path, count: int) -> training.Columns:

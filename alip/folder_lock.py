@@ -1,4 +1,4 @@
-"""One training run at a time in a run folder."""
+"""One run at a time in an output folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class FolderLock:
-    """An exclusive lock on a run folder, held until `release` or the end of this process, however it ends.
+    """An exclusive lock on an output folder, held until `release` or the end of this process, however it ends.
 
     It is a FileLock on FOLDER/.lock, which the kernel drops with the process, so a dead run never blocks the next one.
     On NFS, Linux makes a byte-range lock of it that all clients see; there the lock of a machine that crashed stays
@@ -30,6 +30,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None], sleep: Callable[[float], None] = time.sleep):
+        self._path = folder / ".lock"
         self._lock: FileLock | None = None
 
         def waiting(holder: str) -> None:
@@ -37,7 +38,7 @@ class FolderLock:
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / ".lock", _patience, waiting, sleep)
+            self._lock = FileLock(self._path, _patience, waiting, sleep)
         except LockedError as error:
             raise UserError(
                 f"{folder} is in use by {error.holder}: wait for that run or stop it, or choose another --output"
@@ -49,16 +50,19 @@ class FolderLock:
                 ) from error
             warn(f"{folder} is on storage without file locks: make sure that only one run uses it")
 
-    def release(self) -> None:
-        """Releases the lock."""
+    def release(self, remove: bool = False) -> None:
+        """Releases the lock. remove: its file too, first, while nobody else can hold it."""
         if self._lock is not None:
+            if remove:
+                self._path.unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, world: World) -> Iterator[None]:
-    """Rank 0 holds the folder's lock while the block runs; UserError on all ranks if it cannot. All ranks call it."""
+def lock_folder(folder: Path, world: World, remove: bool = False) -> Iterator[None]:
+    """Rank 0 holds the folder's lock while the block runs; UserError on all ranks if it cannot. All ranks call it.
+    remove: leaves no file behind."""
     lock = problem = None
     if world.is_main:
         try:
@@ -72,7 +76,7 @@ def lock_folder(folder: Path, world: World) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
-            lock.release()
+            lock.release(remove)
 
 
 def _patience(holder: str) -> float:

@@ -8,14 +8,15 @@ import sys
 
 import pytest
 
+from alip.distributed import World
 from alip.errors import UserError
-from alip.train.run_lock import FolderLock
+from alip.folder_lock import FolderLock, lock_folder
 from tests.helpers.train_runs import ROOT, train_here
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from alip.train.run_lock import FolderLock
+from alip.folder_lock import FolderLock, lock_folder
 lock = FolderLock(Path(sys.argv[1]), print)
 print("held", flush=True)
 time.sleep(120)
@@ -108,3 +109,11 @@ def test_the_same_process_can_resume(flags, tmp_path):
     assert train_here(*options, "--resume", "auto") == 0
     assert (tmp_path / "run" / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
     FolderLock(tmp_path / "run", pytest.fail).release()  # it is free again
+
+
+def test_a_lock_can_leave_no_file(tmp_path):
+    with lock_folder(tmp_path, World(), remove=True):
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"), lock_folder(tmp_path, World()):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert not list(tmp_path.iterdir())
