@@ -28,7 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.helpers.kill_targets import IMPORTED, TARGETS, Job  # noqa: E402
+from tests.helpers.kill_jobs import Job  # noqa: E402
+from tests.helpers.kill_targets import IMPORTED, TARGETS  # noqa: E402
 
 TIMEOUT = 600  # seconds: a run that takes longer hangs
 

@@ -19,7 +19,8 @@ class ProgressBar:
         self.counts, self.rejects = counts, rejects
         self.before = counts["samples"] + rejects.count
         form = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
-        self.bar = tqdm(total=1.0, bar_format=form, disable=quiet, mininterval=0.5)
+        # Delayed: a mistake that is found at once is the only line.
+        self.bar = tqdm(total=1.0, bar_format=form, disable=quiet, mininterval=0.5, delay=0.1)
         self.first: float | None = None
 
     def show(self, progress: float | None) -> None:

@@ -199,7 +199,15 @@ class _Selection:
         done = sum(shard.samples for shard in self.shards)
         if done < len(self.kept):
             rows = self._rows(int(self.kept[done]))
-            with tqdm(total=len(self.kept), initial=done, desc="select", unit=" samples", disable=quiet or None) as bar:
+            bar = tqdm(
+                total=len(self.kept),
+                initial=done,
+                desc="select",
+                unit=" samples",
+                disable=quiet or None,
+                delay=0.1,
+            )
+            with bar:
                 for index in self.kept[done:].tolist():
                     self._copy(index, next(row for number, row in rows if number == index))
                     bar.update()

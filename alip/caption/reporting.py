@@ -133,7 +133,8 @@ class Bar:
         self.started = time.monotonic()
         tty = sys.stderr.isatty()
         form = "{percentage:3.0f}% |{bar}| {desc}ETA {remaining}"
-        self.bar = tqdm(total=1.0, bar_format=form, mininterval=0.5 if tty else 30.0, ncols=None if tty else 100)
+        pace = {"mininterval": 0.5 if tty else 30.0, "delay": 0.1}  # a mistake that is found at once has its own line
+        self.bar = tqdm(total=1.0, bar_format=form, ncols=None if tty else 100, **pace)
 
     def __call__(self, tally: Tally, progress: float | None) -> None:
         speed = self.ranks * tally.captioned / max(time.monotonic() - self.started, 1e-3)

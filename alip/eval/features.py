@@ -126,7 +126,8 @@ class Encoding:
 
     def bar(self, batches: Iterable[Any], label: str, total: int) -> Iterable[Any]:
         """A progress bar on the main rank."""
-        return tqdm(batches, desc=label, total=total, leave=False, disable=not (self.progress and self.world.is_main))
+        hidden = not (self.progress and self.world.is_main)
+        return tqdm(batches, desc=label, total=total, leave=False, disable=hidden, delay=0.1)
 
 
 def encode_images(

@@ -52,7 +52,8 @@ def score_dataset(
         scoring = Scoring(scorers, manifest, world, columns, batch_size, workers)
         mine = share(scoring.batches, world)
         hidden = quiet or not world.is_main
-        with tqdm(total=len(mine), desc="scoring", unit="batch", disable=hidden or None, dynamic_ncols=True) as bar:
+        look = {"desc": "scoring", "unit": "batch", "dynamic_ncols": True, "delay": 0.1}
+        with tqdm(total=len(mine), disable=hidden or None, **look) as bar:
             scoring.write(part, schema, mine, bar.update)
         barrier(world)
         if world.is_main:
