@@ -1,7 +1,7 @@
 """Labelled images of one's own, a row each: a table (CSV, TSV, JSON lines, Parquet), or rec shards by their sidecars.
 
 A row has an image and a label, and may have a split: rows of `train` are for probes, those of `test` (else `val` and
-the like) are measured.
+the like) are measured. A split that all rows have divides nothing.
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ def _dataset(
 ) -> ClassificationDataset:
     names, number = _classes(rows, path, name, classnames)
     splits = {row.split for row in rows}
+    if len(splits) == 1:
+        rows, splits = [row._replace(split=None) for row in rows], {None}
     test = next((split for split in _TEST_SPLITS if split in splits), None)
     if splits != {None} and test is None:
         known = ", ".join(sorted(str(split)[:40] for split in splits)[:5])

@@ -48,6 +48,8 @@ def with_training_images(
 ) -> ClassificationDataset:
     """The dataset with the images of another one as training images; classes are matched by name.
 
+    Of one that has training images itself, those.
+
     source: anything that `open_classification` takes. UserError when it has a class that the dataset has not.
     """
     given = open_classification(source, data_root, fields=fields)
@@ -60,7 +62,7 @@ def with_training_images(
             f"--probe-train {source}: {dataset.name} has no class {unknown[:80]!r}; it has "
             f"{', '.join(dataset.classnames[:5])[:200]}, …"
         )
-    if given.classnames == dataset.classnames:
-        return replace(dataset, train=lambda: given.images)
-    images = Relabelled(given.images, [number[name] for name in given.classnames])
+    images = given.images if given.train is None else given.train()
+    if given.classnames != dataset.classnames:
+        images = Relabelled(images, [number[name] for name in given.classnames])
     return replace(dataset, train=lambda: images)

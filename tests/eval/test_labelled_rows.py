@@ -13,6 +13,7 @@ from alip.errors import UserError
 from alip.eval import results
 from alip.eval.datasets import open_classification
 from alip.eval.labelled_rows import RowFields
+from alip.eval.probe_data import with_training_images
 from tests.helpers.shards import build_shards, encoded, write_tar
 
 COLORS = {"red_apple": (200, 20, 20), "green_pear": (20, 200, 20), "sky": (20, 20, 200)}
@@ -63,6 +64,19 @@ def test_every_kind_of_table_is_the_same_dataset(tmp_path, kind):
     assert open_classification(tmp_path / f"mine.{kind}").images.content_hash() != dataset.images.content_hash()
 
 
+def test_training_images_of_a_table_with_both_parts_are_its_training_rows(tmp_path):
+    rows = make_rows(tmp_path)
+    both = write_table(tmp_path / "both.csv", rows)
+    alone = write_table(tmp_path / "train.csv", [row for row in rows if row["split"] == "train"])
+    dataset = open_classification(write_table(tmp_path / "test.csv", [r for r in rows if r["split"] == "test"]))
+    assert len(dataset.images) == 6 and dataset.train is None
+    for source in (both, alone):
+        train = with_training_images(dataset, source).train()
+        assert [path.name for path in train.paths] == [
+            row["image"].split("/")[1] for row in rows if row["split"] == "train"
+        ]
+
+
 def test_numbers_as_labels(tmp_path):
     """Sorted as numbers; positions in a given list; a Parquet column with a gap is one of floats."""
     rows = [{"image": f"{number}.png", "label": label} for number, label in enumerate([10, 9, 2, 10])]
@@ -93,7 +107,7 @@ def test_numbers_as_labels(tmp_path):
         ("photo,label\na.png,cat\n", "row 1: image missing; it has photo, label: name the field with --image-field"),
         ("image,label\nhttps://x.org/a.png,cat\n", "row 1: https://x.org/a.png is an address"),
         ("image,label\na.png,cat,dog\n", "row 1: 3 cells for 2 columns"),
-        ("image,label,split\na.png,cat,train\n", "no row has the split test, val"),
+        ("image,label,split\na.png,cat,train\nb.png,cat,more\n", "no row has the split test, val"),
         ("image,label,split\na.png,cat,\n", "row 1: split is ''"),
         ("image,label\n", "lists no images"),
         ("", "is empty"),
