@@ -22,7 +22,7 @@ started=$SECONDS
 
 say "2/7 rec shards of the demo's 6,164 training samples"
 python data2rec.py --input 'scripts/demo/train-*.tar' --output "$DATA/train" \
-    --samples-per-shard 1000 --workers 2
+    --captions scripts/demo/captions.jsonl --captions-per-image 4 --samples-per-shard 1000 --workers 2
 
 say "3/7 benchmarks"
 if [ -d "$DATA/eval" ]; then

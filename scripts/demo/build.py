@@ -25,7 +25,17 @@ from pathlib import Path
 
 from classes import CLASS_OF
 from PIL import Image
-from texts import MISMATCHED_FRACTION, WRONG_CAPTION_FRACTION, choose, corrupt_texts, raw_text, sample
+from texts import (
+    CAPTIONS_PER_IMAGE,
+    MISMATCHED_FRACTION,
+    WRONG_CAPTION_FRACTION,
+    choose,
+    corrupt_texts,
+    names_by_class,
+    raw_text,
+    sample,
+    sampled_captions,
+)
 
 # The styles of each designer. Fluent's three are drawn alike, so a designer is held out as a whole.
 DESIGNERS = {
@@ -146,11 +156,21 @@ def record_of(concept: Concept, style: str, split: str) -> dict:
     return record
 
 
+def write_captions(records: list[dict], path: Path) -> None:
+    """The captions file of the training records, as a captioner asked for several captions of each image writes it."""
+    by_class = names_by_class(records)
+    with path.open("w") as file:
+        for record in records:
+            captions = sampled_captions(record, by_class, CAPTIONS_PER_IMAGE)
+            file.write(json.dumps({"key": record["key"], "captions": captions}) + "\n")
+
+
 def write_split(split: str, samples: list[tuple[Concept, str]], output: Path) -> None:
-    """Writes SPLIT-00000.tar …, each sample an image and a .json, with fixed times and owners."""
+    """Writes SPLIT-00000.tar …, each sample an image and a .json, with fixed times and owners; captions.jsonl too."""
     records = [record_of(concept, style, split) for concept, style in samples]
     if split == "train":
         records = corrupt_texts(records, MISMATCHED_FRACTION, WRONG_CAPTION_FRACTION)
+        write_captions(records, output / "captions.jsonl")
     for first in range(0, len(samples), SAMPLES_PER_TAR):
         path = output / f"{split}-{first // SAMPLES_PER_TAR:05d}.tar"
         chosen = range(first, min(first + SAMPLES_PER_TAR, len(samples)))

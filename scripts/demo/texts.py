@@ -16,6 +16,8 @@ MISMATCHED_FRACTION = 0.4  # raw texts that belong to another concept's image
 WRONG_CAPTION_FRACTION = 0.1  # captions that say something else than the image shows, or nothing
 GENERIC_CAPTION_FRACTION = 0.15  # of the other captions: right, but only the class
 CLASS_ADDED_FRACTION = 0.4  # of the captions with a name: "pizza, a meal"
+CAPTIONS_PER_IMAGE = 4  # in the tars; the studies take the first, or wordings of their own
+CLASS_ONLY_FRACTION = 0.3  # of an image's further captions: right, but only the class
 
 # A captioner's ways to begin; {} is a name or a class. Without words before it is the most frequent.
 _CAPTION_FORMS = ["{}", "{}", "{}", *TEMPLATES[1:]]
@@ -49,9 +51,7 @@ def corrupt_texts(records: Sequence[dict], mismatched: float, wrong_captions: fl
     records: dictionaries with key, name, class and own_text (the raw text that belongs to the image).
     """
     texts = _swap_texts(records, mismatched)
-    by_class: dict[str, list[str]] = {}
-    for record in records:
-        by_class.setdefault(record["class"], []).append(record["name"])
+    by_class = names_by_class(records)
     done = []
     for record, (text, is_mismatched) in zip(records, texts, strict=True):
         is_wrong = sample(record["key"], "caption is wrong") < wrong_captions
@@ -61,6 +61,36 @@ def corrupt_texts(records: Sequence[dict], mismatched: float, wrong_captions: fl
     return done
 
 
+def sampled_captions(record: dict, by_class: dict[str, list[str]], count: int) -> list[str]:
+    """`count` (at most 4) captions as one captioner samples them, all different; the first is the record's `caption`.
+
+    If that is wrong (`caption_is_wrong`), all are, in the same way: the captioner has mistaken what the image shows.
+    record: one of corrupt_texts; by_class: the names of every class.
+    """
+    key = record["key"]
+    shown = _mistaken(record, by_class) if record["caption_is_wrong"] else (record["name"], record["class"])
+    found = {record["caption"]: None}
+    if shown is None:
+        return [*found, *order([text for text in _EMPTY_CAPTIONS if text not in found], key, "sampled")][:count]
+    name, class_name = shown
+    article = _with_article(class_name)
+    bodies = [name, f"{name}, {article}", f"{article} called {name}"]
+    specific = order([form.format(body) for form in TEMPLATES for body in bodies], key, "sampled")
+    generic = order([form.format(class_name) for form in TEMPLATES], key, "sampled")
+    while len(found) < count:
+        is_generic = generic and sample(key, str(len(found)), "only the class") < CLASS_ONLY_FRACTION
+        found[(generic if is_generic else specific).pop()] = None
+    return list(found)
+
+
+def names_by_class(records: Sequence[dict]) -> dict[str, list[str]]:
+    """The names that each class has in the records."""
+    by_class: dict[str, list[str]] = {}
+    for record in records:
+        by_class.setdefault(record["class"], []).append(record["name"])
+    return by_class
+
+
 def wordings(record: dict, count: int) -> list[str]:
     """`count` (at most 12) right captions of an image, all different; the first is its right caption in the demo.
 
@@ -68,7 +98,7 @@ def wordings(record: dict, count: int) -> list[str]:
     them as of the first have the class alone.
     """
     key, name, class_name = record["key"], record["name"], record["class"]
-    article = f"{'an' if class_name[0] in 'aeiou' else 'a'} {class_name}"
+    article = _with_article(class_name)
     keywords = [word for word in record["own_text"].removeprefix(name).split(", ") if word]
     bodies = [name, f"{name}, {article}", f"{article} called {name}", *(f"{name}, {keyword}" for keyword in keywords)]
     specific = order([form.format(body) for form in TEMPLATES for body in bodies], key, "wording")
@@ -107,19 +137,29 @@ def _right_caption(record: dict) -> str:
 
 
 def _wrong_caption(record: dict, by_class: dict[str, list[str]]) -> str:
-    """A captioner's three ways to fail: a look-alike (another name of the class), another class, no content."""
+    shown = _mistaken(record, by_class)
+    if shown is None:
+        return choose(_EMPTY_CAPTIONS, record["key"], "empty")
+    return _in_words(*shown, record["key"])
+
+
+def _mistaken(record: dict, by_class: dict[str, list[str]]) -> tuple[str, str] | None:
+    """(name, class) that a failing captioner sees; None: nothing. A captioner's three ways to fail: a look-alike
+    (another name of the class), another class, no content."""
     key, shown = record["key"], record["class"]
     failure = choose(("look-alike", "other class", "empty"), key, "failure")
     if failure == "other class":
         shown = choose(sorted(set(by_class) - {shown}), key, "other class")
     names = sorted({name for name in by_class[shown] if name != record["name"]})
-    if failure == "empty" or not names:
-        return choose(_EMPTY_CAPTIONS, key, "empty")
-    return _in_words(choose(names, key, "wrong name"), shown, key)
+    return None if failure == "empty" or not names else (choose(names, key, "wrong name"), shown)
 
 
 def _in_words(name: str, class_name: str, key: str) -> str:
     words = choose(_CAPTION_FORMS, key, "form").format(name)
     if sample(key, "class is added") < CLASS_ADDED_FRACTION:
-        words += f", {'an' if class_name[0] in 'aeiou' else 'a'} {class_name}"
+        words += f", {_with_article(class_name)}"
     return words
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

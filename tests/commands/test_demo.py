@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tarfile
 
@@ -40,6 +41,26 @@ def test_tars_hold_what_texts_makes(texts, records):
     again = texts.corrupt_texts(records, texts.MISMATCHED_FRACTION, texts.WRONG_CAPTION_FRACTION)
     assert again == records
     assert len(records) == 6164
+
+
+def test_captions_file(texts, records):
+    """Four captions of each training sample, the first of them its tar's; all right, or all wrong."""
+    lines = [json.loads(line) for line in (ROOT / "scripts/demo/captions.jsonl").read_text().splitlines()]
+    by_class = texts.names_by_class(records)
+    class_only = 0
+    for record, line in zip(records, lines, strict=True):
+        captions = line["captions"]
+        assert line["key"] == record["key"] and captions[0] == record["caption"] and len(set(captions)) == 4
+        assert captions == texts.sampled_captions(record, by_class, texts.CAPTIONS_PER_IMAGE)
+        name = re.compile(rf"((an? \w+ of )|(an? .* called ))?{re.escape(record['name'])}(, an? .*)?")
+        named = [name.fullmatch(caption) is not None for caption in captions]
+        if record["caption_is_wrong"]:
+            assert not any(named)
+        else:
+            assert all(is_named or record["class"] in caption for is_named, caption in zip(named, captions, strict=True))
+            class_only += sum(not is_named for is_named in named[1:])
+    right = sum(not record["caption_is_wrong"] for record in records)
+    assert class_only / (3 * right) == pytest.approx(texts.CLASS_ONLY_FRACTION, abs=0.02)
 
 
 def test_rates_and_labels(texts, records):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from alip import plot_style as style
 from alip.command import CommandParser
-from alip.data.shards import load_manifest
+from alip.data.score_table import ScoreTable
+from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError, run_command
 from alip.eval.gates.labels import matched_auc, read_mismatch_labels
 from alip.eval.plots import training
@@ -40,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     training.read_metrics(args.run, "train")  # what is wrong with the input is the user's to know, not a warning
     written = style.plot_or_warn(lambda path: training.curves(args.run, path), folder / "curves")
     if args.scores:
-        labels = read_mismatch_labels(load_manifest(args.data), args.mismatch_column)
-        scores = _read_scores(args.scores, len(labels))
+        manifest = load_manifest(args.data)
+        index, scores = _read_scores(ScoreTable(args.scores), manifest)
+        labels = read_mismatch_labels(manifest, args.mismatch_column)[index]
         aucs = {name: matched_auc(values, labels) for name, values in scores.items()}
         written += style.plot_or_warn(lambda path: training.gates(scores, labels, aucs, path), folder / "gates")
     for path in written:
@@ -49,15 +50,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if len(written) == len(style.outputs(folder)) * (2 if args.scores else 1) else 1
 
 
-def _read_scores(path: Path, count: int) -> training.Columns:
-    try:
-        table = pq.read_table(path, columns=list(_SCORES))
-        scores = {name: table[name].to_numpy() for name in _SCORES}
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(f"{path}: no table of `python -m alip.eval.gates` ({error})") from error
-    if len(table) != count:
-        raise UserError(f"{path}: scores {len(table):,} samples, but --data has {count:,}; score those shards")
-    return scores
+def _read_scores(table: ScoreTable, manifest: Manifest) -> tuple[np.ndarray, training.Columns]:
+    """The sample of each row, of which it has one for each of its captions, and the scores. UserError unless they are
+    those of this dataset."""
+    missing = [name for name in _SCORES if name not in table.columns]
+    if missing:
+        raise UserError(f"{table.path} has no column {missing[0]}: write it again with `python -m alip.eval.gates`")
+    table.check_data(manifest)
+    parts = list(table.batches(["index", *_SCORES]))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in ("index", *_SCORES)}
+    return columns.pop("index"), columns
 
 
 if __name__ == "__main__":
