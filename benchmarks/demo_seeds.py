@@ -45,7 +45,7 @@ COLUMNS = {f"{way}_R@{k}": f"{arrow} R@{k}" for way, arrow in
            (("text_to_image", "text → image"), ("image_to_text", "image → text")) for k in (1, 5)}  # fmt: skip
 COLUMNS["top1"] = "49 classes"
 Key = tuple[str, int]  # objective, seed
-KEEP_EPOCHS = 3  # checkpoints of every third epoch stay, 1.4 GB a run, for benchmarks/gate_checkpoints.py
+KEEP_EPOCHS = 6  # checkpoints of every sixth epoch stay, 1.3 GB a run, for benchmarks/gate_checkpoints.py
 
 
 def train(key: Key, folder: Path, data: Path, threads: int) -> None:

@@ -17,7 +17,7 @@ WRONG_CAPTION_FRACTION = 0.1  # captions that say something else than the image 
 GENERIC_CAPTION_FRACTION = 0.15  # of the other captions: right, but only the class
 CLASS_ADDED_FRACTION = 0.4  # of the captions with a name: "pizza, a meal"
 CAPTIONS_PER_IMAGE = 4  # in the tars; the studies take the first, or wordings of their own
-CLASS_ONLY_FRACTION = 0.3  # of an image's further captions: right, but only the class
+CLASS_ONLY_FRACTION = 0.5  # of an image's further captions: right, but only the class
 
 # A captioner's ways to begin; {} is a name or a class. Without words before it is the most frequent.
 _CAPTION_FORMS = ["{}", "{}", "{}", *TEMPLATES[1:]]
