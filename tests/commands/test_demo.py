@@ -57,7 +57,8 @@ def test_captions_file(texts, records):
         if record["caption_is_wrong"]:
             assert not any(named)
         else:
-            assert all(is_named or record["class"] in caption for is_named, caption in zip(named, captions, strict=True))
+            shown = zip(named, captions, strict=True)
+            assert all(is_named or record["class"] in caption for is_named, caption in shown)
             class_only += sum(not is_named for is_named in named[1:])
     right = sum(not record["caption_is_wrong"] for record in records)
     assert class_only / (3 * right) == pytest.approx(texts.CLASS_ONLY_FRACTION, abs=0.02)
