@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from benchmarks.nodes import count
 from tests.helpers.shards import ROOT
 
 SCRIPTS = sorted(
@@ -65,3 +66,11 @@ def test_what_cannot_run_here_is_left_out_with_its_reason(tmp_path, monkeypatch)
     assert "requirements-mxnet" in main.run("data2rec", tmp_path, True, 1)
     assert "registry" in main.run("loader", tmp_path, True, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_trains_on_its_part_and_needs_every_shard():
+    """What docs/scale.md states about several machines, at a size at which windows are whole batches."""
+    for machines in (1, 2, 4):
+        found = count("shards", machines, shards=8, per_shard=512, batch_size=16, gpus=2)
+        assert found == {"own": 1 / machines, "whole": 1.0}
+    assert count("blocks", 2, shards=100, per_shard=1024, batch_size=16, gpus=2)["whole"] > 5
