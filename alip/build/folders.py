@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from alip.build.images import EXTENSIONS, OTHER_IMAGES
-from alip.build.sources import MAX_TEXT_BYTES, ByteRange, Fields, Sample, Source, load_json_object, take_texts
+from alip.build.sources import MAX_TEXT_BYTES, ByteRange, Cut, Fields, Sample, Source, load_json_object, take_texts
 
 
 class FolderSource(Source):
@@ -20,23 +20,45 @@ class FolderSource(Source):
     """
 
     source_type = "folder"
+    divided_from = 1  # its size says nothing of what is in it
 
     def __init__(self, folder: str, fields: Fields):
         self.folder = folder
         super().__init__([folder], fields)
 
     def read_unit(self, unit: int, position: tuple[int, ...] | None = None) -> Iterator[Sample]:
+        (start,) = position or (0,)
+        for number, (folder, name, present, fault) in enumerate(self._entries()):
+            if number < start:
+                continue
+            stem, _, extension = name.rpartition(".")
+            if fault:
+                sample = Sample(os.path.relpath(folder, self.folder), folder, error=f"broken-input: {fault}")
+            elif extension.lower() in EXTENSIONS:
+                sample = self._sample(folder, name, stem, present)
+            else:
+                key = os.path.relpath(os.path.join(folder, stem), self.folder)
+                sample = Sample(key, os.path.join(folder, name), error=f"unsupported-format: {name}")
+            sample.position = (number,)
+            yield sample
+
+    def divide(self, unit: int, every: int) -> list[Cut]:
+        """See Source.divide; no file is read."""
+        starts = list(range(0, max(1, sum(1 for _ in self._entries())), every))
+        ends = [*starts[1:], None]
+        return [Cut(i, first, last, (first,)) for i, (first, last) in enumerate(zip(starts, ends))]
+
+    def _entries(self) -> Iterator[tuple[str, str, set[str], str]]:
+        """What becomes a sample: (folder, name of an image, names beside it, ""), or a folder, no names, and what is
+        wrong with it."""
         for folder, names, fault in self._walk():
             if fault:
-                yield Sample(os.path.relpath(folder, self.folder), folder, error=f"broken-input: {fault}")
+                yield folder, "", set(), fault
             present = set(names)
             for name in names:
                 stem, _, extension = name.rpartition(".")
-                if stem and extension.lower() in EXTENSIONS:
-                    yield self._sample(folder, name, stem, present)
-                elif stem and extension.lower() in OTHER_IMAGES:
-                    key = os.path.relpath(os.path.join(folder, stem), self.folder)
-                    yield Sample(key, os.path.join(folder, name), error=f"unsupported-format: {name}")
+                if stem and (extension.lower() in EXTENSIONS or extension.lower() in OTHER_IMAGES):
+                    yield folder, name, present, ""
 
     def _walk(self) -> Iterator[tuple[str, list[str], str]]:
         """(folder, its files' names in order, what is wrong with it) of every folder, parents first, by name."""

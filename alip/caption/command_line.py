@@ -37,6 +37,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--rewrite needs --captioner openai:MODEL, and gives one text: no --captions-per-image")
     if arguments.captions and not arguments.rewrite:
         parser.error("--captions belongs to --rewrite: captions that the prompt names as {caption}")
+    if arguments.engine == "local":  # as data2rec.py has it
+        arguments.engine = ENGINES[0]
     if arguments.engine == "ray":
         _check_cluster(parser, arguments)
     if any("=" not in option for option in arguments.option):
@@ -212,7 +214,7 @@ def _run_flags(group) -> None:
         help="caption shard K of N of the input, one on each machine; then --merge",
     )
     engines = "vllm: runs a Hugging Face model in vLLM; ray: any captioner, on all machines of a Ray cluster"
-    add_engine_flags(group, (*ENGINES, "ray"), engines)
+    add_engine_flags(group, (*ENGINES, "local", "ray"), engines)
     group.add_argument("--merge", nargs="+", metavar="SHARD.jsonl", help="join the outputs of all shards into --output")
     group.add_argument(
         "--trust-keys", action="store_true", help="skip images whose key has a caption, without reading them"

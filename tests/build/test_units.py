@@ -79,7 +79,7 @@ def write_table(tars, folder, ending):
     return path
 
 
-@pytest.mark.parametrize("kind", ["tar", "damaged.tar", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["tar", "damaged.tar", "jsonl", "parquet", "folder"])
 def test_a_large_file_is_done_in_parts(tars, tmp_path, monkeypatch, kind):
     """The same bytes; and after a driver has died the file is not divided again."""
     if kind.endswith("tar"):
@@ -89,11 +89,18 @@ def test_a_large_file_is_done_in_parts(tars, tmp_path, monkeypatch, kind):
             data = data[:middle] + bytes(b ^ 0x55 for b in data[middle : middle + 2048]) + data[middle + 2048 :]
         path = tmp_path / "large.tar"
         path.write_bytes(data)
+    elif kind == "folder":
+        path = tmp_path / "images"
+        for number in range(2):
+            with tarfile.open(tars / "tars" / f"0000{number}.tar") as tar:
+                tar.extractall(path / ("below" if number else ""), filter="data")
+        (path / "old.heic").write_bytes(b"a format that is not read")
     else:
         path = write_table(tars, tmp_path, kind)
     options = {"policy": Policy(), "workers": 0, "samples_per_shard": 32, "quiet": True}
     one = writer.build(open_source(str(path)), tmp_path / "a" / "set", **options).manifest
     expected = {"damaged.tar": {"broken-input", "damaged-sample"}, "jsonl": {"broken-row"}}
+    expected["folder"] = {"unsupported-format"}
     assert expected.get(kind, set()) <= set(one.rejects)
     for source in (TarSource, TableSource):
         monkeypatch.setattr(source, "divided_from", 1)

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.backends.debugging import aot_eager
 from torch.distributed.tensor import DTensor
 
 from alip.checkpoint import load_model
@@ -38,10 +39,10 @@ def make_batch(seed, size=5):
     return Batch(image, *texts, torch.arange(size))
 
 
-def _steps(world, scope, micro, precision="fp32", checkpointing=False, count=3, config=CONFIG):
+def _steps(world, scope, micro, precision="fp32", checkpointing=False, count=3, config=CONFIG, compile=False):
     """Losses, gradient norms, final weights, EMA and moments of a few steps."""
     torch.manual_seed(0)
-    model = create_model(copy.deepcopy(config), grad_checkpointing=checkpointing)
+    model = create_model(copy.deepcopy(config), grad_checkpointing=checkpointing, compile=compile)
     if scope:
         shard(model, world, scope)
         assert is_sharded(model)
@@ -79,6 +80,35 @@ def test_as_with_ddp(ranks, micro, precision, checkpointing):
             assert found.keys() == expected.keys()
             for name in expected:
                 torch.testing.assert_close(found[name], expected[name], atol=tolerance * 0.1, rtol=tolerance)
+
+
+def _small(world, compile):
+    config = copy.deepcopy(CONFIG)
+    config["vision_cfg"]["layers"], config["text_cfg"]["layers"] = 2, 1
+    return _steps(world, "full", 1, count=2, config=config, compile=compile)
+
+
+def _compiled(world):
+    """Traced as in use, but without the C++ compiler behind it, which takes minutes. With the number of graphs."""
+    torch_compile, graphs = torch.compile, []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    torch.compile = lambda function, **options: torch_compile(function, backend=backend, **options)
+    return _small(world, True), len(graphs)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_of_a_divided_model():
+    """They give what plain ones give."""
+    for (found, graphs), expected in zip(on_ranks(2, _compiled), on_ranks(2, _small, False)):
+        assert graphs > 0
+        for before, now in zip(expected[0], found[0]):
+            assert now[2] == before[2] and now[:2] == pytest.approx(before[:2], rel=1e-5, nan_ok=True)
+        for name, value in expected[1].items():
+            torch.testing.assert_close(found[1][name], value, atol=1e-6, rtol=1e-5)
 
 
 def _what_a_rank_holds(world):
