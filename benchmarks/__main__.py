@@ -10,7 +10,6 @@ each peer, ratio, spread), a plot of it, machine and versions; logs/ has what ea
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -25,6 +24,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from comparisons import ROWS, Row, advantage, read_rows  # noqa: E402
 
+from alip.command import CommandParser  # noqa: E402
+from alip.errors import run_command  # noqa: E402
 from alip.files import atomic_write  # noqa: E402
 from alip.text_table import markdown_table  # noqa: E402
 
@@ -157,7 +158,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def main() -> int:
     """Runs, writes the report, and gives the exit status: 1 if a benchmark failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "benchmarks", help="folder of the report")
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), help="some of them")
     parser.add_argument("--quick", action="store_true", help="tiny runs: shows that they work")
@@ -185,4 +186,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

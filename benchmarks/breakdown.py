@@ -20,6 +20,8 @@ from comparisons import record
 from step import batches
 
 from alip import plot_style
+from alip.command import CommandParser
+from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
 from alip.text_table import markdown_table
@@ -83,7 +85,7 @@ def draw(groups: dict[str, float], path: Path, title: str) -> None:
 
 def main() -> None:
     """Prints the table, draws the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file, for images of 224 pixels")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=2)
@@ -101,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

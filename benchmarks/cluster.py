@@ -12,7 +12,6 @@ Parts whose figures are in --results are not measured again: an interrupted run 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -24,6 +23,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from alip.command import CommandParser  # noqa: E402
+from alip.errors import run_command  # noqa: E402
 from alip.files import read_json, write_json  # noqa: E402
 
 PER_TAR = 150
@@ -139,7 +140,7 @@ def measured(results: Path, name: str, measure: Callable[[], dict[str, Any]]) ->
 
 def main() -> None:
     """Prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--results", type=Path, default=Path("cluster.json"), help="default: %(default)s")
     parser.add_argument("--pieces", type=int, default=300)
     parser.add_argument("--files", type=int, default=100_000)
@@ -158,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -25,8 +25,10 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from comparisons import record  # noqa: E402
 
+from alip.command import CommandParser  # noqa: E402
 from alip.data.batch import Batch  # noqa: E402
 from alip.distributed import World  # noqa: E402
+from alip.errors import run_command  # noqa: E402
 from alip.loss import AdaptiveContrastiveLoss  # noqa: E402
 from alip.model import create_model  # noqa: E402
 from alip.train.checkpoints import CheckpointFolder  # noqa: E402
@@ -185,7 +187,7 @@ def costs(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=200)
@@ -198,4 +200,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

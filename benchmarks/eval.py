@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from comparisons import record
 
+from alip.command import CommandParser
+from alip.errors import run_command
 from alip.eval.ranking import Ranks, ranks_from_features, ranks_from_scores
 
 
@@ -58,7 +60,7 @@ def timed(work: Callable[[], Ranks], repeats: int) -> tuple[float, Ranks]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--captions", type=int, default=25000)
     parser.add_argument("--width", type=int, default=512)
@@ -104,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,7 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from comparisons import record
 
+from alip.command import CommandParser
 from alip.data.batch import Batch
+from alip.errors import run_command
 from alip.text_table import markdown_table
 
 
@@ -72,7 +74,7 @@ def apart(job: list) -> dict[str, float]:
 
 def main() -> None:
     """Prints a table of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--lengths", type=int, nargs="+", default=[8, 16, 32, 77], help="tokens of every text")
@@ -108,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

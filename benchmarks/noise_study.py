@@ -26,6 +26,7 @@ import noise_study_report as report  # noqa: E402
 import noise_study_train as study  # noqa: E402
 from noise_study_train import Run  # noqa: E402
 
+from alip.command import CommandParser  # noqa: E402
 from alip.errors import UserError, run_command  # noqa: E402
 
 RESULTS = study.ROOT / "benchmarks/notes/noise_study.jsonl"
@@ -132,7 +133,7 @@ def train_missing(runs: list[Run], done: set[str], jobs: int, folder: Path, resu
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=study.ROOT / "runs/noise_study", help="folder for gate scores")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a finished run")
     parser.add_argument("--images", type=Path, default=study.ROOT / "docs/images", help="folder for the plots")

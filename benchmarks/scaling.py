@@ -15,6 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from alip.command import CommandParser
+from alip.errors import run_command
 from alip.text_table import markdown_table
 
 
@@ -79,7 +81,7 @@ def table(step: Step, machine: Machine, counts: list[int]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples-per-s", type=float, default=6400.0, help="of one rank by itself, without its loss")
     parser.add_argument("--batch-size", type=int, default=512, help="samples of one rank")
     parser.add_argument("--parameters", type=float, default=151.3e6)
@@ -97,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -28,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from comparisons import record
 
+from alip.command import CommandParser
 from alip.data.batch import Batch
+from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
 from alip.tokens import lengths
@@ -203,7 +205,7 @@ def peak(precision: str, device: str) -> float:
 
 def main() -> None:
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file, for images of 224 pixels")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3, help="how often each variant's process is started")
@@ -273,4 +275,4 @@ def report(operations: dict[str, float], names, seconds, size: int, peaks: dict[
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comparisons import record
 from loader import prepare
 
+from alip.command import CommandParser
+from alip.errors import run_command
 from alip.text_table import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +72,7 @@ def theirs(args: argparse.Namespace, python: str) -> float:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-trainer", help="work folder")
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name")
     parser.add_argument("--samples", type=int, default=640)
@@ -98,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,6 +6,7 @@ there, and an interrupted download continues with the first file that is missing
 
 from __future__ import annotations
 
+import hashlib
 import re
 import urllib.parse
 from pathlib import Path
@@ -17,6 +18,7 @@ from alip.remote import reading
 _HUB = "https://huggingface.co/datasets/"
 _LISTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 _MOST_SHARDS = 100_000
+_LONGEST_NAME = 200
 
 
 def download(address: str, root: Path) -> Path:
@@ -39,7 +41,10 @@ def _raw_address(address: str) -> str:
     """Where the Hub has the files themselves: …/tree/BRANCH is a page about them."""
     if not address.startswith(_HUB):
         return address
-    owner, name, *rest = address.removeprefix(_HUB).split("/")
+    owner, _, rest_of_it = address.removeprefix(_HUB).partition("/")
+    name, *rest = rest_of_it.split("/")
+    if not owner or not name:
+        raise UserError(f"{address}: no dataset of the Hub; its address is {_HUB}OWNER/NAME")
     branch = rest[1] if len(rest) > 1 and rest[0] in ("tree", "resolve", "raw") else "main"
     return f"{_HUB}{owner}/{name}/resolve/{branch}"
 
@@ -47,7 +52,8 @@ def _raw_address(address: str) -> str:
 def _folder_name(base: str) -> str:
     parts = urllib.parse.urlsplit(base)
     path = re.sub(r"/resolve/[^/]+$", "", parts.path)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.strip("/")).strip("-.") or "benchmark"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.strip("/")).strip("-.") or "benchmark"
+    return name if len(name) <= _LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()  # file systems take 255
 
 
 def _fetch(address: str, path: Path, optional: bool = False) -> None:

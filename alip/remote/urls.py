@@ -28,6 +28,12 @@ def is_url(path: object) -> bool:
     if match.group(1).lower() not in SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise UserError(f"{redact(str(path))}: {match.group(1)}:// cannot be read; use a local path or one of {known}")
+    try:
+        parts = urlsplit(str(path))  # ValueError for brackets that are no address
+        if parts.scheme in ("http", "https"):
+            parts.port  # noqa: B018 - ValueError for letters
+    except ValueError as error:
+        raise UserError(f"{redact(str(path))}: no URL ({error}); correct it") from None
     return True
 
 

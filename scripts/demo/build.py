@@ -37,6 +37,9 @@ from texts import (
     sampled_captions,
 )
 
+from alip.command import CommandParser
+from alip.errors import run_command
+
 # The styles of each designer. Fluent's three are drawn alike, so a designer is held out as a whole.
 DESIGNERS = {
     "google": ["google"],
@@ -187,7 +190,7 @@ def write_split(split: str, samples: list[tuple[Concept, str]], output: Path) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path, required=True, help="folder of the unpacked npm packages")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder for the tars")
     arguments = parser.parse_args()
@@ -200,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -18,6 +18,9 @@ from pathlib import Path
 from classes import CLASSES, TEMPLATES
 from texts import order, sample
 
+from alip.command import CommandParser
+from alip.errors import UserError, run_command
+
 SPLITS = {"held-out-style": "demo-style", "held-out-concept": "demo-concept"}
 
 
@@ -61,6 +64,8 @@ def unpack(output: Path, chosen: Callable[[str], bool] = lambda name: True) -> N
 
     chosen: name of a concept → whether it is part of the benchmarks.
     """
+    if output.exists() and not (output / "classnames.json").is_file() and (output.is_file() or any(output.iterdir())):
+        raise UserError(f"{output}: exists and holds something else, which would be removed; choose another folder")
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     for split in SPLITS:
@@ -80,10 +85,10 @@ def unpack(output: Path, chosen: Callable[[str], bool] = lambda name: True) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("data/demo/eval"), help="folder to write")
     unpack(parser.parse_args().output)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

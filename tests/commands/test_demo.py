@@ -9,6 +9,7 @@ import tarfile
 
 import pytest
 
+from alip.errors import UserError
 from tests.helpers.shards import ROOT
 
 
@@ -102,3 +103,12 @@ def _code(name: str) -> str:
         if stem.startswith(style + "-"):
             return stem.removeprefix(style + "-")
     raise AssertionError(name)
+
+
+def test_unpacking_removes_nothing_of_others(texts, tmp_path):
+    import unpack
+
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(UserError, match="holds something else"):
+        unpack.unpack(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

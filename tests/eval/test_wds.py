@@ -20,6 +20,7 @@ from alip.checkpoint import load_model
 from alip.checkpoint.export import export
 from alip.distributed import World
 from alip.errors import UserError
+from alip.eval import wds_download
 from alip.eval.datasets import open_classification, open_retrieval
 from alip.eval.features import Encoding
 from alip.eval.plots.retrieval import text_to_image
@@ -313,3 +314,10 @@ def test_addresses_of_the_hub():
     assert base == "https://huggingface.co/datasets/djghosh/wds_vtab-pets_test/resolve/main"
     assert _raw_address("https://huggingface.co/datasets/djghosh/wds_vtab-pets_test") == base
     assert _folder_name(base) == "datasets-djghosh-wds_vtab-pets_test"
+
+
+def test_addresses_that_name_no_folder(tmp_path):
+    with pytest.raises(UserError, match="no dataset of the Hub"):
+        wds_download.download("https://huggingface.co/datasets/owner", tmp_path)
+    name = wds_download._folder_name("https://example.org/" + "x" * 3000)
+    assert len(name) == 64 and name != wds_download._folder_name("https://example.org/" + "x" * 2999)

@@ -174,6 +174,15 @@ COMMANDS = (
             *(("--workers", "0"), ("--device", "cpu")),
         ),
     ),
+    Command(
+        "score",
+        "alip.caption.score",
+        "main",
+        (
+            *(("--input", "{source}"), ("--output", "{out}.parquet"), ("--captions", "{captioned}.jsonl")),
+            *(("--checkpoint", "{run}"), ("--workers", "0"), ("--device", "cpu"), ("--key-field", "key")),
+        ),
+    ),
     Command("verify", "data2rec.py", "main", (("--verify", "{data}"), ("--workers", "1"))),
     Command(
         "select",

@@ -157,3 +157,9 @@ def test_names_in_a_table_stay_in_their_bucket():
     for root in ("s3://b/data", "/data", ""):
         with pytest.raises(ValueError, match="outside of"):
             urls.join(root, "http://169.254.169.254/latest")
+
+
+@pytest.mark.parametrize("address", ["http://[::1/x.tar", "https://host:port/x.tar", "s3://[bucket/x.tar"])
+def test_addresses_that_are_none(address):
+    with pytest.raises(UserError, match="no URL"):
+        urls.is_url(address)
