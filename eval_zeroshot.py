@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
 def _suite(args: argparse.Namespace, tasks: Sequence[str], encoding: Encoding) -> int:
     if tuple(tasks) != ("zeroshot",) or args.classnames or args.prompts or args.image_field or args.label_field:
         raise UserError(
-            "--suite has its own task, data, names and templates: leave out --task, --classnames, --prompts"
+            "--suite has its own task, data, names and templates: leave out --task, --classnames, --prompts, "
+            "--image-field and --label-field"
         )
     suite = open_suite(args.suite, args.data_root, args.protocol)
     model = load_model(args.checkpoint, model_name=args.model, device=encoding.world.device, weights=args.weights)

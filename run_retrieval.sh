@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Zero-shot retrieval. As it stands, it measures the quickstart's model on the demo datasets; for the paper's numbers:
+# Zero-shot retrieval. Without settings it measures the quickstart's model on the demo datasets; for the paper's numbers:
 #   CHECKPOINT=runs/yfcc15m DATASETS="coco flickr30k" DATA_ROOT=/data bash run_retrieval.sh
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -10,7 +10,7 @@ DATA_ROOT=${DATA_ROOT:-data}                        # the folder that holds them
 PROTOCOL=${PROTOCOL:-standard}                      # standard, or alip
 OUTPUT=${OUTPUT:-}                                  # results and plots; empty: in the run folder
 BATCH_SIZE=${BATCH_SIZE:-256}                       # images per step and process
-WORKERS=${WORKERS:-2}                               # processes that read images, per process
+WORKERS=${WORKERS:-2}                               # threads (more than 4: processes) that read images, per process
 PRECISION=${PRECISION:-auto}                        # auto, amp_bf16, amp or fp32
 NPROC=${NPROC:-1}                                   # processes: one per GPU
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Zero-shot classification. As it stands, it measures the quickstart's model on the demo datasets; for the paper's numbers:
+# Zero-shot classification. Without settings it measures the quickstart's model on the demo datasets; for the paper's numbers:
 #   CHECKPOINT=runs/yfcc15m DATASETS="cifar10 pets imagenet" DATA_ROOT=/data bash run_zeroshot.sh
 #   CHECKPOINT=runs/yfcc15m SUITE=alip DATA_ROOT=/data bash run_zeroshot.sh        # all eleven, and their mean
 set -euo pipefail
@@ -11,9 +11,9 @@ DATA_ROOT=${DATA_ROOT:-data}                        # the folder that holds them
 PROTOCOL=${PROTOCOL:-standard}                      # standard, or alip
 OUTPUT=${OUTPUT:-}                                  # results and plots; empty: in the run folder
 BATCH_SIZE=${BATCH_SIZE:-256}                       # images per step and process
-WORKERS=${WORKERS:-2}                               # processes that read images, per process
+WORKERS=${WORKERS:-2}                               # threads (more than 4: processes) that read images, per process
 PRECISION=${PRECISION:-auto}                        # auto, amp_bf16, amp or fp32
-TASK=${TASK:-zeroshot}                              # zeroshot, probe (linear probe), both
+TASK=${TASK:-zeroshot}                              # zeroshot, probe (linear probe), few-shot, or several: zeroshot,probe
 SUITE=${SUITE:-}                                    # datacomp, vtab+ or alip (the paper's eleven) in place of DATASETS
 NPROC=${NPROC:-1}                                   # processes: one per GPU
 CLASSNAMES=${CLASSNAMES:-}                          # class names as a JSON file {dataset: [names]}; empty: the dataset's own

@@ -1,4 +1,4 @@
-"""Pairs per second of one training step: ours, ours with padding, open_clip's model padded, and the released design.
+"""Samples per second of one training step: ours, ours with padding, open_clip's model padded, and the released design.
 
     python benchmarks/step.py [--batch-size 32] [--turns 3] [--precisions fp32 bf16] [--device cpu]
 

@@ -20,7 +20,7 @@ class FolderSource(Source):
     """
 
     source_type = "folder"
-    divided_from = 1  # its size says nothing of what is in it
+    divided_from = 1  # its size does not depend on what is in it
 
     def __init__(self, folder: str, fields: Fields):
         self.folder = folder

@@ -54,8 +54,6 @@ def _check_cluster(parser: command.CommandParser, arguments: argparse.Namespace)
             parser.error(f"{flag} is for trying things out, on one machine: leave --engine ray out")
     if arguments.shard.count > 1:
         parser.error("--engine ray divides the input itself: leave --shard out")
-    if arguments.device.startswith("cuda:"):
-        parser.error("--engine ray gives each worker its GPU: say --device cuda, or leave it out")
 
 
 def input_flags(group, output: str = "FILE.jsonl; its record, failures and figure are written beside it") -> None:

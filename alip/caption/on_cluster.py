@@ -47,7 +47,7 @@ class CaptionUnits:
     directory: str
 
     def paths(self, key: Key) -> tuple[Path, Path, Path]:
-        """Of a piece: captions, failures, and the counts that say that it is done."""
+        """Of a piece: captions, failures, and the counts, which are there once it is done."""
         parts = CaptionStore(self.arguments.output).parts
         name = f"{key[0]:06d}" if key[1] is None else f"{key[0]:06d}-{key[1]:05d}"
         lines = (parts / f"{what}-{self.run:06d}-u{name}.jsonl" for what in ("captions", "failures"))

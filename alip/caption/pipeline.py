@@ -37,9 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     source = open_input(arguments)
     with world_of_ranks(arguments.output) as world:
         if arguments.engine == "ray":
-            if world.world_size > 1:
-                raise UserError("--engine ray starts its workers itself: start the command without torchrun")
-            with engine_of(arguments) as engine:
+            with engine_of(arguments, world.world_size) as engine:
                 return caption_on_cluster(engine, source, choice, arguments)
         if arguments.engine == "vllm" and world.world_size > 1:
             raise UserError(

@@ -252,7 +252,7 @@ class CaptionStore:
             path.unlink()
 
     def forget_pieces(self) -> None:
-        """Removes what says which pieces of a pass on a cluster are done (on_cluster.py), not their lines."""
+        """Removes the records of which pieces of a pass on a cluster are done (on_cluster.py), not their lines."""
         for path in [*self.parts.glob("*.json")]:
             path.unlink()
 

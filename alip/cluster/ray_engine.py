@@ -15,7 +15,7 @@ from alip.errors import UserError
 
 _AHEAD = 2  # pieces given to the cluster for each of its CPUs
 _RETRIES = 2  # of a piece whose worker or machine was lost
-_PATIENCE_S = 20.0  # without a free CPU or GPU, before a line says so
+_PATIENCE_S = 20.0  # without a free CPU or GPU, before a line reports it
 
 
 def add_flags(group: Any, choices: Sequence[str] = ("local", "ray"), engine_help: str = "") -> None:
@@ -26,9 +26,16 @@ def add_flags(group: Any, choices: Sequence[str] = ("local", "ray"), engine_help
     group.add_argument("--ray-address", default="auto", metavar="HOST:PORT", help=text)
 
 
-def engine_of(arguments: argparse.Namespace) -> RayEngine | None:
-    """The engine that the flags name; None: this process. UserError without Ray or a cluster."""
-    return RayEngine(arguments.ray_address) if arguments.engine == "ray" else None
+def engine_of(arguments: argparse.Namespace, ranks: int = 1) -> RayEngine | None:
+    """The engine that the flags name; None: this process. ranks: of the command. UserError under torchrun, for one GPU
+    of several, and without Ray or a cluster."""
+    if arguments.engine != "ray":
+        return None
+    if ranks > 1:
+        raise UserError("--engine ray starts its workers itself: start the command without torchrun")
+    if getattr(arguments, "device", "").startswith("cuda:"):
+        raise UserError("--engine ray gives each worker its GPU: give --device cuda, or leave it out")
+    return RayEngine(arguments.ray_address)
 
 
 class RayEngine:
@@ -52,10 +59,11 @@ class RayEngine:
             return
         try:
             ray.init(None if address == "local" else address, logging_level="error", **options)
-        except ConnectionError as error:
+        except (ConnectionError, ValueError, RuntimeError) as error:  # nobody there, no address, another version
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"--ray-address {address}: no Ray cluster answers ({' '.join(str(error).split())[:120]}); start one "
-                "with `ray start --head`, or use --ray-address local"
+                f"--ray-address {address}: no Ray cluster answers ({reason[:300]}); start one with "
+                "`ray start --head`, or use --ray-address local"
             ) from None
 
     def run(
@@ -124,7 +132,7 @@ class Lost(Exception):
 
 
 class _Worker:
-    """A process of the cluster; an actor. Its state is made by a method, whose errors say more than a constructor's."""
+    """A process of the cluster; an actor. Its state is made by a method: Ray hides the errors of a constructor."""
 
     def open(self, factory: Callable, job: Any) -> None:
         self._work = factory(job)
@@ -172,7 +180,7 @@ class _Workers:
                     piece = todo.popleft()
                     self._working[actor.do.remote(piece)] = (actor, piece)
                 else:
-                    self._ray.kill(actor)  # another may be needed where this one stood
+                    self._ray.kill(actor)  # its CPU or GPU may be needed for another
         finally:
             for actor in [*self._opening.values(), *(actor for actor, _ in self._working.values())]:
                 self._ray.kill(actor)
@@ -189,8 +197,12 @@ class _Workers:
                 raise UserError("workers on the Ray cluster die while they start: is there enough memory for them?")
             self._add()
             return None
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, UserError):
             raise outcome
+        if isinstance(outcome, Exception):
+            raise UserError(
+                f"no worker can be made on the Ray cluster: {outcome}; try the command on one of its machines"
+            )
         self._lost = 0
         return actor
 

@@ -164,8 +164,8 @@ def _joined(parts: Iterator[list[Values]]) -> list[Values]:
 
 
 def _hit_arrays(outcomes: Outcomes) -> Mapping[str, np.ndarray]:
-    kinds = ("hit_", "value_")
-    return {name.partition("_")[2]: array for name, array in outcomes.items() if name.startswith(kinds)}
+    prefixes = ("hit_", "value_")
+    return {name.partition("_")[2]: array for name, array in outcomes.items() if name.startswith(prefixes)}
 
 
 def _question_strata(outcomes: Outcomes) -> np.ndarray | None:

@@ -261,7 +261,7 @@ class Recorder:
                 f"results.json); the first: {first}: {reason}"
             )
         elif (mark := results.mark_of(one)) and mark not in self._marks:
-            self._marks.add(mark)  # said once for all tasks of a dataset
+            self._marks.add(mark)  # once for all tasks of a dataset
             print(f"warning: {mark}: not comparable with published numbers; the row is marked in report.md")
 
     def train_and_test_hash(self, dataset: ClassificationDataset) -> str:

@@ -194,8 +194,7 @@ class ShardImages:
 
     def __init__(self, manifest: Any, records: Sequence[int], labels: Sequence[int]):
         self.manifest, self.records, self.labels = manifest, list(records), list(labels)
-        self._readers: dict[int, Any] = {}
-        self._process = 0
+        self._readers: dict[tuple[int, int], Any] = {}  # by process: a file of the parent process stays its own
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}}
@@ -208,12 +207,12 @@ class ShardImages:
         from alip.data.recordio import unpack
         from alip.data.shards import record_fault
 
-        if self._process != os.getpid():  # a file of the parent process stays its own
-            self._readers, self._process = {}, os.getpid()
         shard, number = self.manifest.locate(self.records[index])
-        if shard not in self._readers:
-            self._readers[shard] = self.manifest.open_shard(shard)
-        payload = self._readers[shard][number]
+        key = (os.getpid(), shard)
+        reader = self._readers.get(key)
+        if reader is None:  # threads share it; if two of them open it, one of the two is used
+            reader = self._readers.setdefault(key, self.manifest.open_shard(shard))
+        payload = reader[number]
         fault = record_fault(self.manifest.shards[shard], number, payload)
         if fault is not None:
             raise OSError(fault)

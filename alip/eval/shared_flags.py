@@ -65,8 +65,6 @@ def encoding_from(args: argparse.Namespace, world: World) -> Encoding:
     if args.engine == "ray":
         if cache is None:
             raise UserError("--engine ray needs --cache DIR, a folder that all machines share")
-        if world.world_size > 1:
-            raise UserError("--engine ray starts its workers itself: start the command without torchrun")
         model = ModelSource(args.checkpoint, args.model, args.weights)
-        cluster = FeatureCluster(engine_of(args), model, args.device)
+        cluster = FeatureCluster(engine_of(args, world.world_size), model, args.device)
     return Encoding(world, args.batch_size, args.workers, args.precision, cache, cluster=cluster)

@@ -114,7 +114,7 @@ def test_a_failed_file_is_named_and_the_others_are_done(folder, monkeypatch):
         (["--captioner", "openai:m", "--base-url", "http://x/v1"], "a server's captions need one machine"),
         (["--limit", "3"], "--limit is for trying things out"),
         (["--shard", "1/2"], "leave --shard out"),
-        (["--device", "cuda:1"], "say --device cuda"),
+        (["--device", "cuda:1"], "give --device cuda"),
     ],
 )
 def test_what_a_cluster_cannot_do_is_one_line(folder, flags, message, capsys):

@@ -1,5 +1,6 @@
 """The engine against a real Ray cluster of two machines on loopback: lost machines, lost workers, broken ones."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from alip.build.prepare import Policy
 from alip.caption.command_line import parse
 from alip.caption.jobs import choice_of
 from alip.caption.pipeline import caption_on_cluster, main, open_input
+from alip.cluster.ray_engine import engine_of
 from alip.errors import UserError
 from tests.helpers import waiting_pieces
 from tests.helpers.captioning import write_captioner
@@ -41,6 +43,10 @@ def build(tars, output, **options):
 
 
 def test_without_a_cluster_one_line(tars, tmp_path):
+    from ray._private.services import find_gcs_addresses
+
+    if find_gcs_addresses():
+        pytest.skip("a Ray cluster runs on this machine, and --ray-address auto finds it")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     words = ["--input", tars / "tars", "--output", tmp_path / "set", "--engine", "ray", "--quiet"]
     command = [sys.executable, "-W", "ignore", str(ROOT / "data2rec.py"), *map(str, words)]
@@ -48,6 +54,20 @@ def test_without_a_cluster_one_line(tars, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 2, done.stderr
     assert "no Ray cluster answers" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranks", "message"),
+    [
+        ({"ray_address": "nowhere"}, 1, "--ray-address nowhere: no Ray cluster answers"),
+        ({"device": "cuda:1"}, 1, "gives each worker its GPU"),
+        ({}, 2, "start the command without torchrun"),
+    ],
+)
+def test_no_engine_is_one_line(flags, ranks, message):
+    arguments = argparse.Namespace(**{"engine": "ray", "ray_address": "auto", "device": "cuda", **flags})
+    with pytest.raises(UserError, match=message):
+        engine_of(arguments, ranks)
 
 
 @pytest.mark.slow
@@ -69,6 +89,8 @@ def test_a_cluster_of_two_machines(tars, tmp_path, monkeypatch):
         _caption_while_a_worker_is_lost(engine, tars, tmp_path)
         with pytest.raises(UserError, match="no such model"):
             list(engine.run_workers(waiting_pieces.cannot_be_made, None, [(1,), (2,)]))
+        with pytest.raises(UserError, match="no worker can be made on the Ray cluster: ValueError: no number"):
+            list(engine.run_workers(waiting_pieces.is_broken, None, [(1,)]))
         with pytest.raises(UserError, match="no machine of the Ray cluster has a GPU"):
             list(engine.run_workers(waiting_pieces.cannot_be_made, None, [(1,)], "cuda"))
     finally:

@@ -47,3 +47,8 @@ def create_captioner(device, options):
 def cannot_be_made(job):
     """A factory of workers that finds no model."""
     raise UserError("no such model")
+
+
+def is_broken(job):
+    """A factory of workers with a mistake in its code."""
+    raise ValueError("no number")

@@ -74,9 +74,7 @@ def main() -> None:
             if args.engine == "ray":
                 from alip.eval.gates.on_cluster import score_on_cluster
 
-                if world.world_size > 1:
-                    raise UserError("--engine ray starts its workers itself: start the command without torchrun")
-                with engine_of(args) as engine:
+                with engine_of(args, world.world_size) as engine:
                     score_on_cluster(engine, paths, overrides, args.data, path, device=args.device, **options)
             else:
                 scorers = [open_scorer(path, overrides, world.device) for path in paths]
