@@ -29,6 +29,7 @@ _USUAL = {
     "image": ("image", "image_path", "filepath", "file_path", "path", "file", "filename", "file_name"),
     "label": ("label", "class", "class_name", "classname", "category"),
 }
+_MOST_DIGITS = 9  # of a label that is a number
 _SPLIT = "split"
 _TEST_SPLITS = ("test", "val", "valid", "validation", "dev")  # the first that there is
 
@@ -113,7 +114,7 @@ def _classes(
 ) -> tuple[list[str], dict[str, int]]:
     """(names, label → class number). Labels that are numbers may be positions in the given list."""
     labels = {row.label for row in rows}
-    numeric = all(label.isascii() and label.isdigit() for label in labels)
+    numeric = all(label.isascii() and label.isdigit() and len(label) <= _MOST_DIGITS for label in labels)
     if not classnames:
         own = sorted(labels, key=int) if numeric else sorted(labels)
         return spoken(own), {label: number for number, label in enumerate(own)}
@@ -171,10 +172,12 @@ def _column(values: dict[str, Any], what: str, given: str | None, where: str) ->
 def _label(values: dict[str, Any], given: str | None, where: str) -> str:
     column = _column(values, "label", given, where)
     value = values[column]
-    if isinstance(value, float) and value.is_integer():  # a column of numbers that had a gap
-        value = int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 10**_MOST_DIGITS:
+        value = int(value)  # a column of numbers that had a gap
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
         raise UserError(f"{where}: {column} is {str(value)[:80]!r}, a class name or number is expected")
+    if any("\ud800" <= letter <= "\udfff" for letter in str(value)):
+        raise UserError(f"{where}: {column} is {str(value)[:80]!r}, which holds half a character")
     return str(value)
 
 

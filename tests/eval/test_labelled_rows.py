@@ -121,6 +121,16 @@ def test_what_is_wrong_with_a_table_is_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value) and "mine.csv" in str(caught.value)
 
 
+def test_odd_labels(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"image": "a.png", "label": "9" * 5000}) + '\n{"image": "b.png", "label": "7"}')
+    assert open_classification(path).images.labels == [1, 0]
+    for label, message in (('"\\ud800"', "half a character"), ("1e300", "is '1e\\+300'"), ("[1]", r"is '\[1\]'")):
+        path.write_text(f'{{"image": "a.png", "label": {label}}}')
+        with pytest.raises(UserError, match=message):
+            open_classification(path)
+
+
 def make_shards(folder, rows):
     """The rows' images as a tar with JSON members, built into rec shards; the name of the dataset."""
     samples = []
