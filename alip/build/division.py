@@ -15,7 +15,9 @@ SAMPLES_PER_PART = 10_000  # some tens of seconds of work
 Key = tuple[int, int | None]  # a unit, and the number of its part (None where it is not divided)
 
 
-def divide_units(engine: Engine, source: Source, units: list[int], folder: Path) -> dict[int, list[Cut]]:
+def divide_units(
+    engine: Engine, source: Source, units: list[int], folder: Path, quiet: bool = False
+) -> dict[int, list[Cut]]:
     """The parts of those units that are worth dividing: local files of a source that can begin in the middle, from its
     `divided_from` bytes on. Each of these is read once for that, without its images, by the engine.
 
@@ -35,7 +37,7 @@ def divide_units(engine: Engine, source: Source, units: list[int], folder: Path)
             {unit: source.sizes[unit] for unit in large},
             what="dividing large files",
             name=lambda unit: name_of(source.units[unit]),
-            quiet=True,
+            quiet=quiet,
         )
     return {unit: [_cut(entry) for entry in done[unit]] for unit in large if len(done[unit]) > 1}
 

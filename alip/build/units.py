@@ -164,7 +164,7 @@ def build_units(job: UnitJob, engine: Engine, samples_per_shard: int, rejects: R
     for leftover in job.units.glob("tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     units = job.input_shard.units(job.source)
-    cuts = divide_units(engine, job.source, units, job.units)
+    cuts = divide_units(engine, job.source, units, job.units, quiet)
     pieces, sizes = pieces_of(job.source, units, cuts)
     names = {"name": lambda key: name_of(job.source.units[key[0]]), "path": lambda key: job.unit_path(key, ".json")}
     last_try = {"careful": True}

@@ -29,7 +29,7 @@ from alip.build.sources import ByteRange, Cut, Source
 from alip.caption.jobs import choice_of, job_of
 from alip.caption.run import Output, Pass, Tally, images_of
 from alip.caption.store import CaptionStore, PartWriter
-from alip.cluster.pieces import Engine, collect
+from alip.cluster.pieces import Engine, Outcomes, collect
 from alip.distributed import pick_device
 from alip.files import read_json, write_json
 from alip.remote.urls import name_of
@@ -108,9 +108,9 @@ def from_json(content: dict[str, Any]) -> Tally:
 
 @dataclass(frozen=True)
 class Captioned:
-    """What the pieces of a pass gave. captioner: its metadata; failures: the pieces' files, in order."""
+    """What the pieces of a pass gave together. captioner: its metadata; failures: the pieces' files, in order."""
 
-    tallies: list[Tally]
+    tally: Tally
     captioner: dict[str, Any]
     failures: list[Path]
 
@@ -122,16 +122,30 @@ def caption_pieces(
     units = CaptionUnits(arguments, source, _begin_pass(store, source, run), os.getcwd())
     numbers = list(range(len(source.units)))
     is_divided = source.source_type not in ("coco", "karpathy")  # there the sentences of an image are far apart
-    cuts = divide_units(engine, source, numbers, store.parts) if is_divided else {}
+    cuts = divide_units(engine, source, numbers, store.parts, quiet) if is_divided else {}
     pieces, sizes = pieces_of(source, numbers, cuts)
-    done = {}
+    total, captioner, done = Tally(), {}, {}
+
+    def take(content: dict[str, Any], tally: Tally) -> None:
+        """Of a piece only the sums are kept: there may be a hundred thousand."""
+        total.add(tally)
+        captioner.update(content["captioner"])
+
+    def taken(outcomes: Outcomes) -> Outcomes:
+        for piece, result in outcomes:
+            if not isinstance(result, Exception):
+                take(*result)
+                result = None
+            yield piece, result
+
     for key in pieces:
         if (path := units.paths(key)[2]).exists():
             content = read_json(path)
-            done[key] = content, from_json(content)
+            take(content, from_json(content))
+            done[key] = None
     missing = {piece: key for key, piece in pieces.items() if key not in done}
-    done = collect(
-        engine.run_workers(CaptionWorker, units, list(missing), arguments.device),
+    collect(
+        taken(engine.run_workers(CaptionWorker, units, list(missing), arguments.device)),
         missing,
         done,
         sizes,
@@ -140,9 +154,7 @@ def caption_pieces(
         quiet=quiet,
     )
     _remove_leftovers(store)
-    contents = [done[key] for key in pieces]
-    failures = [units.paths(key)[1] for key in pieces]
-    return Captioned([tally for _, tally in contents], contents[0][0]["captioner"], failures)
+    return Captioned(total, captioner, [units.paths(key)[1] for key in pieces])
 
 
 def _begin_pass(store: CaptionStore, source: Source, run: int) -> int:

@@ -95,7 +95,7 @@ def caption_on_cluster(
         run = store.begin_run(settings_of(choice, arguments), metadata, arguments.restart)
         found = caption_pieces(engine, source, store, run, arguments, quiet)
         more = {"captioner": found.captioner, "failures": found.failures}
-        return finish(store, run, found.tallies, True, arguments, **more)
+        return finish(store, run, [found.tally], True, arguments, **more)
 
 
 def caption(source: Source, job: Job, store: CaptionStore, world: World, arguments: argparse.Namespace) -> int:

@@ -218,7 +218,8 @@ class CaptionStore:
         files = self.caption_files()
         numbers = [np.fromiter((number(identity(line)) for line in self.lines_of(path)), np.uint64) for path in files]
         # Of equal numbers the last one, from the newest file, stays: np.unique keeps the first of the reversed list.
-        owners = np.repeat(np.arange(len(files), dtype=np.uint16), [len(part) for part in numbers])[::-1]
+        owner = np.min_scalar_type(len(files))  # a cluster leaves a file for each piece of work
+        owners = np.repeat(np.arange(len(files), dtype=owner), [len(part) for part in numbers])[::-1]
         unique, first = np.unique(np.concatenate([*numbers, np.empty(0, np.uint64)])[::-1], return_index=True)
         newest, written = owners[first], np.zeros(len(unique), bool)
         del numbers, owners, first
