@@ -24,6 +24,8 @@ class DatasetOutput:
     target: UrlPath | None = None  # where shards are uploaded to, if they do not stay in `folder`
 
     def __init__(self, folder: Path, name: str, options: dict, overwrite: bool = False):
+        if not name.strip(" ."):  # "." and "DIR/": the files would be hidden ones
+            raise UserError(f"--output {folder / name}: the dataset needs a name there, DIR/NAME")
         self.folder, self.name = folder, name
         self.manifest_path, partial = folder / f"{name}.json", folder / f"{name}.partial"
         self.finished: Manifest | None = None

@@ -49,7 +49,7 @@ def export(
         raise UserError(f"cannot export to {form!r}; choose one of {', '.join(FORMS)}")
     if not model.text_format.is_clip:
         raise UserError(f"the model's tokenizer is {model.text_format.tokenizer}, and only CLIP's own is exported")
-    output = Path(output)
+    output = Path(output) if Path(output).name else Path(output).absolute()  # "." cannot be replaced by that name
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise UserError(f"{output}: exists and is not empty; choose another folder, or add --overwrite")
     try:

@@ -45,3 +45,10 @@ def test_a_sidecar_of_other_columns_is_refused(dataset, change, column):
     pq.write_table(change(pq.read_table(path)), path)
     with pytest.raises(UserError, match=f"set-00000.parquet: its column '{column}' is .*build it again"):
         list(read_texts(load_manifest(dataset)))
+
+
+def test_a_dataset_needs_a_name(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for output in (".", "..", f"{tmp_path}/"):
+        with pytest.raises(UserError, match="needs a name there, DIR/NAME"):
+            build_shards(tmp_path / "tars", output)

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         written += style.plot_or_warn(lambda path: training.gates(scores, labels, aucs, path), folder / "gates")
     for path in written:
         print(path)
-    return 0 if len(written) == len(style.outputs(folder)) * (2 if args.scores else 1) else 1
+    return 0 if len(written) == len(style.outputs(folder / "curves")) * (2 if args.scores else 1) else 1
 
 
 def _read_scores(table: ScoreTable, manifest: Manifest) -> tuple[np.ndarray, training.Columns]:
