@@ -129,6 +129,8 @@ def _machine_flags(parser: argparse.ArgumentParser) -> None:
 def main() -> int:
     """Does what the arguments ask for; the exit status."""
     args = arguments()
+    if args.engine == "ray" and (args.verify or args.merge or args.source or args.show is not None):
+        raise UserError("--engine ray builds from --input: leave it out with --verify, --show, --merge and --from")
     if args.verify:
         from alip.build.verify import verify
 

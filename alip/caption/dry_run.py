@@ -43,7 +43,8 @@ class _Nowhere(Screen):
 
 def dry_run(job: Job, source: Source, arguments: argparse.Namespace) -> int:
     """The first images of the source through the whole pipeline. Returns 0 if each of them got its text."""
-    print(f"dry run of {arguments.captioner}: prompt {job.metadata.get('prompt')!r}")
+    prompt = job.metadata.get("prompt")
+    print(f"dry run of {arguments.captioner}: {'no prompt' if prompt is None else f'prompt {prompt!r}'}")
     screen, shown, started = Screen(), arguments.dry_run, time.monotonic()
     output = Output(screen, screen, lambda sample: None, job.usage, _Nowhere() if job.usage else None)
     samples = islice(_distinct(RankShard().samples(source, arguments.limit, job.by_image), job), shown)

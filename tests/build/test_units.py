@@ -15,28 +15,17 @@ from alip.build.prepare import CaptionPolicy, Policy
 from alip.build.tables import TableSource
 from alip.build.units import plan_shards
 from alip.errors import UserError
-from tests.helpers.engines import InTurn
-from tests.helpers.shards import make_tars
+from tests.helpers.engines import InTurn, build_captioned, make_captioned_tars
 
 
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("units")
-    make_tars(folder / "tars", 100, per_tar=20, broken=(4, 41))
-    lines = [json.dumps({"key": f"{i:07d}", "caption": f"joined {i}"}) for i in range(90)]
-    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def build(tars, output, **options):
-    texts = TextFiles((str(tars / "captions.jsonl"),))
-    options = {"policy": Policy(), "workers": 0, "samples_per_shard": 32, "quiet": True, "texts": texts, **options}
-    return writer.build(open_source(str(tars / "tars")), output, **options).manifest
+    return make_captioned_tars(tmp_path_factory.mktemp("units"))
 
 
 @pytest.fixture(scope="module")
 def local(tars):
-    return build(tars, tars / "local" / "set")
+    return build_captioned(tars, tars / "local" / "set")
 
 
 def content(folder):
@@ -45,11 +34,11 @@ def content(folder):
 
 
 def test_byte_for_byte_the_build_of_one_process(tars, local, tmp_path):
-    manifest = build(tars, tmp_path / "set", engine=InTurn())
+    manifest = build_captioned(tars, tmp_path / "set", engine=InTurn())
     assert manifest.fingerprint == local.fingerprint and manifest.shards == local.shards
     assert content(tmp_path) == content(local.folder)
     assert manifest.to_json() == local.to_json()
-    assert build(tars, tmp_path / "set").fingerprint == local.fingerprint, "there already, for either engine"
+    assert build_captioned(tars, tmp_path / "set").fingerprint == local.fingerprint, "there already, for either engine"
 
 
 def test_several_captions(tars, tmp_path):
@@ -58,7 +47,8 @@ def test_several_captions(tars, tmp_path):
     texts = TextFiles((str(tars / "captions.jsonl"), str(tmp_path / "more.jsonl")))
     options = {"policy": Policy(captions=CaptionPolicy(2)), "texts": texts}
     one, other = (
-        build(tars, tmp_path / name / "set", engine=e, **options) for name, e in (("a", None), ("b", InTurn()))
+        build_captioned(tars, tmp_path / name / "set", engine=e, **options)
+        for name, e in (("a", None), ("b", InTurn()))
     )
     assert one.to_json() == other.to_json() and content(one.folder) == content(other.folder)
     assert one.captions_per_image == 2
@@ -119,12 +109,12 @@ def test_a_large_file_is_done_in_parts(tars, tmp_path, monkeypatch, kind):
 def test_a_driver_may_die(tars, local, tmp_path, dies_at):
     first = InTurn(lambda function, piece: (function, piece[0]) == dies_at)
     with pytest.raises(KeyboardInterrupt):
-        build(tars, tmp_path / "set", engine=first)
+        build_captioned(tars, tmp_path / "set", engine=first)
     (tmp_path / "set.partial" / "units" / "tmp-of-a-killed-worker").mkdir()
     with pytest.raises(UserError, match="holds a build of --engine ray"):
-        build(tars, tmp_path / "set")
+        build_captioned(tars, tmp_path / "set")
     second = InTurn()
-    assert build(tars, tmp_path / "set", engine=second).shards == local.shards
+    assert build_captioned(tars, tmp_path / "set", engine=second).shards == local.shards
     assert not set(first.calls) & set(second.calls), "nothing is done twice"
     assert content(tmp_path) == content(local.folder)
 
@@ -139,18 +129,18 @@ def test_a_failed_piece_is_named_and_costs_itself_only(tars, local, tmp_path, mo
 
     monkeypatch.setattr(units, "prepare_unit", prepare_unit)
     with pytest.raises(UserError, match=r"1 of 5 pieces of work failed, the first: 00003\.tar: no such luck"):
-        build(tars, tmp_path / "set", engine=InTurn())
+        build_captioned(tars, tmp_path / "set", engine=InTurn())
     monkeypatch.undo()
     second = InTurn()
-    assert build(tars, tmp_path / "set", engine=second).shards == local.shards
+    assert build_captioned(tars, tmp_path / "set", engine=second).shards == local.shards
     assert [number for name, number in second.calls if name == "prepare_unit"] == [3]
 
 
 def test_what_an_engine_cannot_do_is_one_line(tars, tmp_path):
     with pytest.raises(UserError, match="--shuffle is not possible with --engine ray"):
-        build(tars, tmp_path / "set", engine=InTurn(), shuffle_seed=1)
+        build_captioned(tars, tmp_path / "set", engine=InTurn(), shuffle_seed=1)
     with pytest.raises(UserError, match="needs --scratch DIR, a folder that all machines share"):
-        build(tars, "s3://bucket/set", engine=InTurn())
+        build_captioned(tars, "s3://bucket/set", engine=InTurn())
 
 
 @pytest.mark.parametrize("counts", [[], [0, 0], [5], [3, 0, 10, 1], [1] * 9])

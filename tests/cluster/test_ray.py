@@ -1,7 +1,6 @@
 """The engine against a real Ray cluster of two machines on loopback: lost machines, lost workers, broken ones."""
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -10,10 +9,7 @@ import time
 
 import pytest
 
-from alip.build import units, writer
-from alip.build.joined_texts import TextFiles
-from alip.build.open_source import open_source
-from alip.build.prepare import Policy
+from alip.build import units
 from alip.caption.command_line import parse
 from alip.caption.jobs import choice_of
 from alip.caption.pipeline import caption_on_cluster, main, open_input
@@ -21,7 +17,8 @@ from alip.cluster.ray_engine import engine_of
 from alip.errors import UserError
 from tests.helpers import waiting_pieces
 from tests.helpers.captioning import write_captioner
-from tests.helpers.shards import ROOT, make_tars
+from tests.helpers.engines import build_captioned, make_captioned_tars
+from tests.helpers.shards import ROOT
 
 pytest.importorskip("ray")
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
@@ -29,17 +26,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ray")
-    make_tars(folder / "tars", 100, per_tar=20, broken=(4, 41))
-    lines = [json.dumps({"key": f"{i:07d}", "caption": f"joined {i}"}) for i in range(90)]
-    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def build(tars, output, **options):
-    texts = TextFiles((str(tars / "captions.jsonl"),))
-    options = {"policy": Policy(), "workers": 0, "samples_per_shard": 32, "quiet": True, "texts": texts, **options}
-    return writer.build(open_source(str(tars / "tars")), output, **options).manifest
+    return make_captioned_tars(tmp_path_factory.mktemp("ray"))
 
 
 def test_without_a_cluster_one_line(tars, tmp_path):
@@ -111,9 +98,9 @@ def _build_while_a_machine_is_lost(engine, cluster, other, tars, tmp_path):
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    manifest = build(tars, tmp_path / "out" / "set", engine=engine)
+    manifest = build_captioned(tars, tmp_path / "out" / "set", engine=engine)
     killer.join(10)
-    local = build(tars, tmp_path / "local" / "set")
+    local = build_captioned(tars, tmp_path / "local" / "set")
     assert manifest.fingerprint == local.fingerprint and manifest.to_json() == local.to_json()
     for path in local.folder.iterdir():
         assert path.name == "set.json" or path.read_bytes() == (manifest.folder / path.name).read_bytes()

@@ -38,6 +38,7 @@ def run(*arguments, cwd=None) -> subprocess.CompletedProcess:
         (["--output", "x/y", "--show", "0"], "--show: should be from 1 to 10000"),
         (["--input", ".", "--output", "x/y"], "no usable sample in the input"),
         (["--verify", "x/none"], "no shards at x/none"),
+        (["--verify", "x/none", "--engine", "ray"], "--engine ray builds from --input"),
         (["--merge", "--output", "x/none"], "no input shards of x/none"),
         (["--from", "x/none", "--output", "x/y"], "--from needs --scores FILE"),
         (["--from", "x/none", "--scores", "s", "--keep", "true", "--output", "x/y"], "no shards at x/none"),
