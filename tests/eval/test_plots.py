@@ -187,6 +187,10 @@ def write_run(folder, steps, old=False):
 def test_curves(tmp_path, capsys, old):
     run = write_run(tmp_path / "run", 30, old)
     assert command.main(["--run", str(run)]) == 0
+    (tmp_path / "file").touch()
+    assert command.main(["--run", str(run), "--output", str(tmp_path / "file" / "x")]) == 1, "no plot could be made"
+    capsys.readouterr()
+    assert command.main(["--run", str(run)]) == 0
     check_files(run / "plots" / "curves")
     assert capsys.readouterr().out.split() == [str(run / "plots" / f"curves.{form}") for form in ("png", "svg")]
     evaluations = training.read_evaluations(run)
