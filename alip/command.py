@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -17,6 +18,9 @@ class CommandParser(argparse.ArgumentParser):
     """argparse, with a mistake as a `UserError` of one line instead of the usage and a line."""
 
     def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            if not _is_utf8(word):  # Parquet, safetensors and JSON take no such paths
+                self.error(f"{word!r} is not valid UTF-8: rename the file, or use a UTF-8 locale")
         found, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
             # argparse takes the value of `--flag=--` away, and leaves an empty list (Python 3.10 to 3.12).
@@ -28,6 +32,14 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(
             f"{message.removeprefix('argument ')} (all flags: python {self.prog.removeprefix('python ')} --help)"
         )
+
+
+def _is_utf8(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:

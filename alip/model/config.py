@@ -91,11 +91,11 @@ def state_signature(state: dict[str, torch.Tensor]) -> tuple | None:
         embed = state[f"{text}text_projection"].shape[1]
         if "visual.attnpool.positional_embedding" in state:
             layers = tuple(_count(state, f"visual.layer{i}.") for i in (1, 2, 3, 4))
-            side = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+            side = round(max(0, state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
             tower = ("resnet", layers, state["visual.layer1.0.conv1.weight"].shape[0], side * 32)
         else:
             patches = state["visual.conv1.weight"]
-            side = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+            side = round(max(0, state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
             layers = _count(state, "visual.transformer.resblocks.")
             tower = ("vit", layers, patches.shape[0], patches.shape[-1], side * patches.shape[-1])
     except (KeyError, ValueError, IndexError):

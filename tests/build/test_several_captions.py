@@ -26,7 +26,6 @@ from alip.data.recordio import unpack
 from alip.data.score_table import ScoreTable
 from alip.data.shards import load_manifest, read_texts, row_captions
 from alip.errors import UserError
-from alip.eval.plots import __main__ as plots
 from alip.tokens import tokenize, unpack_captions, unpack_label
 from tests.helpers.score_tables import write_made_up_table
 from tests.helpers.shards import build_shards, encoded, make_captioned_tars, make_image, make_tars
@@ -359,26 +358,3 @@ def test_tables_that_are_not_of_these_captions(data, tmp_path):
     plain = replace(manifest, captions_per_image=1)
     with pytest.raises(UserError, match="has no row for each caption"), ScoreTable(scores) as one:
         one.check_data(plain)
-
-
-def test_the_plot_of_the_gates_has_every_caption(data, tmp_path, monkeypatch):
-    """Every row of the table has its own sample's label, however many captions the samples have."""
-    _, _, path = data
-    manifest = load_manifest(path)
-    labels = np.arange(manifest.samples) % 3 == 0
-    scores = write_made_up_table(path, tmp_path / "gates.parquet")
-    monkeypatch.setattr(plots, "read_mismatch_labels", lambda manifest, column: labels)
-    drawn = {}
-
-    def keep(scores, labels, aucs, path):
-        drawn.update(labels=labels, **scores)
-
-    monkeypatch.setattr(plots.training, "gates", keep)
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1}\n')
-    command = ["--run", str(tmp_path), "--scores", str(scores), "--mismatch-column", "x", "--data"]
-    plots.main([*command, str(path)])
-    expected = [labels[index] for index, row in enumerate(read_texts(manifest)) for _ in row["captions"]]
-    assert drawn["labels"].tolist() == expected and len(drawn["sample_text_weight"]) == len(expected)
-    build_shards(make_tars(tmp_path / "other", 9), tmp_path / "nine")
-    with pytest.raises(UserError, match=r"gates\.parquet is of other data"):
-        plots.main([*command, str(tmp_path / "nine")])

@@ -47,6 +47,14 @@ def test_values_out_of_range(parse, text, message):
     assert len(str(error.value)) < 300 and "python x.py --help" in str(error.value)
 
 
+def test_words_that_are_not_utf8():
+    """Paths that Parquet, safetensors and JSON could not write."""
+    parser = command.CommandParser(prog="x.py")
+    parser.add_argument("--output")
+    with pytest.raises(UserError, match=r"'a\\udcff' is not valid UTF-8"):
+        parser.parse_args(["--output", "a\udcff"])
+
+
 def test_values_in_range():
     assert command.count("١٢") == 12 and command.number(0, 1)("1e-3") == 1e-3 and command.seed("0") == 0
 

@@ -18,11 +18,11 @@ from alip.cluster.ray_engine import engine_of
 from alip.data.score_table import LABELS, ScoreTable
 from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError, run_command
-from alip.eval.gates.labels import matched_aucs, summarize
+from alip.eval.gates.labels import RAW_TEXT_LABEL, labelled_scores, matched_aucs, summarize
 from alip.eval.gates.page import write_page
 from alip.eval.gates.page_data import collect
 from alip.eval.gates.run_checkpoints import check_recipes, find_checkpoints, open_scorer
-from alip.eval.gates.scoring import score_dataset, summary_columns
+from alip.eval.gates.scoring import score_dataset
 from alip.files import write_json
 from alip.folder_lock import lock_folder
 
@@ -96,8 +96,10 @@ def report(path: Path, manifest: Manifest, output: Path) -> None:
         summary = {"samples": manifest.samples, **table.metadata}
         summary |= {"captions": table.rows} if manifest.captions_per_image > 1 else {}
         summary["auc"] = {label: matched_aucs(table, label) for label in LABELS if label in table.columns}
-        if "is_mismatched" in table.columns:
-            summary |= summarize(*summary_columns(table))
+        if RAW_TEXT_LABEL in table.columns:
+            names = ("text_caption_similarity", "sample_text_weight")
+            is_mismatched, scores = labelled_scores(table, RAW_TEXT_LABEL, names)
+            summary |= summarize(*scores.values(), is_mismatched)
             print(
                 f"mean W_s*W_t: matched texts {summary['mean_weight_matched']:.3f}, mismatched texts "
                 f"{summary['mean_weight_mismatched']:.3f}; AUC of S_tc {summary['auc_text_caption_similarity']:.3f}, "

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from alip.data.score_table import SCORES, ScoreTable
+from alip.data.score_table import CAPTION_INDEX, SCORES, ScoreTable
 from alip.data.shards import Manifest, read_texts, row_metadata
 from alip.errors import UserError
+
+RAW_TEXT_LABEL = "is_mismatched"  # the column of a table that is about raw texts, not captions
 
 
 def read_mismatch_labels(manifest: Manifest, column: str) -> np.ndarray:
@@ -44,13 +48,34 @@ def matched_auc(scores: np.ndarray, is_mismatched: np.ndarray) -> float:
     return float(roc_auc_score(~is_mismatched, scores))
 
 
+def labelled_scores(table: ScoreTable, label: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A label, (n,) booleans, and some scores, (n,) each, of what the label is about.
+
+    Captions: the table's rows. Raw texts (`is_mismatched`): the samples, each with its highest scores over its
+    captions, as one caption that agrees with a raw text is enough; others may name the class alone. NaN only if all
+    are.
+    """
+    columns = {name: table.column(name) for name in names}
+    found = table.column(label).astype(bool)
+    if label != RAW_TEXT_LABEL or CAPTION_INDEX not in table.columns:
+        return found, columns
+    first = np.flatnonzero(table.column(CAPTION_INDEX) == 0)
+    return found[first], best_of_captions(columns, first)
+
+
+def best_of_captions(columns: dict[str, np.ndarray], first: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of captions, (rows,), as those of their samples, (samples,): the highest. first: each one's first row."""
+    if not len(first):
+        return columns
+    return {name: np.fmax.reduceat(values, first) for name, values in columns.items()}
+
+
 def matched_aucs(table: ScoreTable, label: str) -> dict[str, float | None]:
-    """{score: `matched_auc`} for every score of a table against one of its labels; None where there is no answer."""
-    is_mismatched = table.column(label).astype(bool)
-    aucs = {
-        name: matched_auc(np.nan_to_num(table.column(name), nan=np.finfo(np.float32).min), is_mismatched)
-        for name in SCORES
-    }
+    """{score: `matched_auc`} for every score of a table against one of its labels, see `labelled_scores`; None where
+    there is no answer."""
+    is_mismatched, columns = labelled_scores(table, label, SCORES)
+    lowest = np.finfo(np.float32).min
+    aucs = {name: matched_auc(np.nan_to_num(column, nan=lowest), is_mismatched) for name, column in columns.items()}
     return {name: None if np.isnan(value) else value for name, value in aucs.items()}
 
 

@@ -18,6 +18,7 @@ from alip.data.order import uniform
 from alip.data.recordio import RecordError, unpack
 from alip.data.score_table import LABELS, SCORES, ScoreTable
 from alip.data.shards import Manifest
+from alip.eval.gates.labels import labelled_scores
 from alip.eval.html_page import script_json
 
 RANDOM_SAMPLES = 2000
@@ -145,15 +146,16 @@ def histograms(table: ScoreTable, label: str | None) -> dict[str, dict[str, list
 
 
 def curves(table: ScoreTable, label: str) -> dict[str, Any]:
-    """ROC and precision-recall of finding mismatched samples by low scores, in percent; {} if all have one label."""
+    """ROC and precision-recall of finding what is mismatched by low scores, in percent; {} if all have one label. Of
+    what there is one score: see `labelled_scores`."""
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
-    is_mismatched = table.column(label).astype(bool)
+    is_mismatched, columns = labelled_scores(table, label, SCORES)
     if is_mismatched.all() or not is_mismatched.any():
         return {}
     found = {}
     for name in SCORES:
-        values = np.nan_to_num(-table.column(name), nan=np.finfo(np.float32).max)  # what has no score is distrusted
+        values = np.nan_to_num(-columns[name], nan=np.finfo(np.float32).max)  # what has no score is distrusted
         false_positive, true_positive, _ = roc_curve(is_mismatched, values)
         precision, recall, _ = precision_recall_curve(is_mismatched, values)
         found[name] = {

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from alip.data.loader import create_loader
-from alip.data.score_table import CAPTION_INDEX, LABELS, ROWS, SCORES, ScoreTable, data_metadata, table_schema
+from alip.data.score_table import CAPTION_INDEX, LABELS, ROWS, SCORES, data_metadata, table_schema
 from alip.data.shards import Manifest, read_texts, row_captions
 from alip.distributed import World, barrier, share
 from alip.errors import UserError
@@ -216,9 +216,3 @@ def write_scores(path: Path, manifest: Manifest, content: Iterator[dict[str, Any
     schema = table_schema(labels, metadata, manifest.captions_per_image > 1)
     with atomic_path(path) as temporary:
         _write(temporary, schema, (pa.RecordBatch.from_pydict(rows, schema=schema) for rows in content))
-
-
-def summary_columns(table: ScoreTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """S_tc, W^s·W^t and is_mismatched, (rows,) each: what labels.summarize takes."""
-    names = ("text_caption_similarity", "sample_text_weight", "is_mismatched")
-    return tuple(table.column(name) for name in names)

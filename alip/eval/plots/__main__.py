@@ -16,7 +16,7 @@ from alip.command import CommandParser
 from alip.data.score_table import ScoreTable
 from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError, run_command
-from alip.eval.gates.labels import matched_auc, read_mismatch_labels
+from alip.eval.gates.labels import best_of_captions, matched_auc, read_mismatch_labels
 from alip.eval.plots import training
 
 _SCORES = ("text_caption_similarity", "sample_text_weight")
@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     written = style.plot_or_warn(lambda path: training.curves(args.run, path), folder / "curves")
     if args.scores:
         manifest = load_manifest(args.data)
-        index, scores = _read_scores(ScoreTable(args.scores), manifest)
-        labels = read_mismatch_labels(manifest, args.mismatch_column)[index]
+        scores = _read_scores(ScoreTable(args.scores), manifest)
+        labels = read_mismatch_labels(manifest, args.mismatch_column)
         aucs = {name: matched_auc(values, labels) for name, values in scores.items()}
         written += style.plot_or_warn(lambda path: training.gates(scores, labels, aucs, path), folder / "gates")
     for path in written:
@@ -50,16 +50,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if len(written) == len(style.outputs(folder / "curves")) * (2 if args.scores else 1) else 1
 
 
-def _read_scores(table: ScoreTable, manifest: Manifest) -> tuple[np.ndarray, training.Columns]:
-    """The sample of each row, of which it has one for each of its captions, and the scores. UserError unless they are
-    those of this dataset."""
+def _read_scores(table: ScoreTable, manifest: Manifest) -> training.Columns:
+    """Scores of the samples, (samples,) each; with several captions a sample's highest (see labels.labelled_scores).
+    UserError unless they are those of this dataset."""
     missing = [name for name in _SCORES if name not in table.columns]
     if missing:
         raise UserError(f"{table.path} has no column {missing[0]}: write it again with `python -m alip.eval.gates`")
     table.check_data(manifest)
-    parts = list(table.batches(["index", *_SCORES]))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in ("index", *_SCORES)}
-    return columns.pop("index"), columns
+    columns = {name: table.column(name) for name in _SCORES}
+    return best_of_captions(columns, np.flatnonzero(np.diff(table.column("index"), prepend=-1)))
 
 
 if __name__ == "__main__":
