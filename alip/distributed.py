@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,7 +15,9 @@ import torch.distributed as dist
 
 from alip.errors import UserError
 
+LAUNCHER = "ALIP_LAUNCHER"  # environment variable: the process id of alip.train.launch, for the ranks that it starts
 _CPU = torch.device("cpu")
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
     device: "auto" (GPU if there is one), "cpu", "cuda" or "cuda:K". NCCL on GPU, gloo on CPU.
     timeout_minutes: after this long in a collective a missing rank brings the job down instead of hanging it.
     """
+    _end_with_launcher()
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
     local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
     world_size = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
@@ -57,6 +63,18 @@ def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
         backend = "nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=timeout_minutes))
     return World(rank, local_rank, world_size, place, timeout_minutes)
+
+
+def _end_with_launcher() -> None:
+    """Has the kernel end this rank (SIGTERM) when its launcher is killed; it would wait for that for minutes. Linux."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    try:
+        os.kill(int(launcher), 0)
+    except ProcessLookupError:  # killed before
+        raise SystemExit("the launcher of this rank is gone") from None
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

@@ -103,7 +103,8 @@ def _field(entry: object, name: str, where: str, types: type | tuple[type, ...],
         raise ValueError(f"{where} should be an object with {name!r}, not {str(entry)[:40]!r}")
     value = entry.get(name, default)
     if value is _REQUIRED:
-        raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(repr, list(entry)[:10])) or 'nothing'}")
+        has = ", ".join(map(repr, list(entry)[:10]))[:200]
+        raise ValueError(f"{where} has no {name!r}; it has {has or 'nothing'}")
     if value is not default and (not isinstance(value, types) or isinstance(value, bool)):
         raise ValueError(f"{name!r} of {where} cannot be {str(value)[:40]!r}")
     return value

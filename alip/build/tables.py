@@ -59,7 +59,7 @@ class TableSource(Source):
             there.update(dict.fromkeys(row.values or ()))
         if not there:
             return
-        has = ", ".join(map(str, list(there)[:20]))
+        has = ", ".join(map(str, list(there)[:20]))[:200]
         path = redact(path)
         for what in USUAL:
             given = getattr(self.fields, what)

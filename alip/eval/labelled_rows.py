@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -152,11 +151,11 @@ def _table_rows(path: Path, fields: RowFields) -> Iterator[_Row]:
 
 
 def _sidecar_rows(manifest: Any, fields: RowFields) -> Iterator[_Row]:
-    from alip.data.shards import read_texts
+    from alip.data.shards import read_texts, row_metadata
 
     for number, row in enumerate(read_texts(manifest)):
         where = f"{manifest.name}: sample {row['key']}"
-        values = {**row, **json.loads(row["metadata"] or "{}")}
+        values = {**row, **row_metadata(row, manifest.name)}
         yield _Row(where, number, _label(values, fields.label, where), _split(values, where))
 
 

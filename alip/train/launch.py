@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
+from alip.distributed import LAUNCHER
 from alip.errors import MISTAKES, UserError, run_command
 from alip.train.arguments import parse_arguments
 from alip.train.preflight import check_command
@@ -76,7 +77,7 @@ def _run(launch) -> int:
     for name in _NOISY:
         logging.getLogger(name).addFilter(lambda record: _read_mistake() is None)
     with tempfile.TemporaryDirectory(prefix="alip-mistakes-") as folder:
-        os.environ[MISTAKES] = folder
+        os.environ |= {MISTAKES: folder, LAUNCHER: str(os.getpid())}
         status = 0
         try:
             torchrun.run(launch)
@@ -93,7 +94,7 @@ def _run(launch) -> int:
             status = 1
             print("ended, because another machine of this job has; see its own message", file=sys.stderr)
         line = _read_mistake()
-        del os.environ[MISTAKES]
+        del os.environ[MISTAKES], os.environ[LAUNCHER]
     if line is not None:
         print(line, file=sys.stderr)
         return 2

@@ -213,6 +213,7 @@ def test_karpathy_and_coco(tmp_path):
     "content, message",
     [
         ({"images": [{"id": 5}], "annotations": []}, "images\\[0\\] has no 'file_name'; it has 'id'"),
+        ({"images": [{"i" * 999: 5}], "annotations": []}, "images\\[0\\] has no 'file_name'; it has 'i{199}$"),
         ({"images": [], "annotations": [{"id": 5}]}, "annotations\\[0\\] has no 'image_id'; it has 'id'"),
         ({"images": [], "annotations": [{"image_id": 5}]}, "has no 'caption'"),
         ({"images": [], "annotations": [{"image_id": [5], "caption": "x"}]}, "'image_id' of annotations"),

@@ -1,0 +1,62 @@
+"""Ranks end with the launcher that started them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from alip.distributed import LAUNCHER, start
+
+# A launcher that starts one rank, says its process id, and stays.
+_LAUNCHER = """
+import os, subprocess, sys, time
+environment = {**os.environ, sys.argv[1]: str(os.getpid())}
+rank = "import time; from alip import distributed; distributed.start('cpu'); print(1, flush=True); time.sleep(300)"
+child = subprocess.Popen([sys.executable, "-c", rank], env=environment, stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's signal at a parent's death is Linux's")
+def test_a_rank_ends_with_its_killed_launcher():
+    launcher = subprocess.Popen([sys.executable, "-c", _LAUNCHER, LAUNCHER], stdout=subprocess.PIPE, text=True)
+    rank = int(launcher.stdout.readline())
+    assert _runs(rank)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    patience = time.monotonic() + 60
+    while _runs(rank) and time.monotonic() < patience:
+        time.sleep(0.05)
+    try:
+        assert not _runs(rank)
+    finally:
+        if _runs(rank):
+            os.kill(rank, signal.SIGKILL)
+
+
+def test_a_rank_whose_launcher_is_gone_does_not_start(monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    monkeypatch.setenv(LAUNCHER, str(ended.pid))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: _Kernel())  # this process stays as it is
+    with pytest.raises(SystemExit, match="launcher"):
+        start("cpu")
+
+
+class _Kernel:
+    def prctl(self, *arguments):
+        return 0
+
+
+def _runs(process: int) -> bool:
+    """Whether it is there, and not only waits to be reaped."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
