@@ -50,7 +50,8 @@ _SETTINGS = {
     "axes.axisbelow": True,
     "lines.linewidth": 1.2,
     "hatch.linewidth": 0.5,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",  # no frame, but no line through the words either
+    "legend.framealpha": 0.8,
     "text.parse_math": False,  # captions hold dollar signs
     "svg.fonttype": "path",  # looks the same where the fonts are not installed
     "svg.hashsalt": "alip",
