@@ -9,8 +9,11 @@ from alip.build.prepare import CaptionPolicy, Policy
 from alip.data.score_table import ScoreTable
 from alip.data.shards import load_manifest
 from alip.errors import UserError
+from alip.eval.gates import page_data
 from alip.eval.gates.labels import matched_auc, matched_aucs
+from alip.eval.gates.page import write_page
 from alip.eval.plots import __main__ as plots
+from tests.helpers.browser import Page, open_page
 from tests.helpers.score_tables import write_made_up_table
 from tests.helpers.shards import build_shards, make_captioned_tars, make_tars
 
@@ -67,3 +70,41 @@ def test_a_raw_text_is_separated_by_its_best_caption(data, tmp_path):
         found = matched_aucs(one, "is_mismatched")["text_caption_similarity"]
     assert found == pytest.approx(matched_auc(np.array(list(best.values())), labels))
     assert found != pytest.approx(matched_auc(np.array([row["text_caption_similarity"] for row in rows]), wrong))
+
+
+@pytest.fixture(scope="module")
+def scored(data, tmp_path_factory):
+    """The table, its rows, and a loop's choice: the row of each sample whose caption agrees best with its raw text."""
+    path = write_made_up_table(data, tmp_path_factory.mktemp("table") / "gates.parquet")
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    best: dict[int, int] = {}
+    for number, row in enumerate(rows):
+        similarity = row["text_caption_similarity"]
+        if row["index"] not in best or similarity > rows[best[row["index"]]]["text_caption_similarity"]:
+            best[row["index"]] = number
+    return path, rows, list(best.values())
+
+
+def test_rankings_of_raw_texts_are_of_best_captions(scored):
+    path, rows, best = scored
+    with ScoreTable(path) as table:
+        found = page_data.best_rows(table)
+        assert np.flatnonzero(found).tolist() == best
+        chosen, is_random = page_data.choose_samples(table, 2, 3, seed=0, best=found)
+    similarity = np.array([row["text_caption_similarity"] for row in rows])
+    lowest = sorted(best, key=lambda number: similarity[number])[:3]
+    assert set(lowest) <= set(chosen.tolist()) and is_random.sum() == 2
+    of_captions = np.argsort([row["image_caption_similarity"] for row in rows])[:3]
+    assert set(of_captions.tolist()) <= set(chosen.tolist())
+
+
+def test_browser_shows_a_raw_text_once(data, scored, tmp_path):
+    path, rows, best = scored
+    with ScoreTable(path) as table:
+        write_page(tmp_path / "gates.html", page_data.collect(table, load_manifest(data)))
+    page = Page(open_page(tmp_path / "gates.html", tmp_path / "profile"))
+    order = sorted(best, key=lambda number: round(rows[number]["text_caption_similarity"], 4))
+    assert page.count.startswith("60 of 60 samples")
+    assert [card["caption"] for card in page.cards] == [rows[number]["caption"] for number in order]
+    every = Page(open_page(tmp_path / "gates.html", tmp_path / "profile", "sort=image_caption_similarity&order=asc"))
+    assert every.count.startswith(f"{len(rows)} of {len(rows)} captions")

@@ -16,7 +16,7 @@ from PIL import Image
 from alip.build.images import ImageError, decode_image
 from alip.data.order import uniform
 from alip.data.recordio import RecordError, unpack
-from alip.data.score_table import LABELS, SCORES, ScoreTable
+from alip.data.score_table import CAPTION_INDEX, LABELS, SCORES, ScoreTable
 from alip.data.shards import Manifest
 from alip.eval.gates.labels import labelled_scores
 from alip.eval.html_page import script_json
@@ -24,6 +24,7 @@ from alip.eval.html_page import script_json
 RANDOM_SAMPLES = 2000
 EXTREMES = 150  # of each end of each ranking
 RANKINGS = ("text_caption_similarity", "sample_text_weight", "image_text_similarity", "image_caption_similarity")
+TEXT_RANKINGS = RANKINGS[:3]  # of raw texts, not captions
 BINS = 60
 CURVE_POINTS = 400
 LONGEST_TEXT = 300  # characters
@@ -45,8 +46,11 @@ def collect(
     page_bytes: what the page may have without its program: the thumbnails take what the texts leave of it.
     """
     labels = [name for name in LABELS if name in table.columns]
-    chosen, is_random = choose_samples(table, random_samples, extremes, seed)
+    best = best_rows(table)
+    chosen, is_random = choose_samples(table, random_samples, extremes, seed, best)
     rows = _rows(table, chosen, labels)
+    if best is not None:
+        rows["best"] = best[chosen].tolist()
     rows["random"] = is_random.tolist()
     rows["image"] = thumbnails(manifest, np.array(rows["index"]), page_bytes - len(script_json(rows)))
     return {
@@ -61,9 +65,25 @@ def collect(
     }
 
 
-def choose_samples(table: ScoreTable, random_samples: int, extremes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def best_rows(table: ScoreTable) -> np.ndarray | None:
+    """Whether each row has the caption that agrees best with its sample's raw text (the first of equal ones), (rows,)
+    booleans; None where samples have one caption."""
+    if CAPTION_INDEX not in table.columns:
+        return None
+    values = np.nan_to_num(table.column("text_caption_similarity"), nan=-np.inf)
+    first = np.flatnonzero(table.column(CAPTION_INDEX) == 0)
+    sample = np.repeat(np.arange(len(first)), np.diff(first, append=len(values)))
+    order = np.lexsort((np.arange(len(values)), -values, sample))
+    best = np.zeros(len(values), dtype=bool)
+    best[order[first]] = True
+    return best
+
+
+def choose_samples(
+    table: ScoreTable, random_samples: int, extremes: int, seed: int, best: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of rows, ascending, and for each whether it is one of the random ones. (Row i is sample i, unless there
-    is a row for each of several captions.)
+    is a row for each of several captions; then `best`, of `best_rows`, says which rows count for raw texts.)
 
     A random choice, and both ends of every ranking, equal scores at random. All of a dataset that is no larger.
     """
@@ -78,7 +98,10 @@ def choose_samples(table: ScoreTable, random_samples: int, extremes: int, seed: 
         tie = uniform(seed, 0, row, 0)
         random.add(tie, tie, row)
         for (name, sign), smallest in ends.items():
-            smallest.add(sign * batch[name].astype(np.float64), tie, row)
+            values = sign * batch[name].astype(np.float64)
+            if best is not None and name in TEXT_RANKINGS:
+                values[~best[row]] = np.inf
+            smallest.add(values, tie, row)
     chosen = np.unique(np.concatenate([random.index, *(one.index for one in ends.values())]))
     return chosen, np.isin(chosen, random.index)
 

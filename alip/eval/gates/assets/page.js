@@ -17,6 +17,9 @@
     ["least trusted captions", "image_caption_similarity", "asc"], ["most trusted captions", "image_caption_similarity", "desc"],
     ["lowest weights in the loss", "sample_text_weight", "asc"],
   ];
+  // Of several captions of an image, the one that agrees best with the raw text shows it where raw texts are ranked.
+  const TEXT_SCORES = ["text_caption_similarity", "image_text_similarity", "sample_weight", "text_weight", "sample_text_weight"];
+  const bestRows = rows.best ? rows.best.filter(Boolean).length : total;
   const mismatched = labels.length ? labels[0] : null;
   const $ = (id) => document.getElementById(id);
   const words = rows.text.map((text, i) => (text + "\n" + rows.caption[i] + "\n" + rows.key[i]).toLowerCase());
@@ -60,14 +63,16 @@
   function update() {
     const key = rows[state.sort], sign = state.order === "asc" ? 1 : -1;
     found = [];
-    for (let i = 0; i < total; i++) if (matches(i)) found.push(i);
+    const selected = picked !== null || Object.keys(state.ranges).length > 0;
+    const bestOnly = rows.best && !selected && !state.q && TEXT_SCORES.includes(state.sort);
+    for (let i = 0; i < total; i++) if (matches(i) && (!bestOnly || rows.best[i])) found.push(i);
     found.sort((a, b) => sign * ((key[a] ?? -Infinity) - (key[b] ?? -Infinity)) || a - b);
     $("gallery").replaceChildren();
     shown = 0;
     more();
-    const selected = picked !== null || Object.keys(state.ranges).length > 0;
     $("clear").hidden = !selected;
-    let text = `${count(found.length)} of ${count(total)} samples in this page match`;
+    const what = rows.best && !bestOnly ? "captions" : "samples";
+    let text = `${count(found.length)} of ${count(bestOnly ? bestRows : total)} ${what} in this page match`;
     if (mismatched && found.length) {
       const labelled = found.filter((i) => rows[mismatched][i]).length;
       text += `, ${(100 * labelled / found.length).toFixed(0)} % of them labelled mismatched`;
