@@ -88,7 +88,8 @@ def other_type(rng: random.Random, value: Any) -> Any:
     if isinstance(value, list):
         return rng.choice(({str(i): one for i, one in enumerate(value)}, [value], value[0] if value else None))
     if isinstance(value, str):
-        return rng.choice(([value], list(value)[:50], {"": value}, {value: value}, value.encode().hex(), len(value)))
+        in_hex = value.encode(errors="surrogatepass").hex()
+        return rng.choice(([value], list(value)[:50], {"": value}, {value: value}, in_hex, len(value)))
     if isinstance(value, int | float):
         big = value * 10**6 if value == value and abs(value) < 1e300 else 0
         return rng.choice((str(value), [value], {"": value}, f"{value} ", bool(value), -value, value + 1, big))
