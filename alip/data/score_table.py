@@ -62,6 +62,8 @@ class ScoreTable:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():  # Arrow would wait for a FIFO for ever
+            raise UserError(f"{self.path} is no regular file: name a table of `python -m alip.eval.gates`")
         try:
             self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
         except FileNotFoundError:
