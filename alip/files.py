@@ -142,12 +142,17 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def check_regular(path: str | os.PathLike) -> None:
+    """UserError for what is there and no regular file: opening a FIFO would wait for ever, a device never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: is not a regular file; name a file")
+
+
 def read_text(path: str | Path) -> str:
     """A file of at most LARGEST_TEXT bytes as UTF-8 text, with or without a byte-order mark; UserError otherwise."""
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # a FIFO would wait, a device never end
-            raise UserError(f"{path}: is not a regular file; name a file")
+        check_regular(path)
         if path.exists() and path.stat().st_size > LARGEST_TEXT:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes, more than any such file has; name another file")
         return path.read_text(encoding="utf-8-sig")

@@ -10,8 +10,11 @@ import time
 
 import pytest
 
+from alip.caption.store import read_lines
+from alip.data.score_table import ScoreTable
 from alip.errors import UserError, run_command
-from alip.files import FileLock, LockedError, atomic_path, atomic_write, read_text, remove_leftovers
+from alip.files import FileLock, LockedError, atomic_path, atomic_write, check_regular, read_text, remove_leftovers
+from alip.remote.reading import open_any
 from tests.helpers.shards import ROOT
 
 HOLD = """
@@ -184,3 +187,11 @@ def test_the_folder_that_a_command_stands_in_is_written_too(tmp_path, monkeypatc
         draft.mkdir()
         (draft / "weights").touch()
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("read", [ScoreTable, open_any, lambda path: list(read_lines(path)), check_regular])
+def test_a_fifo_is_refused(tmp_path, read):
+    """Opening it would wait for a writer for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match="fifo: is not a regular file"):
+        read(tmp_path / "fifo")

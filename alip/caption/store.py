@@ -31,7 +31,7 @@ import numpy as np
 
 from alip.build.text_hash import number
 from alip.errors import UserError
-from alip.files import FileLock, LockedError, atomic_write, read_json, refusals_named, write_json
+from alip.files import FileLock, LockedError, atomic_write, check_regular, read_json, refusals_named, write_json
 
 FORMAT, VERSION = "alip-captions", 1
 LOCK_WAIT = 2.0  # seconds: a run that was just killed may still be dying
@@ -321,6 +321,7 @@ def check_settings(earlier: dict[str, Any], now: dict[str, Any], output: Path) -
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The complete lines of a captions or failures file. Other lines (truncated, since the process died while writing
     it, or edited) are skipped: their images are captioned again."""
+    check_regular(path)
     with open(path, encoding="utf-8", errors="replace") as file:
         for text in file:
             if not text.endswith("\n"):

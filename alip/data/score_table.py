@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from alip.data.shards import Manifest
 from alip.errors import UserError
+from alip.files import check_regular
 
 METADATA_KEY = b"alip-gates"
 VERSION = 2  # the newest that this code reads; without several captions tables are written as version 1
@@ -62,8 +63,7 @@ class ScoreTable:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_file():  # Arrow would wait for a FIFO for ever
-            raise UserError(f"{self.path} is no regular file: name a table of `python -m alip.eval.gates`")
+        check_regular(self.path)
         try:
             self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
         except FileNotFoundError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from alip.errors import UserError
+from alip.files import check_regular
 from alip.remote.access import RemoteError, ShortRead, attempt, filesystem
 from alip.remote.urls import is_url, redact, scheme_of
 
@@ -184,8 +185,11 @@ def open_url(url: str) -> IO[bytes]:
 
 
 def open_any(path: str | os.PathLike) -> IO[bytes]:
-    """A local file or one at a URL, opened to read bytes."""
-    return open_url(str(path)) if is_url(path) else open(path, "rb")
+    """A local file or one at a URL, opened to read bytes. UserError for a FIFO or a folder."""
+    if is_url(path):
+        return open_url(str(path))
+    check_regular(path)
+    return open(path, "rb")
 
 
 def read_url(url: str, most: int) -> bytes:

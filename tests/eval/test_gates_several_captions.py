@@ -1,7 +1,5 @@
 """The gates' summary and plot where samples have several captions: a raw text is judged by its best caption."""
 
-import os
-
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -110,10 +108,3 @@ def test_browser_shows_a_raw_text_once(data, scored, tmp_path):
     assert [card["caption"] for card in page.cards] == [rows[number]["caption"] for number in order]
     every = Page(open_page(tmp_path / "gates.html", tmp_path / "profile", "sort=image_caption_similarity&order=asc"))
     assert every.count.startswith(f"{len(rows)} of {len(rows)} captions")
-
-
-def test_a_table_that_is_no_file(tmp_path):
-    """A FIFO has no end that a reader could wait for."""
-    os.mkfifo(tmp_path / "gates.parquet")
-    with pytest.raises(UserError, match="no regular file"):
-        ScoreTable(tmp_path / "gates.parquet")

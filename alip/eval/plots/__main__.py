@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     written = style.plot_or_warn(lambda path: training.curves(args.run, path), folder / "curves")
     if args.scores:
         manifest = load_manifest(args.data)
-        scores = _read_scores(ScoreTable(args.scores), manifest)
+        with ScoreTable(args.scores) as table:
+            scores = _read_scores(table, manifest)
         labels = read_mismatch_labels(manifest, args.mismatch_column)
         aucs = {name: matched_auc(values, labels) for name, values in scores.items()}
         written += style.plot_or_warn(lambda path: training.gates(scores, labels, aucs, path), folder / "gates")

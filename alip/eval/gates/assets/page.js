@@ -261,7 +261,7 @@
         `γ_p = ${recipe.gamma_pair}` + (off.length ? `, without ${off.join(", ")} weight` : "");
     }
     if (total < data.samples) {
-      text += `. Histograms and curves are of all samples; the points and images are ${count(report.random_samples)} ` +
+      text += `. Histograms and curves are of all ${rows.best ? "captions" : "samples"}; the points and images are ${count(report.random_samples)} ` +
         "random ones (filled points) and both ends of the rankings (hollow points)";
     }
     $("about").textContent = text + ".";
