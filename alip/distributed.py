@@ -60,8 +60,12 @@ def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
 
     place = pick_device(device, local_rank)
     if world_size > 1 and not dist.is_initialized():
-        backend = "nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=timeout_minutes))
+        options = {"rank": rank, "world_size": world_size, "timeout": timedelta(minutes=timeout_minutes)}
+        if place.type == "cuda":
+            # With its device a barrier need not guess one, and ranks that cannot reach one another end here.
+            dist.init_process_group("nccl", device_id=place, **options)
+        else:
+            dist.init_process_group("gloo", **options)
     return World(rank, local_rank, world_size, place, timeout_minutes)
 
 

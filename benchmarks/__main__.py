@@ -45,14 +45,18 @@ TINY = "--model " + str(ROOT / "benchmarks" / "tiny.json")
 BENCHMARKS = {
     "step": Benchmark("step.py", f"{TINY} --batch-size 2 --turns 1 --rounds 1 --warmup 0 --precisions fp32"),
     "loss": Benchmark("loss.py", "--sizes 32 --dim 8 --rounds 1 --repeats 1"),
-    "trainer": Benchmark("trainer.py", "--samples 16 --batch-size 4", "network"),
+    "trainer": Benchmark("trainer.py", f"{TINY} --samples 16 --batch-size 4 --rounds 1", "network"),
     "loader": Benchmark("loader.py", "--samples 64 --batch-size 8 --threads 1 --rounds 1", "network"),
     "data2rec": Benchmark("data2rec.py", "--samples 8 --rounds 1 --inputs ready", "mxnet"),
     "engine": Benchmark("engine.py", "--width 8 --batch-size 8 --steps 2 --rounds 1 --micro 2"),
     "eval": Benchmark("eval.py", "--images 50 --captions 250 --width 16"),
     "evaluation": Benchmark("eval_peer.py", "--model tiny --images 10 --rounds 1 --precision fp32 --cases zeroshot"),
     "reading": Benchmark("reading.py", "--records 200 --lines 1000"),
-    "growth": Benchmark("growth.py", f"{TINY} --batch-sizes 1 2 --lengths 4 8 --dataset-sizes 1000 2000 --rounds 1"),
+    "growth": Benchmark(
+        "growth.py",
+        f"{TINY} --batch-sizes 1 2 --lengths 4 8 --ranks 1 2 --rank-batch 2 --shards 1 2 --dataset-sizes 1000 2000"
+        " --rounds 1",
+    ),
     "breakdown": Benchmark("breakdown.py", f"{TINY} --batch-size 2 --steps 1"),
 }
 

@@ -40,7 +40,7 @@ PARTS = {
     "waiting": (gpu_checks.waiting, 10),
     "steps": (gpu_rates.steps, 30),
     "loss-sizes": (gpu_rates.loss_sizes, 15),
-    "decoding": (gpu_rates.decoding, 30),
+    "decoding": (gpu_rates.decoding, 45),
     "profile": (gpu_rates.profile, 15),
     "batch-size": (gpu_rates.batch_size, 30),
 }

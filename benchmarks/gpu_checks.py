@@ -72,15 +72,17 @@ def attention_one_by_one(qkv: torch.Tensor, heads: int, lengths: list[int], caus
     return torch.cat(found)
 
 
-def attention_case(report, dtype: torch.dtype, causal: bool) -> None:
-    """One type, texts or images: output, gradient and pooled query."""
+def attention_case(report, dtype: torch.dtype, patches: int | None) -> None:
+    """One type, texts (None) or images of so many tokens: output, gradient and pooled query."""
     heads, width = 4, 256
     generator = torch.Generator().manual_seed(0)
-    lengths = sorted(torch.randint(2, 78, (64,), generator=generator).tolist()) if causal else [50] * 32
+    causal = patches is None
     if causal:
+        lengths = sorted(torch.randint(2, 78, (64,), generator=generator).tolist())
         plan = plan_varlen(torch.tensor(lengths), 77).to(report.device)
     else:
-        plan = plan_equal(32, 50, report.device)
+        lengths = [patches] * 32
+        plan = plan_equal(32, patches, report.device)
     qkv = torch.randn(sum(lengths), 3 * width, generator=generator).to(report.device, dtype).requires_grad_()
     expected = attention_one_by_one(qkv, heads, lengths, causal)
     weight = torch.randn(expected.shape, generator=generator).to(report.device).double()
@@ -95,15 +97,15 @@ def attention_case(report, dtype: torch.dtype, causal: bool) -> None:
     limit = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[dtype]
     kernel = attention.choose_kernel(report.device, dtype, width // heads, plan.longest)
     detail = f"{kernel}; relative errors: output {errors[0]:.1e}, pooled {errors[1]:.1e}, gradient {errors[2]:.1e}"
-    report.check(f"{'texts' if causal else 'images'}, {dtype}", max(errors) < limit, detail)
+    report.check(f"{'texts' if causal else f'images of {patches} tokens'}, {dtype}", max(errors) < limit, detail)
 
 
 def attention_(report) -> None:
     """Attention over unpadded tokens against each sequence by itself in fp64, with its gradient."""
     report.say(f"torch.nn.attention.varlen is {'' if attention.varlen_attn is not None else 'not '}in this torch", "")
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for causal in (True, False):
-            attention_case(report, dtype, causal)
+        for patches in (None, 50, 197):  # ViT-B/32's and ViT-B/16's
+            attention_case(report, dtype, patches)
 
 
 def _gradient(model, batch, dtype: torch.dtype | None, device: torch.device) -> tuple[float, torch.Tensor]:

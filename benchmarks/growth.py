@@ -1,9 +1,11 @@
-"""How cost grows: time and memory of a training step with the batch and the texts' length, of the data's order with
-the dataset's size. Nothing may grow faster than its work.
+"""How cost grows: time and memory of a training step with the batch, the texts' length and the ranks; of opening a
+dataset with its shards; of an epoch's order with its samples. Nothing may grow faster than its work.
 
     python benchmarks/growth.py [--model ViT-B-32] [--batch-sizes 8 16 32] [--lengths 8 16 32 77] [--rounds 3]
 
-Each measurement is a process of its own, and they take turns. (With the number of ranks: benchmarks/scaling.py.)
+Each measurement is a process of its own, and they take turns. Ranks have one thread and as many samples each, so their
+work grows with their number, and the time too once there are more ranks than cores. (GPUs: one rank each. Many
+machines, on paper: benchmarks/scaling.py.)
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,8 +34,13 @@ from alip.errors import run_command
 from alip.text_table import markdown_table
 
 
-def step_cost(model_name: str, size: int, length: int) -> dict[str, float]:
-    """Seconds of a training step in bf16, the best of two, and the process's peak of memory."""
+def step_cost(
+    model_name: str, size: int, length: int, device: torch.device | None = None, parallel: bool = False
+) -> dict[str, float]:
+    """Seconds of a training step in bf16, the best of three, and the process's peak of memory.
+
+    parallel: inside DistributedDataParallel, one of the ranks of the process group that there is.
+    """
     from step import random_tokens
 
     from alip.loss import AdaptiveContrastiveLoss
@@ -38,10 +48,12 @@ def step_cost(model_name: str, size: int, length: int) -> dict[str, float]:
     from alip.train.optimizer import create_optimizer
     from alip.train.step import TrainStep
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = create_model(model_name).to(device)
     loss = AdaptiveContrastiveLoss(check_finite=False, even_batches=True).to(device)
-    step = TrainStep(model, loss, create_optimizer(model, lr=1e-6), device, precision="amp_bf16")
+    wrapped = torch.nn.parallel.DistributedDataParallel(model) if parallel else None
+    optimizer = create_optimizer(model, lr=1e-6)
+    step = TrainStep(model, loss, optimizer, device, precision="amp_bf16", parallel_model=wrapped)
     generator = torch.Generator().manual_seed(0)
     tokens = random_tokens(torch.full((2 * size,), length), generator)
     image = torch.randn(size, 3, model.image_size, model.image_size, generator=generator)
@@ -54,6 +66,61 @@ def step_cost(model_name: str, size: int, length: int) -> dict[str, float]:
     if device.type == "cuda":
         return {"seconds": best, "bytes": torch.cuda.max_memory_allocated()}
     return {"seconds": best, "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+
+
+def ranks_cost(model_name: str, size: int, ranks: int) -> dict[str, float]:
+    """`step_cost` of `size` samples on each of so many ranks: of the slowest, and of the one with most memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_rank, (model_name, size, ranks, folder), nprocs=ranks)
+        found = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
+    return {name: max(one[name] for one in found) for name in ("seconds", "bytes")}
+
+
+def _rank(rank: int, model_name: str, size: int, ranks: int, folder: str) -> None:
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("nccl" if on_gpu else "gloo", init_method=store, rank=rank, world_size=ranks)
+    try:
+        found = step_cost(model_name, size, 16, device, parallel=True)
+    finally:
+        dist.destroy_process_group()
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+
+
+def make_shards(folder: Path, shards: int, per_shard: int = 256) -> None:
+    """A dataset of so many shards in `folder`, each with `per_shard` images of 16 pixels."""
+    from alip.data.recordio import Writer, pack
+    from alip.tokens import pack_label, tokenize
+    from tests.helpers.shards import encoded, make_image
+
+    label = pack_label(*tokenize(["a raw text", "its caption"]).numpy())
+    image = encoded(make_image(0, 16, 16), quality=90)
+    for shard in range(shards):
+        with Writer(folder / f"{shard:05d}.rec", folder / f"{shard:05d}.idx") as writer:
+            for number in range(per_shard):
+                writer.write(pack(label, image, number))
+
+
+def shards_cost(shards: int) -> dict[str, float]:
+    """Seconds from nothing to the records of a first batch of 512, and the memory that this takes."""
+    from alip.data.order import create_order
+    from alip.data.sample_reader import Records
+    from alip.data.shards import load_manifest
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_shards(Path(folder), shards)
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        records = Records(load_manifest(folder), 49408)
+        records.check()
+        order = create_order("blocks", records.manifest.starts, 0, 0)
+        records.read(order.slice(0, min(512, records.manifest.samples)))
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "bytes": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)}
 
 
 def order_cost(samples: int) -> dict[str, float]:
@@ -72,41 +139,59 @@ def apart(job: list) -> dict[str, float]:
     return json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
 
 
+MEASURES = {"step": step_cost, "ranks": ranks_cost, "shards": shards_cost, "order": order_cost}
+
+
+def families(args: argparse.Namespace) -> dict[str, list[tuple[int, list]]]:
+    """By what grows: its values, and what is measured for each of them."""
+    middle = args.batch_sizes[len(args.batch_sizes) // 2]
+    most = torch.cuda.device_count() or max(args.ranks)
+    return {
+        "samples of a step": [(n, ["step", args.model, n, 16]) for n in args.batch_sizes],
+        "tokens of a text": [(n, ["step", args.model, middle, n]) for n in args.lengths],
+        "ranks": [(n, ["ranks", args.model, args.rank_batch, n]) for n in args.ranks if n <= most],
+        "shards": [(n, ["shards", n]) for n in args.shards],
+        "samples of the dataset (order)": [(n, ["order", n]) for n in args.dataset_sizes],
+    }
+
+
+def measure(family: str, jobs: list[tuple[int, list]], rounds: int) -> str:
+    """The table of a family, whose rows take turns."""
+    found: dict[int, list[dict[str, float]]] = {n: [] for n, _ in jobs}
+    for _ in range(rounds):
+        for n, job in jobs:
+            found[n].append(apart(job))
+    rows, first = [], None
+    for n, runs in found.items():
+        seconds = [one["seconds"] for one in runs]
+        megabytes = max(one["bytes"] for one in runs) / 1e6
+        typical = statistics.median(seconds)
+        first = first or (n, typical)
+        times = (f"{typical / first[1]:.2f}", f"{n / first[0]:.2f}")
+        rows.append([f"{n:,}", f"{typical:.4g}", *times, f"{megabytes:.0f}"])
+        record(f"growth: {family}", f"{n:,}", "s", seconds, more_is_better=False)
+    return markdown_table([family, "s", "times the first", "work, times the first", "MB"], rows)
+
+
 def main() -> None:
     """Prints a table of each."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--lengths", type=int, nargs="+", default=[8, 16, 32, 77], help="tokens of every text")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rank-batch", type=int, default=8, help="samples of each rank")
+    parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 16, 64], help="of 256 samples each")
     parser.add_argument("--dataset-sizes", type=int, nargs="+", default=[10**5, 10**6, 10**7, 10**8])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         kind, *job = json.loads(args.measure)
-        print(json.dumps(order_cost(*job) if kind == "order" else step_cost(*job)))
+        print(json.dumps(MEASURES[kind](*job)))
         return
-    middle = args.batch_sizes[len(args.batch_sizes) // 2]
-    families = {
-        "samples of a step": [(n, ["step", args.model, n, 16]) for n in args.batch_sizes],
-        "tokens of a text": [(n, ["step", args.model, middle, n]) for n in args.lengths],
-        "samples of the dataset (order)": [(n, ["order", n]) for n in args.dataset_sizes],
-    }
-    for family, jobs in families.items():
-        found: dict[int, list[dict[str, float]]] = {n: [] for n, _ in jobs}
-        for _ in range(args.rounds):
-            for n, job in jobs:
-                found[n].append(apart(job))
-        rows, first = [], None
-        for n, runs in found.items():
-            seconds = [one["seconds"] for one in runs]
-            megabytes = max(one["bytes"] for one in runs) / 1e6
-            typical = statistics.median(seconds)
-            first = first or (n, typical)
-            times = (f"{typical / first[1]:.2f}", f"{n / first[0]:.2f}")
-            rows.append([f"{n:,}", f"{typical:.4g}", *times, f"{megabytes:.0f}"])
-            record(f"growth: {family}", f"{n:,}", "s", seconds, more_is_better=False)
-        print(markdown_table([family, "s", "times the first", "work, times the first", "MB"], rows) + "\n", flush=True)
+    for family, jobs in families(args).items():
+        print(measure(family, jobs, args.rounds) + "\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,16 @@ from alip.text_table import markdown_table
 ROOT = Path(__file__).resolve().parents[1]
 _BATCH_TIME = re.compile(r"Batch \(t\): ([0-9.]+)")
 _WARM = 3  # first steps that do not count
+# Its command line, after it has learned of the model in a JSON file, if that is given: it takes names only.
+_OPEN_CLIP = """
+import sys
+from pathlib import Path
+import open_clip
+from open_clip_train.main import main
+if sys.argv[1].endswith(".json"):
+    open_clip.add_model_config(sys.argv[1])
+main(["--model", Path(sys.argv[1]).stem if sys.argv[1].endswith(".json") else sys.argv[1], *sys.argv[2:]])
+"""
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -60,10 +70,10 @@ def theirs(args: argparse.Namespace, python: str) -> float:
     tars = sorted((args.work / "tars").glob("*.tar"))
     pattern = f"{str(tars[0])[:-9]}{{00000..{len(tars) - 1:05d}}}.tar"
     words = ["--train-data", pattern, "--train-num-samples", args.samples, "--dataset-type", "webdataset"]
-    words += ["--model", args.model, "--batch-size", args.batch_size, "--epochs", 1, "--workers", args.workers]
+    words += ["--batch-size", args.batch_size, "--epochs", 1, "--workers", args.workers]
     words += ["--precision", args.precision, "--log-every-n-steps", 1, "--logs", logs, "--name", "run"]
     words += ["--aug-cfg", "scale=(0.7, 1.0)", "ratio=(0.8, 1.25)", "--save-frequency", 0]
-    printed = run([python, "-W", "ignore", "-m", "open_clip_train.main", *map(str, words)], args.work)
+    printed = run([python, "-W", "ignore", "-c", _OPEN_CLIP, args.model, *map(str, words)], args.work)
     times = [float(found) for found in _BATCH_TIME.findall(printed)]
     if not times:
         sys.exit(f"open_clip's trainer printed no step: {printed[-1500:]}")
@@ -74,7 +84,7 @@ def main() -> None:
     """Prints the table."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-trainer", help="work folder")
-    parser.add_argument("--model", default="ViT-B-32", help="open_clip name")
+    parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file")
     parser.add_argument("--samples", type=int, default=640)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
@@ -82,6 +92,8 @@ def main() -> None:
     parser.add_argument("--precision", default="amp_bf16", help="open_clip's name")
     args = parser.parse_args()
     args.work = args.work.resolve()
+    if args.model.endswith(".json"):
+        args.model = str(Path(args.model).resolve())
     python = prepare(args.work, args.samples)
     rates: dict[str, list[float]] = {"ours": [], "open_clip": []}
     for _ in range(args.rounds):

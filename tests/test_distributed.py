@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from alip.distributed import LAUNCHER, start
 
@@ -46,6 +47,20 @@ def test_a_rank_whose_launcher_is_gone_does_not_start(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: _Kernel())  # this process stays as it is
     with pytest.raises(SystemExit, match="launcher"):
         start("cpu")
+
+
+@pytest.mark.parametrize("device, backend", [("cuda:1", "nccl"), ("cpu", "gloo")])
+def test_ranks_on_gpus_name_their_device(device, backend, monkeypatch):
+    """NCCL guesses it otherwise, at each barrier."""
+    called = {}
+    for name, value in {"MASTER_ADDR": "localhost", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("alip.distributed.pick_device", lambda name, local_rank: torch.device(name))
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, **k: called.update(k, backend=a[0]))
+    world = start(device, timeout_minutes=3)
+    assert called.pop("timeout").total_seconds() == 180
+    expected = {"backend": backend, "rank": 1, "world_size": 2}
+    assert called == expected | ({"device_id": world.device} if backend == "nccl" else {})
 
 
 class _Kernel:

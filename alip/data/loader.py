@@ -261,6 +261,8 @@ class Loader:
     def _read(self, epoch: int, start: int, requests: queue.Queue, stop: threading.Event) -> None:
         """Runs in a thread: disk → requests, a little ahead of the decoder."""
         try:
+            if self.world.device.type == "cuda":  # each thread starts at GPU 0, where pinning memory would then begin
+                torch.cuda.set_device(self.world.device)
             order = self.order(epoch)
             batches = _Slices(self, start)
             ahead = (

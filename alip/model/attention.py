@@ -7,6 +7,8 @@ their padded positions, another one back.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -21,9 +23,18 @@ try:
 except ImportError:  # torch before 2.10
     varlen_attn = None
 
+
+def takes_window(kernel: Callable | None) -> bool:
+    """Whether a `varlen_attn` is one that can be used here: torch 2.10's takes no window."""
+    return kernel is not None and "window_size" in inspect.signature(kernel).parameters
+
+
+if not takes_window(varlen_attn):
+    varlen_attn = None
+
 # On a CPU, plain matrix products beat the fused kernel for short sequences (2× in fp32, 6× in bf16).
 PLAIN_ATTENTION_LENGTH = 256
-_CAUSAL, _WHOLE = (-1, 0), (-1, -1)  # windows: how many tokens before and after its own each one attends to; -1: all
+_CAUSAL = (-1, 0)  # a window: how many tokens before and after its own each one attends to; -1: all
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, head_width: int, longest: int) -> str:
@@ -86,7 +97,7 @@ def varlen_self(qkv: torch.Tensor, heads: int, cumulative: torch.Tensor, bound: 
     """`self_attention` in one launch. cumulative, bound: of the plan; nothing here depends on a batch's lengths, so
     that a compiled graph of it serves all."""
     q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)
-    window = _CAUSAL if causal else _WHOLE
+    window = _CAUSAL if causal else _whole(bound)
     mixed = varlen_attn(q, k, v, cumulative, cumulative, bound, bound, window_size=window)
     return mixed.reshape(len(qkv), -1)
 
@@ -98,7 +109,14 @@ def varlen_pooled(
     k, v = kv.view(len(kv), 2, heads, -1).unbind(1)
     ones = torch.arange(len(queries) + 1, dtype=torch.int32, device=queries.device)
     q = queries.view(len(queries), heads, -1)
-    return varlen_attn(q, k, v, ones, cumulative, 1, bound, window_size=_WHOLE).reshape_as(queries)
+    return varlen_attn(q, k, v, ones, cumulative, 1, bound, window_size=_whole(bound)).reshape_as(queries)
+
+
+def _whole(bound: int) -> tuple[int, int]:
+    """The window that is all of a sequence of at most `bound` tokens. Not (-1, -1): for that torch 2.14 takes cuDNN on
+    some GPUs and lengths, which builds a plan for each shape and shapes its log-sum-exps otherwise than a compiled
+    graph is told."""
+    return bound, bound
 
 
 def _without_cudnn(x: torch.Tensor) -> AbstractContextManager:

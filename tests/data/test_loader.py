@@ -1,5 +1,7 @@
 """The loader: every sample once, the same from the same seed, on any number of ranks, from any position on."""
 
+import dataclasses
+import queue
 import threading
 from dataclasses import replace
 
@@ -145,6 +147,18 @@ def test_an_epoch_left_early_leaves_nothing_behind(shards):
     expected = indices(loader(shards), 4)
     assert indices(one, 4) == expected
     assert threading.active_count() <= threads + 1
+
+
+def test_the_reading_thread_works_on_its_ranks_gpu(shards, monkeypatch):
+    """Each thread starts at GPU 0, and would pin memory there."""
+    made, chosen = loader(shards), []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        made.world = dataclasses.replace(made.world, device=device)
+        stopped = threading.Event()
+        stopped.set()
+        made._read(0, 0, queue.Queue(), stopped)
+    assert chosen == [torch.device("cuda", 1)]
 
 
 def test_tokens_and_images_are_those_of_the_index(shards):

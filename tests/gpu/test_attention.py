@@ -27,15 +27,16 @@ def one_by_one(qkv, lengths, causal):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("causal", [True, False], ids=["texts", "images"])
-def test_self_and_pooled_attention_with_their_gradients(dtype, causal):
+@pytest.mark.parametrize("patches", [None, 50, 197], ids=["texts", "images of 50", "images of 197"])
+def test_self_and_pooled_attention_with_their_gradients(dtype, patches):
+    causal = patches is None
     generator = torch.Generator("cuda").manual_seed(0)
     if causal:
         lengths = sorted(torch.randint(2, 78, (64,), generator=torch.Generator().manual_seed(0)).tolist())
         plan = plan_varlen(torch.tensor(lengths, device="cuda"), 77)
     else:
-        lengths = [50] * 32
-        plan = plan_equal(32, 50, torch.device("cuda"))
+        lengths = [patches] * 32
+        plan = plan_equal(32, patches, torch.device("cuda"))
     qkv = torch.randn(sum(lengths), 3 * WIDTH, device="cuda", dtype=dtype, generator=generator).requires_grad_()
     modern = torch.cuda.get_device_capability() >= (8, 0)
     expected_kernel = "varlen" if modern and dtype != torch.float32 and attention.varlen_attn is not None else "sdpa"

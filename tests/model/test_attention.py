@@ -1,6 +1,7 @@
 """Attention over unpadded tokens against one sequence at a time, written out."""
 
 import dataclasses
+import types
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_take_rows_and_pad_are_inverse():
 
 def flash(q, k, v, ends_q, ends_k, longest_q, longest_k, *, window_size):
     """What torch's varlen kernel computes, one sequence at a time, with its checks of shapes and types."""
-    assert ends_q.dtype == ends_k.dtype == torch.int32 and window_size in ((-1, 0), (-1, -1))
+    assert ends_q.dtype == ends_k.dtype == torch.int32 and window_size in ((-1, 0), (longest_k, longest_k))
     assert ends_q[0] == ends_k[0] == 0 and ends_q[-1] == len(q) and ends_k[-1] == len(k)
     assert ends_q.diff().max() <= longest_q and ends_k.diff().max() <= longest_k
     out = []
@@ -149,3 +150,32 @@ def test_the_kernel_is_chosen_by_device_type_and_length(monkeypatch):
         assert attention.choose_kernel(torch.device(device), dtype, width, length) == expected, (device, dtype)
     monkeypatch.setattr(attention, "varlen_attn", None)
     assert attention.choose_kernel(torch.device("cuda:1"), torch.bfloat16, 64, short) == "sdpa"
+
+
+def test_a_kernel_without_windows_is_not_used():
+    def of_torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None): ...
+
+    assert attention.takes_window(flash) and not attention.takes_window(of_torch_2_10)
+    assert not attention.takes_window(None)
+
+
+@pytest.mark.parametrize("length", [50, 197])
+def test_images_never_take_cudnn(length, monkeypatch):
+    """torch takes cuDNN for the window (-1, -1) and more than 128 tokens on an H100."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    if not hasattr(varlen, "_can_use_cudnn"):
+        pytest.skip("this torch has no such choice")
+    monkeypatch.setattr(varlen, "_should_use_cudnn", lambda device_index: True)
+    seen = []
+
+    def kernel(q, k, v, ends_q, ends_k, longest_q, longest_k, *, window_size):
+        on_gpu = types.SimpleNamespace(
+            is_cuda=True, device=types.SimpleNamespace(index=0), dtype=torch.bfloat16, shape=q.shape, size=q.size
+        )
+        seen.extend(varlen._can_use_cudnn(on_gpu, k, v, longest_q, list(w)) for w in (window_size, (-1, -1)))
+        return q.contiguous()
+
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    plan = with_cumulative(plan_equal(2, length, torch.device("cpu")))
+    attention.varlen_self(torch.zeros(2 * length, 3 * 16), 2, plan.cumulative, plan.bound, causal=False)
+    assert seen == [False, length > 128]
