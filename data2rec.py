@@ -21,6 +21,7 @@ from alip.build.open_source import open_source
 from alip.build.prepare import MISSING_CAPTION, MISSING_TEXT, SENTENCES, CaptionPolicy, Policy
 from alip.build.sources import Fields
 from alip.cluster.ray_engine import add_flags as add_engine_flags
+from alip.cluster.ray_engine import check_flags as check_engine_flags
 from alip.cluster.ray_engine import engine_of
 from alip.data.manifest_schema import MOST_CAPTIONS
 from alip.errors import UserError, run_command
@@ -129,6 +130,7 @@ def _machine_flags(parser: argparse.ArgumentParser) -> None:
 def main() -> int:
     """Does what the arguments ask for; the exit status."""
     args = arguments()
+    check_engine_flags(args)
     if args.engine == "ray" and (args.verify or args.merge or args.source or args.show is not None):
         raise UserError("--engine ray builds from --input: leave it out with --verify, --show, --merge and --from")
     if args.verify:

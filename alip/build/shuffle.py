@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import struct
@@ -21,6 +22,28 @@ from alip.build.prepare import PreparedSample
 
 FILES = 128  # open at once; each of 15 million samples then has 120,000, a few GB
 _FRAME = struct.Struct("<III")  # lengths of label, row and image, in bytes
+
+
+def spill_file(seed: int, number: int) -> int:
+    """The spill file of sample `number` of the build."""
+    digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % FILES
+
+
+def order_of(seed: int, file: int, count: int) -> np.ndarray:
+    """The order in which the `count` samples of a spill file, sorted by number, are taken. int64 (count,)."""
+    return np.random.default_rng([seed, file]).permutation(count)
+
+
+def frame(label: np.ndarray, image: bytes, row: tuple) -> bytes:
+    """A sample as bytes: lengths of label, row and image, then these. label: float32 (n,)."""
+    parts = label.tobytes(), json.dumps(row).encode(), image
+    return b"".join((_FRAME.pack(*map(len, parts)), *parts))
+
+
+def sample_of(content: bytes) -> PreparedSample:
+    """The sample of a frame."""
+    return _read(io.BytesIO(content))
 
 
 class ExternalShuffle:
@@ -41,15 +64,11 @@ class ExternalShuffle:
 
     def add(self, number: int, sample: PreparedSample) -> None:
         """First pass: appends accepted sample `number` of the build to its spill file."""
-        digest = hashlib.blake2b(f"{self.seed}/{number}".encode(), digest_size=8).digest()
-        chosen = int.from_bytes(digest, "little") % FILES
+        chosen = spill_file(self.seed, number)
         file = self._files.get(chosen)
         if file is None:
             file = self._files[chosen] = open(self.paths[chosen], "ab", buffering=1 << 18)  # noqa: SIM115
-        label, row = sample.label.tobytes(), json.dumps(sample.row).encode()
-        frame = _FRAME.pack(len(label), len(row), len(sample.image))
-        file.write(b"".join((frame, label, row, sample.image)))
-        self.lengths[chosen] += _FRAME.size + len(label) + len(row) + len(sample.image)
+        self.lengths[chosen] += file.write(frame(sample.label, sample.image, sample.row))
 
     def sync(self) -> list[int]:
         """The lengths of all spill files, now on the disk."""
@@ -65,9 +84,10 @@ class ExternalShuffle:
                 continue
             with open(self.paths[number], "rb") as file:
                 offsets = _offsets(file, self.lengths[number])
-                order = np.random.default_rng([self.seed, number]).permutation(len(offsets))
+                order = order_of(self.seed, number, len(offsets))
                 for i in range(start[1] if number == start[0] else 0, len(order)):
-                    yield number, i, _read(file, offsets[order[i]])
+                    file.seek(offsets[order[i]])
+                    yield number, i, _read(file)
 
     def drop_before(self, number: int) -> None:
         """Removes the spill files before this one. Only after the journal has recorded that their samples are in
@@ -94,7 +114,6 @@ def _offsets(file, length: int) -> list[int]:
     return offsets
 
 
-def _read(file, offset: int) -> PreparedSample:
-    file.seek(offset)
+def _read(file) -> PreparedSample:
     label, row, image = (file.read(n) for n in _FRAME.unpack(file.read(_FRAME.size)))
     return PreparedSample(np.frombuffer(label, np.float32), image, tuple(json.loads(row)), False, 0, 0, None)

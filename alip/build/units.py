@@ -1,9 +1,10 @@
 """A build cut into pieces of work that any process on any machine can do: what an engine such as Ray distributes.
 
 Two passes. First every unit (an input file, or a part of a large one) becomes records under its own name in
-`NAME.partial/units/`; then every shard is put together from the units that it spans. A piece is published by its JSON
-file, which is written last: one that was killed is done again, one that is there is not. Since a shard depends on
-nothing but the units, the dataset is byte for byte the one that a build in one process gives.
+`NAME.partial/units/`; then every shard is put together from the units that it spans. (A shuffle has one pass more
+between them: unit_shuffle.py.) A piece is published by its JSON file, which is written last: one that was killed is
+done again, one that is there is not. Since a shard depends on nothing but the units, the dataset is byte for byte the
+one that a build in one process gives.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -21,60 +22,19 @@ from typing import Any
 import pyarrow.parquet
 
 from alip.build.division import Key, divide_units, key_of, pieces_of
-from alip.build.input_shard import InputShard
-from alip.build.joined_texts import JoinedTexts, TextFiles
+from alip.build.joined_texts import JoinedTexts
 from alip.build.journal import RejectsFile
-from alip.build.prepare import CHUNK, Policy, Rejected, prepare, prepare_all
+from alip.build.prepare import CHUNK, Rejected, prepare, prepare_all
 from alip.build.shard_writer import ShardWriter
-from alip.build.sources import Cut, Source
-from alip.cluster.pieces import Engine, collect
+from alip.build.sources import Cut
+from alip.build.unit_job import UnitJob, do_pass
+from alip.build.unit_shuffle import ShuffleJob, spill_units, write_shuffled_shard
+from alip.cluster.pieces import Engine
 from alip.data.recordio import IndexedReader, unpack_label
 from alip.data.shards import Shard
 from alip.errors import UserError
-from alip.files import read_json, write_json
-from alip.remote.urls import UrlPath, name_of
-from alip.remote.writing import upload
-
-UNITS = "units"
-_GROUP = 1000
-
-
-@dataclass(frozen=True)
-class UnitJob:
-    """What every piece of work needs to know. folder, name: of the dataset; work: its NAME.partial, on storage that all
-    machines share; directory: in which relative paths start; target: to which shards are uploaded, None if they stay in
-    the folder."""
-
-    source: Source
-    policy: Policy
-    texts: TextFiles
-    input_shard: InputShard
-    folder: Path
-    name: str
-    work: Path
-    directory: str
-    target: UrlPath | None = None
-
-    @property
-    def several(self) -> bool:
-        """True if an image may have several captions."""
-        return self.policy.captions.per_image > 1
-
-    @property
-    def units(self) -> Path:
-        """The folder of the pieces."""
-        return self.work / UNITS
-
-    def unit_path(self, key: Key, ending: str) -> Path:
-        """A file of a piece of the first pass. A folder has at most a few thousand of them: listing it, as writing a
-        file does, has to stay cheap."""
-        unit, part = key
-        name = f"unit-{unit:06d}" if part is None else f"unit-{unit:06d}-{part:05d}"
-        return self.units / f"{unit // _GROUP:04d}" / (name + ending)
-
-    def shard_path(self, number: int) -> Path:
-        """The JSON file of a piece of the second pass."""
-        return self.units / f"{number // _GROUP:04d}" / f"shard-{number:06d}.json"
+from alip.files import write_json
+from alip.remote.urls import name_of
 
 
 def prepare_unit(job: UnitJob, unit: int, cut: Cut | None = None, careful: bool = False) -> dict:
@@ -135,28 +95,27 @@ def write_shard(job: UnitJob, number: int, parts: tuple[tuple[Key, int, int], ..
                 for i, row in zip(range(first, last), rows, strict=True):
                     payload = records[i]
                     shard.add_record(payload, unpack_label(payload)[0], tuple(row.values()))
-        entry = shard.commit()
-    if job.target is not None:
-        for name in (entry.rec, entry.idx, entry.sidecar):
-            upload(job.folder / name, (job.target / name).url)
-            (job.folder / name).unlink()
-    path = job.shard_path(number)
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, asdict(entry))
-    return asdict(entry)
+        return job.publish_shard(number, shard.commit())
 
 
 @dataclass
 class UnitResult:
-    """What both passes gave. shards: of the manifest; counts: samples, untouched; found: look-ups of joined texts."""
+    """What the passes gave. shards: of the manifest; counts: samples, untouched; found: look-ups of joined texts."""
 
     shards: list[Shard]
     counts: Counter
     found: Counter
 
 
-def build_units(job: UnitJob, engine: Engine, samples_per_shard: int, rejects: RejectsFile, quiet: bool) -> UnitResult:
-    """Both passes, from where an earlier run stopped. rejects: gets those of all units, in order.
+def build_units(
+    job: UnitJob,
+    engine: Engine,
+    samples_per_shard: int,
+    rejects: RejectsFile,
+    quiet: bool,
+    shuffle_seed: int | None = None,
+) -> UnitResult:
+    """All passes, from where an earlier run stopped. rejects: gets those of all units, in order.
 
     UserError names the first of the input files that failed; the others are done then.
     """
@@ -167,17 +126,23 @@ def build_units(job: UnitJob, engine: Engine, samples_per_shard: int, rejects: R
     cuts = divide_units(engine, job.source, units, job.units, quiet)
     pieces, sizes = pieces_of(job.source, units, cuts)
     names = {"name": lambda key: name_of(job.source.units[key[0]]), "path": lambda key: job.unit_path(key, ".json")}
+    shared = {"units": job.units, "quiet": quiet}
     last_try = {"careful": True}
-    done = _all_pieces(job, engine, prepare_unit, "files", pieces, sizes, quiet, last_try=last_try, **names)
+    done = do_pass(engine, prepare_unit, job, pieces, sizes, what="files", last_try=last_try, **names, **shared)
     counts, found = Counter(), Counter()
     for key in pieces:
         counts.update(samples=done[key]["samples"], untouched=done[key]["untouched"])
         found.update(done[key]["found"])
         rejects.extend(job.unit_path(key, "-rejects.jsonl"), done[key]["rejects"])
-    plan = plan_shards([(key, done[key]["samples"]) for key in pieces], samples_per_shard)
+    in_order: list[tuple[Any, int]] = [(key, done[key]["samples"]) for key in pieces]
+    write, shard_job = write_shard, job
+    if shuffle_seed is not None:
+        write, shard_job = write_shuffled_shard, ShuffleJob(job, shuffle_seed, tuple(pieces))
+        in_order = spill_units(engine, shard_job, [count for _, count in in_order], quiet)
+    plan = plan_shards(in_order, samples_per_shard)
     pieces = {number: (number, tuple(parts)) for number, parts in enumerate(plan)}
     names = {"name": lambda number: f"shard {number}", "path": job.shard_path}
-    made = _all_pieces(job, engine, write_shard, "shards", pieces, dict.fromkeys(pieces, 1), quiet, **names)
+    made = do_pass(engine, write, shard_job, pieces, dict.fromkeys(pieces, 1), what="shards", **names, **shared)
     return UnitResult([Shard(**made[number]) for number in range(len(plan))], counts, found)
 
 
@@ -196,24 +161,3 @@ def plan_shards(counts: list[tuple[Any, int]], samples_per_shard: int) -> list[l
             room -= last - first
             first = last
     return plan
-
-
-def _all_pieces(
-    job: UnitJob,
-    engine: Engine,
-    function: Callable,
-    what: str,
-    pieces: dict[Hashable, tuple],
-    sizes: dict[Hashable, float],
-    quiet: bool,
-    *,
-    name: Callable[[Any], str],
-    path: Callable[[Any], Path],
-    last_try: dict[str, Any] | None = None,
-) -> dict[Hashable, dict]:
-    """The results of one pass by key: those that are there already, and the engine's. path(key): of its JSON file."""
-    there = {found.name for found in job.units.glob("*/*.json")}
-    done = {key: read_json(path(key)) for key in pieces if path(key).name in there}
-    missing = {piece: key for key, piece in pieces.items() if key not in done}
-    outcomes = engine.run(function, job, list(missing), last_try) if missing else iter(())
-    return collect(outcomes, missing, done, sizes, what=what, name=name, quiet=quiet)

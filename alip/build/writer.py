@@ -22,7 +22,8 @@ from alip.build.remote_output import disk_of, open_output
 from alip.build.shard_writer import ShardWriter
 from alip.build.shuffle import ExternalShuffle
 from alip.build.sources import Sample, Source
-from alip.build.units import UnitJob, build_units
+from alip.build.unit_job import UnitJob
+from alip.build.units import build_units
 from alip.cluster.pieces import Engine
 from alip.data.shards import Manifest, Shard
 from alip.errors import UserError
@@ -89,8 +90,6 @@ def build(
     """
     input_shard, texts = input_shard or InputShard(), texts or TextFiles()
     name = input_shard.name(name_of(str(output)))
-    if engine is not None and shuffle_seed is not None:
-        raise UserError("--shuffle is not possible with --engine ray: leave it out (training mixes the samples anyway)")
     if engine is not None and is_url(local_path(str(output))) and scratch is None:
         raise UserError("--engine ray with an --output at a URL needs --scratch DIR, a folder that all machines share")
     options = {
@@ -178,7 +177,7 @@ class _Build:
             self.journal.add({"engine": "units"})
         parts = (self.source, self.policy, self.texts, self.input_shard, self.folder, self.name, self.journal.folder)
         job = UnitJob(*parts, os.getcwd(), self.output.target)
-        done = build_units(job, engine, self.samples_per_shard, self.rejects, quiet)
+        done = build_units(job, engine, self.samples_per_shard, self.rejects, quiet, self.seed)
         self.shards, self.counts = done.shards, done.counts
         for what, count in done.found.items():
             getattr(texts, what).found = count

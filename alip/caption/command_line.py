@@ -11,6 +11,7 @@ from alip.caption.captioners import MAX_SIDE, Decoding
 from alip.caption.choice import ENGINES, NAMED_MODELS
 from alip.caption.endpoint.settings import KEY_VARIABLE, EndpointSettings
 from alip.cluster.ray_engine import add_flags as add_engine_flags
+from alip.cluster.ray_engine import check_flags as check_engine_flags
 from alip.model.precision import canonical
 
 
@@ -39,6 +40,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--captions belongs to --rewrite: captions that the prompt names as {caption}")
     if arguments.engine == "local":  # as data2rec.py has it
         arguments.engine = ENGINES[0]
+    check_engine_flags(arguments)
     if arguments.engine == "ray":
         _check_cluster(parser, arguments)
     if any("=" not in option for option in arguments.option):

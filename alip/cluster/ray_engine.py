@@ -22,8 +22,14 @@ def add_flags(group: Any, choices: Sequence[str] = ("local", "ray"), engine_help
     """--engine (the first choice is the default) and --ray-address."""
     text = (engine_help or "ray: on all machines of a Ray cluster") + " (default: %(default)s)"
     group.add_argument("--engine", choices=choices, default=choices[0], help=text)
-    text = "of the cluster; auto: the one of this machine; local: this machine alone (default: %(default)s)"
-    group.add_argument("--ray-address", default="auto", metavar="HOST:PORT", help=text)
+    text = "of the cluster; auto: the one of this machine; local: this machine alone (default: auto)"
+    group.add_argument("--ray-address", default=argparse.SUPPRESS, metavar="HOST:PORT", help=text)
+
+
+def check_flags(arguments: argparse.Namespace) -> None:
+    """UserError for an address that nothing would use."""
+    if "ray_address" in arguments and arguments.engine != "ray":
+        raise UserError("--ray-address is of no use without --engine ray: give both, or leave it out")
 
 
 def engine_of(arguments: argparse.Namespace, ranks: int = 1) -> RayEngine | None:
@@ -35,7 +41,7 @@ def engine_of(arguments: argparse.Namespace, ranks: int = 1) -> RayEngine | None
         raise UserError("--engine ray starts its workers itself: start the command without torchrun")
     if getattr(arguments, "device", "").startswith("cuda:"):
         raise UserError("--engine ray gives each worker its GPU: give --device cuda, or leave it out")
-    return RayEngine(arguments.ray_address)
+    return RayEngine(getattr(arguments, "ray_address", "auto"))
 
 
 class RayEngine:

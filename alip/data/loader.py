@@ -121,7 +121,7 @@ def create_loader(
 
     # Ranks that share a cache may be as far apart as they read ahead.
     ahead = (IN_FLIGHT + _READ_AHEAD + 1) * batch_size * world.world_size if world.is_distributed else 0
-    records, cache = _open_records(manifest, vocab_size, cache_dir, (cache_size, order, ahead))
+    records, cache = _open_records(manifest, vocab_size, cache_dir, (cache_size, order, ahead, batch_size))
     decoder = READERS[reader](form, augmentation, batch_size, threads, world.device)
     source = {"data_order": data_order, "window_shards": window_shards, "cache": cache}
     texts = {"plan_texts": plan_texts, "caption_sampling": caption_sampling}
@@ -141,9 +141,9 @@ def _check_choices(reader: str, caption_sampling: str, data_order: str, batch_si
 
 
 def _open_records(
-    manifest: Manifest, vocab_size: int, cache_dir: str | None, cache: tuple[int, Callable[[int], ShardOrder], int]
+    manifest: Manifest, vocab_size: int, cache_dir: str | None, cache: tuple[int, Callable[[int], ShardOrder], int, int]
 ) -> tuple[Records, ShardCache | None]:
-    """The records, checked; those at a URL through a cache. cache: the last three arguments of ShardCache."""
+    """The records, checked; those at a URL through a cache. cache: the last four arguments of ShardCache."""
     if not isinstance(manifest.folder, UrlPath):
         records = Records(manifest, vocab_size)
         records.check()

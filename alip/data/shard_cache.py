@@ -36,23 +36,32 @@ class ShardCache:
     """A local cache of a dataset at a URL.
 
     folder: of the cache, shared by all ranks of a machine and by later runs; size: bytes it may take. order(epoch): an
-    epoch's ShardOrder. ahead: samples that are read before a step uses them. UserError if the cache is too small.
-    local: the manifest over the cache's files.
+    epoch's ShardOrder. ahead: samples that are read before a step uses them; batch: samples that are read at once.
+    UserError if the cache is too small. local: the manifest over the cache's files.
     """
 
-    def __init__(self, manifest: Manifest, folder: Path, size: int, order: Callable[[int], ShardOrder], ahead: int = 0):
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        size: int,
+        order: Callable[[int], ShardOrder],
+        ahead: int = 0,
+        batch: int = 1,
+    ):
         self.files = CacheFiles(manifest, folder, size)
         self.local, self._order = self.files.local, order
-        self._check_size(size, ahead)
+        self._check_size(size, ahead, batch)
 
-    def _check_size(self, size: int, ahead: int) -> None:
-        """A batch may lie across the border of two windows; ranks are a few batches apart."""
+    def _check_size(self, size: int, ahead: int, batch: int) -> None:
+        """A batch may lie across the border of two windows, and of more where it is larger than one; ranks are a few
+        batches apart."""
         order = self._order(0)
         count = order.window_at(len(order) - 1) + 1
         sizes = np.array([self.files.bytes_of(shard) for shard in range(len(order.shards))])
         largest = np.sort(sizes)[::-1]  # whatever the order of an epoch brings together
         shortest = max(1, int(np.diff(self.local.starts).min()) * order.window_shards)
-        windows = min(count, 2 + ahead // shortest)
+        windows = min(count, 2 + max(0, batch - 2) // shortest + ahead // shortest)
         least = int(largest[: windows * order.window_shards].sum())
         if size < least:
             raise UserError(

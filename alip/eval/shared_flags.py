@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alip import command
 from alip.cluster.ray_engine import add_flags as add_engine_flags
+from alip.cluster.ray_engine import check_flags as check_engine_flags
 from alip.cluster.ray_engine import engine_of
 from alip.distributed import World
 from alip.errors import UserError
@@ -58,6 +59,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def encoding_from(args: argparse.Namespace, world: World) -> Encoding:
     """How to compute, from the flags."""
+    check_engine_flags(args)
     cache = Path(args.cache) if args.cache else None
     if cache is not None:  # now, rather than after the first dataset
         cache.mkdir(parents=True, exist_ok=True)

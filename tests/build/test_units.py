@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from alip.build import division, units, writer
+from alip.build import division, shuffle, unit_shuffle, units, writer
 from alip.build.archives import TarSource
 from alip.build.joined_texts import TextFiles
 from alip.build.open_source import open_source
@@ -125,6 +125,50 @@ def test_a_driver_may_die(tars, local, tmp_path, dies_at):
     assert content(tmp_path) == content(local.folder)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_shuffle_in_pieces(tars, tmp_path, monkeypatch, several):
+    """The order of one process, with several shards in a spill file and several spill files in a shard; the driver dies
+    in two passes."""
+    monkeypatch.setattr(shuffle, "FILES", 5)
+    monkeypatch.setattr(unit_shuffle, "_OPEN", 2)
+    options = {"shuffle_seed": 9, "samples_per_shard": 16}
+    if several:
+        options |= {"policy": Policy(captions=CaptionPolicy(2))}
+    one = build_captioned(tars, tmp_path / "a" / "set", **options)
+    dies_at = [("spill_unit", 1), ("write_shuffled_shard", 2), None]
+    engines = [InTurn(lambda function, piece, at=at: (function, piece[0]) == at) for at in dies_at]
+    output = tmp_path / "b" / "set"
+    with pytest.raises(KeyboardInterrupt):
+        build_captioned(tars, output, engine=engines[0], **options)
+    with pytest.raises(UserError, match="holds a build of --engine ray"):
+        build_captioned(tars, output, **options)
+    with pytest.raises(KeyboardInterrupt):
+        build_captioned(tars, output, engine=engines[1], **options)
+    left = {path.suffix for path in (tmp_path / "b" / "set.partial" / "units" / "0000").iterdir()}
+    assert left == {".json", ".jsonl", ".spill"}, "no records of the units beside their spill files"
+    other = build_captioned(tars, output, engine=engines[2], **options)
+    assert other.to_json() == one.to_json() and other.fingerprint == one.fingerprint
+    assert content(one.folder) == content(other.folder)
+    done = [call for engine in engines for call in engine.calls]
+    assert len(done) == len(set(done)) == 5 + 5 + len(one.shards), "each piece once"
+
+
+def test_a_spilled_unit_is_not_spilled_again(tars, tmp_path, monkeypatch):
+    """A worker may be lost behind the end of its piece: then the piece is repeated, without the unit's records."""
+
+    class Twice(InTurn):
+        def run(self, function, job, pieces, last_try=None):
+            pieces = list(pieces)
+            if function.__name__ == "spill_unit":
+                before = [function(job, *piece) for piece in pieces]
+                assert [result for _, result in super().run(function, job, pieces)] == before[::-1]
+            return super().run(function, job, pieces, last_try)
+
+    one = build_captioned(tars, tmp_path / "a" / "set", shuffle_seed=1)
+    other = build_captioned(tars, tmp_path / "b" / "set", shuffle_seed=1, engine=Twice())
+    assert other.to_json() == one.to_json() and content(one.folder) == content(other.folder)
+
+
 def test_a_failed_piece_is_named_and_costs_itself_only(tars, local, tmp_path, monkeypatch):
     real = units.prepare_unit
 
@@ -143,8 +187,6 @@ def test_a_failed_piece_is_named_and_costs_itself_only(tars, local, tmp_path, mo
 
 
 def test_what_an_engine_cannot_do_is_one_line(tars, tmp_path):
-    with pytest.raises(UserError, match="--shuffle is not possible with --engine ray"):
-        build_captioned(tars, tmp_path / "set", engine=InTurn(), shuffle_seed=1)
     with pytest.raises(UserError, match="needs --scratch DIR, a folder that all machines share"):
         build_captioned(tars, "s3://bucket/set", engine=InTurn())
 

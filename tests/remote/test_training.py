@@ -211,6 +211,22 @@ def test_a_full_disk_and_a_small_cache_are_one_line(s3, stored, many, tmp_path, 
         next(iter(create(10**9).epoch(0)))
 
 
+def test_a_batch_of_several_windows_has_room_for_all_of_them(s3, stored, many, tmp_path):
+    """With room for two of them it would wait for ever: what it holds already is in the way."""
+
+    def read(size):
+        form = {**FORM, "data_order": "shards", "window_shards": 2, "cache_dir": tmp_path, "cache_size": size}
+        return [batch.index.tolist() for batch in create_loader(stored, 40, world=World(), **form).epoch(0)]
+
+    with pytest.raises(UserError, match=r"is too small: 5 windows of 2 shards"):
+        read(tenth(many))
+    manifest = load_manifest(many)
+    largest = sorted((many.parent / shard.rec).stat().st_size for shard in manifest.shards)[-10:]
+    room = sum(largest) + sum((many.parent / shard.idx).stat().st_size for shard in manifest.shards)
+    local = create_loader(many, 40, world=World(), data_order="shards", window_shards=2, **FORM)
+    assert read(room) == [batch.index.tolist() for batch in local.epoch(0)]
+
+
 def test_sizes():
     assert [parse_size(text) for text in ("100GB", "1.5 TiB", "7", "20mb")] == [10**11, 3 * 2**39, 7, 2 * 10**7]
     for text in ("", "GB", "-1GB", "1PB", "1 1"):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from alip import command, distributed
 from alip.cluster.ray_engine import add_flags as add_engine_flags
+from alip.cluster.ray_engine import check_flags as check_engine_flags
 from alip.cluster.ray_engine import engine_of
 from alip.data.score_table import LABELS, ScoreTable
 from alip.data.shards import Manifest, load_manifest
@@ -60,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Scores, then writes the summary and the page on rank 0."""
     args = parse_arguments()
+    check_engine_flags(args)
     if args.output.suffix == ".parquet" or args.output.is_file():
         raise UserError(f"--output {args.output}: give a folder; the table becomes gates.parquet in it")
     world = distributed.start("cpu" if args.engine == "ray" else args.device, timeout_minutes=60)
