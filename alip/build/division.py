@@ -18,13 +18,20 @@ Key = tuple[int, int | None]  # a unit, and the number of its part (None where i
 def divide_units(
     engine: Engine, source: Source, units: list[int], folder: Path, quiet: bool = False
 ) -> dict[int, list[Cut]]:
-    """The parts of those units that are worth dividing: local files of a source that can begin in the middle, from its
-    `divided_from` bytes on. Each of these is read once for that, without its images, by the engine.
+    """The parts of those units that are worth dividing: files of a source that can begin in the middle (at URLs only if
+    it can do so there), from its `divided_from` bytes on. Each of these is read once for that, without its images, by
+    the engine.
 
     folder: where the parts are kept: they are the same after a restart. UserError names a file that cannot be read.
     """
     least = source.divided_from
-    large = [u for u in units if least is not None and source.sizes[u] >= least and not is_url(source.units[u])]
+    large = [
+        unit
+        for unit in units
+        if least is not None
+        and source.sizes[unit] >= least
+        and (source.divided_at_urls or not is_url(source.units[unit]))
+    ]
     paths = {unit: folder / f"cuts-{unit:06d}.json" for unit in large}
     done = {unit: read_json(path)["cuts"] for unit, path in paths.items() if path.exists()}
     missing = {(unit, str(paths[unit]), SAMPLES_PER_PART): unit for unit in large if unit not in done}

@@ -105,10 +105,12 @@ class Cut:
 
 class Source:
     """A stream of samples. units: the files it reads, in order; source_type: its name on the command line;
-    divided_from: bytes of a file from which on it is worth dividing, None for sources that cannot be divided."""
+    divided_from: bytes of a file from which on it is worth dividing, None for sources that cannot be divided;
+    divided_at_urls: whether files at URLs can be divided, too."""
 
     source_type = ""
     divided_from: int | None = None
+    divided_at_urls = False
 
     def __init__(self, units: list[str], fields: Fields):
         self.units = units
@@ -148,12 +150,16 @@ class Source:
             sample.unit, sample.number = unit, number
             yield sample
 
+    def positions(self, unit: int) -> Iterator[tuple[int, ...] | None]:
+        """The positions of a unit's samples."""
+        return (sample.position for sample in self.read_unit(unit))
+
     def divide(self, unit: int, every: int) -> list[Cut]:
         """The parts of a unit, of `every` samples or a few more. Reads all of it but the images."""
         starts: list[tuple[int, tuple[int, ...] | None]] = [(0, None)]
-        for number, sample in enumerate(self.read_unit(unit)):
-            if sample.position is not None and number - starts[-1][0] >= every:
-                starts.append((number, sample.position))
+        for number, position in enumerate(self.positions(unit)):
+            if position is not None and number - starts[-1][0] >= every:
+                starts.append((number, position))
         ends = [*(first for first, _ in starts[1:]), None]
         return [Cut(i, first, last, at) for i, ((first, at), last) in enumerate(zip(starts, ends))]
 

@@ -37,14 +37,14 @@ class Row:
 
 def read_rows(path: str, position: tuple[int, ...] | None = None) -> Iterator[Row]:
     """The rows of a table by its extension, streaming, from a position on. UserError if it cannot be read as one at
-    all. Rows of CSV and TSV files have no positions: a line may be in the middle of a quoted text."""
+    all."""
     name = name_of(path).lower()
     if name.endswith((".jsonl", ".ndjson")):
         return _json_lines(path, *(position or (0, 0)))
     if name.endswith(".parquet"):
         return _parquet(path, *(position or (0, 0)))
     if name.endswith((".csv", ".tsv")):
-        return _separated(path, "\t" if name.endswith(".tsv") else ",")
+        return _separated(path, "\t" if name.endswith(".tsv") else ",", *(position or (0, 0)))
     raise UserError(f"cannot read {redact(path)} as a table: its name should end with one of {', '.join(TABLES)}")
 
 
@@ -92,13 +92,16 @@ def _json_lines(path: str, start: int, rows_before: int) -> Iterator[Row]:
             yield Row(number, None, done, f"not a JSON object: {error}", position=position)
 
 
-def _separated(path: str, delimiter: str) -> Iterator[Row]:
+def _separated(path: str, delimiter: str, start: int, rows_before: int) -> Iterator[Row]:
     rows = _CsvRows(path, delimiter)
     header = rows.header()
-    for number, (cells, fault) in enumerate(rows, 1):
+    if start:
+        rows.begin_at(start)
+    for number, (cells, fault) in enumerate(rows, rows_before + 1):
         if not fault and cells is not None and len(cells) != len(header):
             fault = f"{len(cells)} cells for {len(header)} columns"
-        yield Row(number, None if fault else dict(zip(header, cells or ())), rows.done, fault)
+        position = None if rows.begun is None else (rows.begun, number - 1)
+        yield Row(number, None if fault else dict(zip(header, cells or ())), rows.done, fault, position=position)
 
 
 class _CsvRows:
@@ -106,15 +109,26 @@ class _CsvRows:
 
     A quotation mark that is opened and never closed swallows all that follows; so a row over several lines that does
     not end well is given up at its first line, and the others are read again, each for itself.
+
+    done: bytes read. begun: the byte at which the last row began; None if reading from there on would not give the same
+    rows: within lines that are read again, and behind a line of which only a part was read.
     """
 
     def __init__(self, path: str, delimiter: str):
         csv.field_size_limit(LONGEST_FIELD)
+        self._source = path
+        self.begun: int | None = 0
+        self._cut_off = False
         self._lines = read_lines(path)
         self._again: deque[str] = deque()
         self._used: list[str] = []
         self.path, self.delimiter, self.done = redact(path), delimiter, 0
         self._columns = 0
+
+    def begin_at(self, start: int) -> None:
+        """Goes to a byte at which a row begins."""
+        self._lines.close()
+        self._lines, self.done = read_lines(self._source, start), start
 
     def header(self) -> list[str]:
         """The names of the columns. UserError if there are none."""
@@ -137,6 +151,7 @@ class _CsvRows:
 
     def _read(self) -> tuple[list[str] | None, str] | None:
         self._used = []
+        self.begun = None if self._again or self._cut_off else self.done
         quoted = self.delimiter == ","
         # A tab-separated file quotes nothing: a lone quotation mark in a web text must not swallow the next rows.
         quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
@@ -179,12 +194,13 @@ class _CsvRows:
                 raw = next(self._lines, None)
                 if raw is None:
                     return
-                if not self.done:
+                is_first, self.done = not self.done, self.done + len(raw)
+                if is_first:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                     if raw.count(b"\r") > 1 and b"\r\n" not in raw:
                         raise UserError(f"{self.path}: its lines end with a lone carriage return; convert them to \\n")
-                self.done += len(raw)
                 if len(raw) >= LONGEST_FIELD and not raw.endswith(b"\n"):
+                    self._cut_off = True
                     self._used.append("")
                     raise csv.Error(f"a line of more than {LONGEST_FIELD:,} bytes")
                 line = raw.decode("utf-8", errors="surrogateescape").replace("\0", "")

@@ -30,6 +30,7 @@ class TableSource(Source):
 
     source_type = "table"
     divided_from = 1 << 23  # a row may be as short as a path, and its image costs milliseconds
+    divided_at_urls = True
 
     def __init__(self, paths: list[str], fields: Fields, image_root: str | None):
         super().__init__(paths, fields)
@@ -51,6 +52,10 @@ class TableSource(Source):
                 sample = self._sample(row.values, root, where, progress)
             sample.position = row.position
             yield sample
+
+    def positions(self, unit: int) -> Iterator[tuple[int, ...] | None]:
+        self._check_columns(self.units[unit])
+        return (row.position for row in read_rows(self.units[unit]))
 
     def _check_columns(self, path: str) -> None:
         """UserError if a column that was named, or any for the image, is in none of the first rows."""

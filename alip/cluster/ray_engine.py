@@ -141,6 +141,11 @@ class _Worker:
     """A process of the cluster; an actor. Its state is made by a method: Ray hides the errors of a constructor."""
 
     def open(self, factory: Callable, job: Any) -> None:
+        import ray
+
+        if gpus := ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+            # The process sees its own GPU alone, as "cuda". Ray does this itself unless it is configured not to.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self._work = factory(job)
 
     def do(self, piece: tuple) -> Any:

@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import random
 import time
 
 import pyarrow
@@ -13,6 +14,7 @@ from alip.build import table_rows
 from alip.build.open_source import open_source
 from alip.build.sources import ByteRange, Fields
 from alip.build.table_rows import read_rows
+from alip.build.tables import TableSource
 from alip.errors import UserError
 
 
@@ -176,3 +178,47 @@ def test_a_named_pipe_as_an_image_is_refused_not_waited_for(tmp_path):
         os.truncate(tmp_path / "large.jpg", 1 << 40)
         ByteRange(str(tmp_path / "large.jpg")).read()
     assert time.monotonic() - start < 5
+
+
+def random_table(rng, delimiter):
+    """Bytes with quotations, line ends in them, broken rows, blank lines, lone carriage returns."""
+    cells = [
+        "x",
+        "",
+        'a "b"',
+        '"two\nlines"',
+        '"a\r\nb, ""c"""',
+        '"open',
+        'close"',
+        '"x" ',
+        "\r",
+        "\0",
+        "\xff",
+        " ",
+        "ü",
+        "y" * 90,
+    ]
+    end = rng.choice(["\n", "\r\n"])
+    rows = ["image" + delimiter + "text"]
+    for number in range(rng.randrange(25)):
+        width = 2 if rng.random() < 0.9 else rng.randrange(1, 4)
+        rows.append(delimiter.join([f"{number}.jpg", *(rng.choice(cells) for _ in range(width - 1))]))
+        rows.extend([""] * (rng.random() < 0.1))
+    content = end.join(rows) + end * rng.randrange(3)
+    return b"\xef\xbb\xbf" * (rng.random() < 0.5) + content.encode("latin-1" if rng.random() < 0.3 else "utf-8")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_parts_of_a_table_have_the_rows_of_all_of_it(tmp_path, monkeypatch, name):
+    """Random tables, cut behind every few rows."""
+    rng, path, cuts = random.Random(15), tmp_path / name, 0
+    for _ in range(150):
+        monkeypatch.setattr(table_rows, "LONGEST_FIELD", rng.choice([80, 1 << 24]))
+        path.write_bytes(random_table(rng, "\t" if name.endswith("tsv") else ","))
+        source = TableSource([str(path)], Fields(), None)
+        whole = list(source.read_part(0, None))
+        parts = source.divide(0, rng.randrange(1, 4))
+        found = [sample for cut in parts for sample in source.read_part(0, cut)]
+        assert found == whole, path.read_bytes()
+        cuts += len(parts) - 1
+    assert cuts > 300

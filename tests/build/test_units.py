@@ -68,7 +68,11 @@ def write_table(tars, folder, ending):
     images = sorted(folder.glob("*.jpg"))
     rows = [{"image": image.name, "text": f"text {i}", "caption": f"caption {i}"} for i, image in enumerate(images)]
     path = folder / f"table.{ending}"
-    if ending == "parquet":
+    if ending == "csv":
+        lines = [f'{row["image"]},"{row["text"]}\r\n, ""quoted""",{row["caption"]}' for row in rows]
+        content = "\r\n".join(["image,text,caption", *lines[:6], "", '"never closed', *lines[6:]])
+        path.write_bytes(("\ufeff" + content).encode())
+    elif ending == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=4)
     else:
         lines = [json.dumps(row) for row in rows]
@@ -76,7 +80,7 @@ def write_table(tars, folder, ending):
     return path
 
 
-@pytest.mark.parametrize("kind", ["tar", "damaged.tar", "jsonl", "parquet", "folder"])
+@pytest.mark.parametrize("kind", ["tar", "damaged.tar", "jsonl", "csv", "parquet", "folder"])
 def test_a_large_file_is_done_in_parts(tars, tmp_path, monkeypatch, kind):
     """The same bytes; and after a driver has died the file is not divided again."""
     if kind.endswith("tar"):
@@ -95,7 +99,7 @@ def test_a_large_file_is_done_in_parts(tars, tmp_path, monkeypatch, kind):
         path = write_table(tars, tmp_path, kind)
     options = {"policy": Policy(), "workers": 0, "samples_per_shard": 32, "quiet": True}
     one = writer.build(open_source(str(path)), tmp_path / "a" / "set", **options).manifest
-    expected = {"damaged.tar": {"broken-input", "damaged-sample"}, "jsonl": {"broken-row"}}
+    expected = {"damaged.tar": {"broken-input", "damaged-sample"}, "jsonl": {"broken-row"}, "csv": {"broken-row"}}
     expected["folder"] = {"unsupported-format"}
     assert expected.get(kind, set()) <= set(one.rejects)
     for source in (TarSource, TableSource):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from alip.build import units
+from alip.build import unit_shuffle, units
 from alip.caption.command_line import parse
 from alip.caption.jobs import choice_of
 from alip.caption.pipeline import caption_on_cluster, main, open_input
@@ -59,7 +59,8 @@ def test_no_engine_is_one_line(flags, ranks, message):
 
 @pytest.mark.slow
 def test_a_cluster_of_two_machines(tars, tmp_path, monkeypatch):
-    """It builds while one of them is killed in the middle of a piece; the other captions, though a worker is killed."""
+    """It builds while one of them is killed in the middle of a piece; the other shuffles, though a worker is killed; a
+    machine with two GPUs captions, though a worker is killed."""
     from ray.cluster_utils import Cluster
 
     from alip.cluster.ray_engine import RayEngine
@@ -71,15 +72,18 @@ def test_a_cluster_of_two_machines(tars, tmp_path, monkeypatch):
         other = cluster.add_node(**NODE)
         cluster.wait_for_nodes()
         engine = RayEngine(cluster.address)
+        with pytest.raises(UserError, match="no machine of the Ray cluster has a GPU"):
+            list(engine.run_workers(waiting_pieces.cannot_be_made, None, [(1,)], "cuda"))
         _build_while_a_machine_is_lost(engine, cluster, other, tars, tmp_path)
         monkeypatch.undo()
-        _caption_while_a_worker_is_lost(engine, tars, tmp_path)
+        _shuffle_while_a_worker_is_lost(engine, tars, tmp_path, monkeypatch)
+        cluster.add_node(num_cpus=2, num_gpus=2, object_store_memory=NODE["object_store_memory"])
+        cluster.wait_for_nodes()
+        _caption_on_two_gpus_while_a_worker_is_lost(engine, tars, tmp_path)
         with pytest.raises(UserError, match="no such model"):
             list(engine.run_workers(waiting_pieces.cannot_be_made, None, [(1,), (2,)]))
         with pytest.raises(UserError, match="no worker can be made on the Ray cluster: ValueError: no number"):
             list(engine.run_workers(waiting_pieces.is_broken, None, [(1,)]))
-        with pytest.raises(UserError, match="no machine of the Ray cluster has a GPU"):
-            list(engine.run_workers(waiting_pieces.cannot_be_made, None, [(1,)], "cuda"))
     finally:
         if engine:
             engine.close()
@@ -108,7 +112,20 @@ def _build_while_a_machine_is_lost(engine, cluster, other, tars, tmp_path):
     assert sorted(set(attempts)) == ["0", "1", "2", "3", "4"] and len(attempts) == 6, "the lost one twice, others once"
 
 
-def _caption_while_a_worker_is_lost(engine, tars, tmp_path):
+def _shuffle_while_a_worker_is_lost(engine, tars, tmp_path, monkeypatch):
+    monkeypatch.setattr(unit_shuffle, "spill_unit", waiting_pieces.spill_unit)
+    manifest = build_captioned(tars, tmp_path / "shuffled" / "out" / "set", engine=engine, shuffle_seed=3)
+    monkeypatch.undo()
+    local = build_captioned(tars, tmp_path / "shuffled here" / "set", shuffle_seed=3)
+    assert manifest.fingerprint == local.fingerprint and manifest.to_json() == local.to_json()
+    for path in local.folder.iterdir():
+        assert path.name == "set.json" or path.read_bytes() == (manifest.folder / path.name).read_bytes()
+    spilled = (manifest.folder.parent / waiting_pieces.LOG).read_text().split()
+    assert sorted(set(spilled)) == ["0", "1", "2", "3", "4"] and len(spilled) == 6, "the lost one twice, others once"
+
+
+def _caption_on_two_gpus_while_a_worker_is_lost(engine, tars, tmp_path):
+    """A worker for each GPU, which loads the model once and sees its own GPU alone."""
     captioner = write_captioner(tmp_path, waiting_pieces.CAPTIONER)
 
     def words(name, *more):
@@ -121,5 +138,9 @@ def _caption_while_a_worker_is_lost(engine, tars, tmp_path):
     assert caption_on_cluster(engine, open_input(arguments), choice_of(arguments), arguments, quiet=True) == 1
     for ending in (".jsonl", "-failures.jsonl"):
         assert (tmp_path / f"two{ending}").read_bytes() == (tmp_path / f"one{ending}").read_bytes()
-    batches = (tmp_path / "two.log").read_text().split()
-    assert len(batches) == 6 and len({line.split(":")[0] for line in batches}) == 2, "two processes, one batch twice"
+    lines = [line.split(":") for line in (tmp_path / "two.log").read_text().split()]
+    made = {process: gpu for process, gpu, what in lines if what == "made"}
+    batches = [(process, gpu) for process, gpu, what in lines if what != "made"]
+    assert len(batches) == 6, "one batch twice"
+    assert len(made) == 3 == [what for *_, what in lines].count("made"), "two workers, and one for that which was lost"
+    assert set(made.values()) == {"0", "1"} and all(made[process] == gpu for process, gpu in batches)

@@ -1,8 +1,10 @@
 """Pieces as Ray's workers do them, on a node or in a process that is to be killed in the middle of one."""
 
+import os
+import signal
 import time
 
-from alip.build import units
+from alip.build import unit_shuffle, units
 from alip.errors import UserError
 
 LOG = "pieces.log"
@@ -21,7 +23,19 @@ def prepare_unit(job, unit, cut=None, careful=False):
     return units.prepare_unit(job, unit, cut, careful)
 
 
-# Kills its own process at the third batch of a log that has a file .doomed beside it.
+def spill_unit(job, index, start):
+    """Logs the piece beside the dataset's folder; the first one kills its process."""
+    log = job.units.folder.parent / LOG
+    is_first = not log.exists()
+    with open(log, "a") as file:
+        file.write(f"{index}\n")
+    if is_first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return unit_shuffle.spill_unit(job, index, start)
+
+
+# Logs its process and its GPUs when it is made and at each batch; kills its process at the second batch of a log that
+# has a file .doomed beside it.
 CAPTIONER = """
 import os, signal
 from pathlib import Path
@@ -29,12 +43,16 @@ from pathlib import Path
 class Sizes:
     def __init__(self, log):
         self.log = Path(log)
+        self.write("made")
+
+    def write(self, what):
+        with open(self.log, "a") as file:
+            file.write(f"{os.getpid()}:{os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}:{what}\\n")
 
     def caption(self, batch):
-        with open(self.log, "a") as file:
-            file.write(f"{os.getpid()}:{len(batch)}\\n")
+        self.write(len(batch))
         doomed = self.log.with_name(self.log.name + ".doomed")
-        if doomed.exists() and len(self.log.read_text().split()) == 3:
+        if doomed.exists() and sum(not line.endswith('made') for line in self.log.read_text().split()) == 2:
             doomed.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         return [f"{image.width} by {image.height}" for image in batch]
