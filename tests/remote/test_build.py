@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
-from alip.build import writer
+from alip.build import division, writer
 from alip.build.joined_texts import TextFiles
 from alip.build.open_source import open_source
 from alip.build.prepare import Policy
+from alip.build.tables import TableSource
 from alip.data.shards import load_manifest, read_texts
 from alip.errors import UserError
 from alip.remote import reading, writing
@@ -101,7 +102,8 @@ def test_input_that_stays_away_stops_the_build(s3, stored, tmp_path, monkeypatch
         build(open_source(stored), "s3://nobucket/set", tmp_path / "scratch")
 
 
-def test_tables_and_their_images(s3, tmp_path):
+def test_tables_and_their_images(s3, tmp_path, monkeypatch):
+    """The same by an engine, with the tables in parts."""
     import pyarrow
     import pyarrow.parquet
 
@@ -113,16 +115,23 @@ def test_tables_and_their_images(s3, tmp_path):
     rows.append({"image": "images/none.jpg", "text": "a", "caption": "b"})
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rows.csv").write_text("".join(",".join(row) + "\n" for row in [rows[0], *map(dict.values, rows)]))
+    monkeypatch.setattr(TableSource, "divided_from", 1)
+    monkeypatch.setattr(division, "SAMPLES_PER_PART", 2)
     lines = "".join(json.dumps({"key": row["image"], "caption": "joined"}) + "\n" for row in rows)
     writing.write_url("s3://bucket/table/captions.jsonl", lines.encode())
     found = []
-    for name in ("rows.parquet", "rows.jsonl"):
+    for name in ("rows.parquet", "rows.jsonl", "rows.csv"):
         writing.upload(tmp_path / name, f"s3://bucket/table/{name}")
         captions = "s3://bucket/table/captions.jsonl"
-        manifest = build(f"s3://bucket/table/{name}", tmp_path / name[-5:] / "set", None, texts=TextFiles((captions,)))
+        url, texts, engine = f"s3://bucket/table/{name}", TextFiles((captions,)), InTurn()
+        manifest = build(url, tmp_path / name[-5:] / "set", None, texts=texts)
+        other = build(url, tmp_path / "parts" / name[-5:] / "set", None, texts=texts, engine=engine)
+        assert other.to_json() == manifest.to_json()
+        assert [call for call, _ in engine.calls].count("prepare_unit") == (1 if name == "rows.parquet" else 3)
         assert manifest.samples == 4 and manifest.rejects == {"foreign-url": 1, "missing-image": 1}
         found.append([(row["key"], row["caption"]) for row in read_texts(manifest)])
-    assert found[0] == found[1] == [(f"images/{i}.jpg", "joined") for i in range(4)]
+    assert found[0] == found[1] == found[2] == [(f"images/{i}.jpg", "joined") for i in range(4)]
 
 
 def test_captions_of_images_in_the_store(s3, stored, tmp_path):
