@@ -23,6 +23,7 @@ _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)  # `.NAME.PID.tmp`: wher
 _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")  # as Rust writes it, in safetensors
 _REFUSED_WRITES = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
 LARGEST_TEXT = 1 << 30  # bytes of a file that is read into memory in one piece; COCO's annotations are 0.5 GB at most
+_MOST_DIGITS = 300  # of a whole number in JSON: as a float one of 309 is too large
 _LONGEST_NAME = 200  # bytes of a name in it: file systems take 255
 _MARK_WAIT_S = 5.0  # until another process has looked whether a temporary folder is in use
 
@@ -165,11 +166,32 @@ def read_text(path: str | Path) -> str:
 def parse_json(text: str, source: str) -> Any:
     """JSON text as Python values; UserError otherwise. source: the file, or file and line, for the message."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole_number)
     except RecursionError as error:
         raise UserError(f"{source}: not valid JSON (nested too deeply)") from error
     except ValueError as error:
         raise UserError(f"{source}: not valid JSON ({error}); correct it there") from error
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def bounded_lines(file: IO[Any], longest: int) -> Iterator[Any]:
+    """The lines of an open file from where it is, with their ends; of one of more than `longest` characters (or bytes)
+    only so much, without an end: a file of gigabytes without line ends never is in memory."""
+    while line := file.readline(longest):
+        yield line
+        end = b"\n" if isinstance(line, bytes) else "\n"
+        while line and not line.endswith(end):
+            line = file.readline(longest)
+
+
+def parquet_path(path: str | os.PathLike) -> str:
+    """The path as pyarrow has to be given it: a relative one such as `a:b.parquet` would be an address to it."""
+    return os.path.abspath(path)
 
 
 def sync(path: str | Path) -> None:

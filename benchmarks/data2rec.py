@@ -13,7 +13,6 @@ Needs the environment of requirements-mxnet.txt (ALIP_MXNET_PYTHON, or .venv-mxn
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import shutil
@@ -24,6 +23,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from alip.command import CommandParser, count  # noqa: E402
+from alip.errors import run_command  # noqa: E402
+
 INPUTS = {"web": (500, 375, 95), "large": (1600, 1200, 85), "ready": (341, 256, 90)}
 
 
@@ -72,11 +75,11 @@ def prepare(work: Path, name: str, samples: int) -> Path:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-data2rec", help="work folder")
-    parser.add_argument("--samples", type=int, default=3000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--samples", type=count, default=3000)
+    parser.add_argument("--workers", type=count, default=2)
+    parser.add_argument("--rounds", type=count, default=2)
     parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=list(INPUTS))
     args = parser.parse_args()
     python = os.environ.get("ALIP_MXNET_PYTHON") or str(ROOT / ".venv-mxnet" / "bin" / "python")
@@ -110,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

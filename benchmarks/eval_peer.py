@@ -26,6 +26,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from alip import command
+from alip.errors import run_command
+
 TINY = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": 224, "patch_size": 32, "width": 128, "layers": 2, "head_width": 64},
@@ -135,13 +138,13 @@ def run_ours(case: str, data: Path, model: Path, output: Path, precision: str, w
     flags = f"--checkpoint {model} --precision {precision} --workers {workers} --batch-size 64 --no-plots"
     names = datasets_of(case)
     found = {}
-    for command, chosen, metric in (
+    for program, chosen, metric in (
         (eval_zeroshot, [name for name in names if name != "retrieval"], "top1"),
         (eval_retrieval, [name for name in names if name == "retrieval"], "image_to_text_R@5"),
     ):
         if chosen:
             own = [*flags.split(), "--output", str(output / metric)]
-            assert command.main([*own, "--datasets", *(f"wds:{data / name}" for name in chosen)]) == 0
+            assert program.main([*own, "--datasets", *(f"wds:{data / name}" for name in chosen)]) == 0
             entries = json.loads((output / metric / "results.json").read_text())["entries"]
             found |= {one["dataset"].removeprefix("wds/"): one["numbers"][metric] / 100 for one in entries}
     return found
@@ -237,16 +240,16 @@ def decoding(data: Path, model: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", default="ViT-B-32", help="with random weights; tiny: two narrow layers")
     add("--checkpoint", help="weights in place of --model")
     add("--data", help="a folder of the demo (data/demo) in place of made-up photographs")
-    add("--images", type=int, default=200)
-    add("--classes", type=int, default=10)
-    add("--size", type=int, nargs=2, default=[500, 375], metavar=("WIDTH", "HEIGHT"))
-    add("--workers", type=int, default=2, help="worker processes of both sides")
-    add("--rounds", type=int, default=2)
+    add("--images", type=command.count, default=200)
+    add("--classes", type=command.count, default=10)
+    add("--size", type=command.count, nargs=2, default=[500, 375], metavar=("WIDTH", "HEIGHT"))
+    add("--workers", type=command.count, default=2, help="worker processes of both sides")
+    add("--rounds", type=command.count, default=2)
     add("--precision", nargs="+", default=["fp32", "amp_bf16"])
     add("--cases", nargs="+", default=CASES, choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
     for hidden in ("--side", "--case", "--output"):
@@ -336,4 +339,4 @@ def check(ours: dict[str, float], peer: dict[str, float], images: int, precision
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

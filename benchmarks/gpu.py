@@ -10,7 +10,6 @@ out, and the report names them. Status 1 if a check failed; a part that fails do
 
 from __future__ import annotations
 
-import argparse
 import platform
 import sys
 import time
@@ -24,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import stand_ins  # noqa: E402
+
+from alip import command  # noqa: E402
+from alip.errors import run_command  # noqa: E402
 
 MISSING = stand_ins.install()
 
@@ -116,9 +118,11 @@ def run(report: Report, parts: list[str]) -> None:
 
 def main() -> int:
     """Writes the report; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu", help="folder of gpu.md and work files")
-    parser.add_argument("--minutes", type=float, default=7.5, help="no part starts that would not be done by then")
+    parser.add_argument(
+        "--minutes", type=command.positive_number, default=7.5, help="no part starts that would not be done by then"
+    )
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="some parts")
     parser.add_argument("--dry-run", action="store_true", help="every part on the CPU, at tiny sizes")
     args = parser.parse_args()
@@ -142,4 +146,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -28,6 +28,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from alip.command import CommandParser, count  # noqa: E402
+from alip.errors import run_command  # noqa: E402
+
 SIZE, AREA, ASPECT = 224, (0.7, 1.0), (0.8, 1.25)
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CONTESTANTS = ("ours", "bare DALI", "plain", "open_clip")
@@ -173,12 +177,12 @@ def main() -> None:
     """Prints the table."""
     from comparisons import record
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-loader", help="work folder")
-    parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=count, default=2000)
+    parser.add_argument("--batch-size", type=count, default=64)
+    parser.add_argument("--threads", type=count, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--only", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
@@ -212,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

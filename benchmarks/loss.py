@@ -29,6 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from comparisons import record
 
+from alip.command import CommandParser, count, natural
+from alip.errors import run_command
+
 SCALE = 50.0
 # Matrices of N × N fp32 that stand at the peak: to leave out what cannot fit, before it brings the machine down.
 MATRICES = {"ours": 0, "ClipLoss": 6, "plain": 8}
@@ -158,13 +161,15 @@ def best_of(contestant_runs: list[dict | None]) -> dict | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384, 32768])
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--chunk", type=int, help="our chunk size (default: by device)")
-    parser.add_argument("--cache", type=int, help="MiB of logits that ours keeps for the backward pass (default: 64)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps per process")
-    parser.add_argument("--rounds", type=int, default=2, help="processes per contestant and size, taking turns")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=count, nargs="+", default=[1024, 2048, 4096, 8192, 16384, 32768])
+    parser.add_argument("--dim", type=count, default=512)
+    parser.add_argument("--chunk", type=count, help="our chunk size (default: by device)")
+    parser.add_argument(
+        "--cache", type=natural, help="MiB of logits that ours keeps for the backward pass (default: 64)"
+    )
+    parser.add_argument("--repeats", type=count, default=3, help="timed steps per process")
+    parser.add_argument("--rounds", type=count, default=2, help="processes per contestant and size, taking turns")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--one-thread", action="store_true", help="one thread, its CPU seconds instead of the clock's")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one measurement, in this process
@@ -199,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -9,7 +9,6 @@ Every global batch is cut into ranks. For 1, 2, 4 and 8 machines of so many GPUs
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +16,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from alip import command
 from alip.data.order import create_order
+from alip.errors import run_command
 
 
 def machine_of(positions: np.ndarray, batch_size: int, gpus: int, machines: int) -> np.ndarray:
@@ -45,11 +46,11 @@ def count(kind: str, machines: int, shards: int, per_shard: int, batch_size: int
 
 def main() -> None:
     """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--shards", type=int, default=64)
-    parser.add_argument("--samples-per-shard", type=int, default=20_000)
-    parser.add_argument("--batch-size", type=int, default=512, help="of a GPU")
-    parser.add_argument("--gpus", type=int, default=8, help="of a machine")
+    parser = command.CommandParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--shards", type=command.count, default=64)
+    parser.add_argument("--samples-per-shard", type=command.count, default=20_000)
+    parser.add_argument("--batch-size", type=command.count, default=512, help="of a GPU")
+    parser.add_argument("--gpus", type=command.count, default=8, help="of a machine")
     args = parser.parse_args()
     print("order     machines   own samples   whole shards")
     for kind in ("shards", "blocks"):
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -12,7 +12,6 @@ Prints
 
 from __future__ import annotations
 
-import argparse
 import os
 import queue
 import resource
@@ -27,6 +26,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from alip.command import CommandParser, count  # noqa: E402
+from alip.errors import run_command  # noqa: E402
 
 SMALL = {
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
@@ -203,10 +205,10 @@ def drop_cache(work: Path) -> None:
 
 def main() -> None:
     """Makes the data once, then measures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-reading", help="work folder")
-    parser.add_argument("--records", type=int, default=8000, help="of each of four shards")
-    parser.add_argument("--lines", type=int, default=15_000_000, help="of the long index")
+    parser.add_argument("--records", type=count, default=8000, help="of each of four shards")
+    parser.add_argument("--lines", type=count, default=15_000_000, help="of the long index")
     args = parser.parse_args()
     made = args.work / f"made-{args.records}-{args.lines}"
     if not made.exists():
@@ -221,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -26,6 +26,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from alip.command import CommandParser, count  # noqa: E402
+from alip.errors import run_command  # noqa: E402
+
 BATCH = 64
 BYTES = 25_000  # of an image
 BUCKET = "bench"
@@ -152,9 +157,9 @@ def serve() -> tuple[subprocess.Popen, dict[str, str]]:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--shards", type=int, default=44)
-    parser.add_argument("--records", type=int, default=500, help="of a shard")
+    parser = CommandParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--shards", type=count, default=44)
+    parser.add_argument("--records", type=count, default=500, help="of a shard")
     parser.add_argument("--streaming-python", help="of an environment with mosaicml-streaming")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -200,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

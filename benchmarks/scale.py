@@ -11,7 +11,6 @@ indexes are not in it, their pages are shared by all ranks of a machine and give
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,6 +19,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from alip.command import CommandParser, count  # noqa: E402
+from alip.errors import run_command  # noqa: E402
 
 PER_SHARD = 20_000
 SHARD_BYTES = 700_000_000
@@ -80,8 +82,8 @@ def make(work: Path, samples: int) -> Path:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--samples", type=int, nargs="+", default=[15_061_515, 400_000_000, 2_000_000_000])
+    parser = CommandParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--samples", type=count, nargs="+", default=[15_061_515, 400_000_000, 2_000_000_000])
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "alip-scale")
     args = parser.parse_args()
 
@@ -112,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

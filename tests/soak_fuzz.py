@@ -31,6 +31,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from alip import command  # noqa: E402
+from alip.errors import UserError, run_command  # noqa: E402
 from tests import fuzz  # noqa: E402
 
 WAIT = 6  # times as long as its limit a case may take by the clock: a machine may be busy with other things
@@ -45,7 +47,7 @@ def targets(only: str | None = None) -> list[fuzz.Target]:
     words = only.split(",") if only else [""]
     chosen = [target for target in found if any(word in target.name for word in words)]
     if not chosen:
-        raise SystemExit(f"error: no target named {only}; there are {', '.join(target.name for target in found)}")
+        raise UserError(f"no target named {only}; there are {', '.join(target.name for target in found)}")
     return chosen
 
 
@@ -108,6 +110,7 @@ def shrink(target: fuzz.Target, seed: int, folder: Path, detail: str) -> int:
 def work(pipe: Connection, only: str | None) -> None:
     """The worker process: runs the cases that arrive, one at a time. Its own group, with what the commands start."""
     os.setpgid(0, 0)
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # a first compilation takes more than the limit of a case, by itself
     chosen = {target.name: target for target in targets(only)}
     # What the commands print is of no interest here.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -190,15 +193,23 @@ class Worker:
 
 def main() -> int:
     """Runs the cases and prints the table; 1 if any of them was a fault."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=1000, help="in all, spread over the targets (default 1000)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after this time")
-    parser.add_argument("--seed", type=int, default=0, help="of the whole run")
-    parser.add_argument("--first", type=int, help="the first case's own number, to run a reported case again")
+    parser = command.CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--cases", type=command.count, default=1000, help="in all, spread over the targets (default 1000)"
+    )
+    parser.add_argument(
+        "--minutes", type=command.positive_number, default=math.inf, help="start no case after this time"
+    )
+    parser.add_argument("--seed", type=command.natural, default=0, help="of the whole run")
+    parser.add_argument("--first", type=command.seed, help="the first case's own number, to run a reported case again")
     parser.add_argument("--only", help="targets whose names contain one of these words")
     parser.add_argument("--keep", type=Path, help="folder for the shrunk inputs of faults (default: a temporary one)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of processor time, limit of one case")
-    parser.add_argument("--memory", type=float, default=4.0, metavar="GiB", help="limit of the worker process")
+    parser.add_argument(
+        "--seconds", type=command.positive_number, default=20.0, help="of processor time, limit of one case"
+    )
+    parser.add_argument(
+        "--memory", type=command.positive_number, default=4.0, metavar="GiB", help="limit of the worker process"
+    )
     args = parser.parse_args()
 
     sys.stdout.reconfigure(errors="backslashreplace")  # messages quote inputs, lone surrogates included
@@ -266,4 +277,4 @@ def table(outcomes: dict[str, Counter], faults: dict, seconds: float, keep: Path
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -11,7 +11,6 @@ counted; then it starts with a new folder, until all kills are spent. Exit statu
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import os
@@ -28,6 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from alip import command  # noqa: E402
+from alip.errors import run_command  # noqa: E402
 from tests.helpers.kill_jobs import Job  # noqa: E402
 from tests.helpers.kill_targets import IMPORTED, TARGETS  # noqa: E402
 
@@ -69,8 +70,6 @@ def fork(job: Job, folder: Path, log: Path) -> int:
 
 def _run(job: Job, folder: Path) -> int:
     import traceback
-
-    from alip.errors import run_command
 
     try:
         run_command(lambda: job.start(folder))
@@ -166,12 +165,12 @@ def _one_output(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = command.CommandParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--kills", type=int, default=100, help="of each target")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--samples", type=int, default=400)
-    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--kills", type=command.count, default=100, help="of each target")
+    parser.add_argument("--seed", type=command.natural, default=0)
+    parser.add_argument("--samples", type=command.count, default=400)
+    parser.add_argument("--workers", type=command.workers, default=4)
     parser.add_argument("--folder", type=Path, help="where everything is written (default: a temporary folder)")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -204,4 +203,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

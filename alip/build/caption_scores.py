@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from alip.build.expression import Expression, column_types, evaluate_all, parse_condition
 from alip.build.text_hash import number
 from alip.errors import UserError
+from alip.files import check_regular, parquet_path
 
 METADATA_KEY = b"alip-caption-scores"
 VERSION = 1
@@ -41,8 +42,9 @@ class CaptionScores:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        check_regular(self.path)
         try:
-            self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
+            self._file = pq.ParquetFile(parquet_path(self.path), page_checksum_verification=True)
         except FileNotFoundError:
             raise UserError(f"no caption scores {self.path}: write them with `python -m alip.caption.score`") from None
         except (OSError, ValueError, pa.ArrowException) as error:

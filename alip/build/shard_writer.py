@@ -14,7 +14,7 @@ import pyarrow.parquet
 from alip.build.prepare import PreparedSample
 from alip.data.recordio import Writer, pack, stamp
 from alip.data.shards import CAPTIONS_COLUMN, SIDECAR_COLUMNS, Shard
-from alip.files import sha256_of_file, sync
+from alip.files import parquet_path, sha256_of_file, sync
 
 _ROWS = 4096  # of a sidecar's row group
 _FIELDS = [(name, pyarrow.string()) for name in SIDECAR_COLUMNS]
@@ -35,7 +35,8 @@ class ShardWriter:
         self.max_token = 0
         self._records = Writer(self.paths["rec"], self.paths["idx"])
         self._schema = pyarrow.schema([*_FIELDS, _CAPTIONS] if several else _FIELDS)
-        self._sidecar = pyarrow.parquet.ParquetWriter(self.paths["parquet"], self._schema, compression="zstd")
+        sidecar = parquet_path(self.paths["parquet"])
+        self._sidecar = pyarrow.parquet.ParquetWriter(sidecar, self._schema, compression="zstd")
         self._rows: list[tuple] = []
         self._sha256 = hashlib.sha256()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from alip.build.sources import load_json_object
 from alip.errors import UserError
+from alip.files import bounded_lines, parquet_path
 from alip.remote.reading import open_any
 from alip.remote.urls import is_url, name_of, redact
 
@@ -68,10 +69,7 @@ def read_lines(path: str, start: int = 0) -> Iterator[bytes]:
     check_text_file(path)
     with open_any(path) as file:
         file.seek(start)
-        while line := file.readline(LONGEST_FIELD):
-            yield line
-            while line and not line.endswith(b"\n"):
-                line = file.readline(LONGEST_FIELD)
+        yield from bounded_lines(file, LONGEST_FIELD)
 
 
 def _json_lines(path: str, start: int, rows_before: int) -> Iterator[Row]:
@@ -220,7 +218,7 @@ def _parquet(path: str, first_group: int, number: int) -> Iterator[Row]:
     remote = open_any(path) if is_url(path) else None
     size = remote.seek(0, os.SEEK_END) if remote else os.path.getsize(path)
     try:
-        file = pyarrow.parquet.ParquetFile(remote or path, page_checksum_verification=True)
+        file = pyarrow.parquet.ParquetFile(remote or parquet_path(path), page_checksum_verification=True)
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     except UserError:
         raise

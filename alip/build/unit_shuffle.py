@@ -28,7 +28,7 @@ from alip.build.shard_writer import ShardWriter
 from alip.build.unit_job import UnitJob, do_pass
 from alip.cluster.pieces import Engine
 from alip.data.recordio import IndexedReader, unpack
-from alip.files import atomic_write, read_json, sync, write_json
+from alip.files import atomic_write, parquet_path, read_json, sync, write_json
 from alip.remote.urls import name_of
 
 SPILL, DONE = ".spill", "-spilled.json"
@@ -86,7 +86,7 @@ def spill_unit(job: ShuffleJob, index: int, start: int) -> dict[str, Any]:
     if done.exists():  # by a worker that was lost behind its end
         return read_json(done)
     rec, idx, sidecar = paths = [unit_job.unit_path(key, ending) for ending in _UNIT_FILES]
-    rows = pyarrow.parquet.read_table(sidecar).columns
+    rows = pyarrow.parquet.read_table(parquet_path(sidecar)).columns
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=unit_job.units) as temporary:
         path = Path(temporary) / "spill"
         with IndexedReader(rec, idx) as records, open(path, "wb", buffering=1 << 20) as file:

@@ -33,7 +33,7 @@ from alip.cluster.pieces import Engine
 from alip.data.recordio import IndexedReader, unpack_label
 from alip.data.shards import Shard
 from alip.errors import UserError
-from alip.files import write_json
+from alip.files import parquet_path, write_json
 from alip.remote.urls import name_of
 
 
@@ -90,7 +90,7 @@ def write_shard(job: UnitJob, number: int, parts: tuple[tuple[Key, int, int], ..
         shard = ShardWriter(job.folder, f"{job.name}-{number:05d}", Path(temporary), job.several)
         for key, first, last in parts:
             rec, idx, sidecar = (job.unit_path(key, ending) for ending in (".rec", ".idx", ".parquet"))
-            rows = pyarrow.parquet.read_table(sidecar).slice(first, last - first).to_pylist()
+            rows = pyarrow.parquet.read_table(parquet_path(sidecar)).slice(first, last - first).to_pylist()
             with IndexedReader(rec, idx) as records:
                 for i, row in zip(range(first, last), rows, strict=True):
                     payload = records[i]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -23,7 +25,7 @@ from alip.data.decoders import check_decodes
 from alip.data.recordio import RecordError, read_index, scan, unpack
 from alip.data.shards import Manifest, Shard, load_manifest, record_fault
 from alip.errors import UserError
-from alip.files import sha256_of_file
+from alip.files import parquet_path, sha256_of_file
 from alip.remote.access import RemoteError
 from alip.remote.reading import glob
 from alip.remote.urls import UrlPath, local_path, name_of, scheme_of
@@ -59,6 +61,7 @@ def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1, s
     reports: list[Report] = []
     bar = tqdm(total=manifest.samples, unit=" samples", disable=not sys.stderr.isatty(), leave=False)
     with (
+        _deaths_in_a_line(),
         bar,
         ProcessPoolExecutor(
             min(workers, max(1, len(jobs))),
@@ -81,6 +84,16 @@ def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1, s
         return 1
     print(f"sound: {manifest.samples:,} samples in {len(reports)} shards")
     return 0
+
+
+@contextlib.contextmanager
+def _deaths_in_a_line() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed (out of memory?): give fewer --workers, which need less memory"
+        ) from None
 
 
 def dataset_faults(manifest: Manifest) -> list[str]:
@@ -261,7 +274,7 @@ def _file_faults(manifest: Manifest, shard: Shard, report: Report) -> Iterator[s
         yield f"{sidecar}: not an ordinary file"
         return
     try:
-        rows = pyarrow.parquet.ParquetFile(sidecar).metadata.num_rows
+        rows = pyarrow.parquet.ParquetFile(parquet_path(sidecar)).metadata.num_rows
         if rows != shard.samples:
             yield f"{sidecar}: {rows} rows, the manifest has {shard.samples} samples"
         if shard.sidecar_sha256 and sha256_of_file(sidecar) != shard.sidecar_sha256:

@@ -26,7 +26,7 @@ from alip.caption.preprocessing import PreparedImage
 from alip.caption.store import CaptionStore, DoneImages, read_lines
 from alip.caption.text_rules import boilerplate, phrases, repetition, script, suspicious_word, words_of
 from alip.caption.work import Item, Result
-from alip.files import atomic_path
+from alip.files import atomic_path, parquet_path
 from alip.model.precision import autocast
 from alip.tokens import lengths, tokenize
 
@@ -215,7 +215,7 @@ class ScoreStore(CaptionStore):
         metadata = {"version": VERSION, "settings": record["settings"], "model": record["metadata"]["captioner"]}
         schema = score_schema(record["settings"], metadata)
         rows = _rows(lines)
-        with atomic_path(self.output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        with atomic_path(self.output) as temporary, pq.ParquetWriter(parquet_path(temporary), schema) as writer:
             while batch := list(islice(rows, ROWS)):
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 

@@ -31,9 +31,19 @@ import numpy as np
 
 from alip.build.text_hash import number
 from alip.errors import UserError
-from alip.files import FileLock, LockedError, atomic_write, check_regular, read_json, refusals_named, write_json
+from alip.files import (
+    FileLock,
+    LockedError,
+    atomic_write,
+    bounded_lines,
+    check_regular,
+    read_json,
+    refusals_named,
+    write_json,
+)
 
 FORMAT, VERSION = "alip-captions", 1
+LONGEST_LINE = 1 << 24  # bytes: a longer one was not written here
 LOCK_WAIT = 2.0  # seconds: a run that was just killed may still be dying
 
 
@@ -322,12 +332,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The complete lines of a captions or failures file. Other lines (truncated, since the process died while writing
     it, or edited) are skipped: their images are captioned again."""
     check_regular(path)
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for text in file:
-            if not text.endswith("\n"):
-                return
+    with open(path, "rb") as file:
+        for text in bounded_lines(file, LONGEST_LINE):
+            if not text.endswith(b"\n"):  # cut off at the file's end, or longer than any that this command writes
+                continue
             try:
-                line = json.loads(text)
+                line = json.loads(text.decode("utf-8", "replace"))
             except (ValueError, RecursionError):
                 continue
             if isinstance(line, dict) and _is_whole(line):
@@ -352,7 +362,7 @@ def _is_whole(line: dict[str, Any]) -> bool:
         and all(isinstance(caption, str) for caption in captions)
         and all(isinstance(one, dict) for one in scores)
         and ("scores" not in line or len(scores) == len(captions))
-        and all(isinstance(value, int | float) for value in costs.values())
+        and all(isinstance(value, int | float) and abs(value) < 1e300 for value in costs.values())
     )
 
 

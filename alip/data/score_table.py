@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from alip.data.shards import Manifest
 from alip.errors import UserError
-from alip.files import check_regular
+from alip.files import check_regular, parquet_path
 
 METADATA_KEY = b"alip-gates"
 VERSION = 2  # the newest that this code reads; without several captions tables are written as version 1
@@ -65,7 +65,7 @@ class ScoreTable:
         self.path = Path(path)
         check_regular(self.path)
         try:
-            self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
+            self._file = pq.ParquetFile(parquet_path(self.path), page_checksum_verification=True)
         except FileNotFoundError:
             raise UserError(f"no score table {self.path}: write one with `python -m alip.eval.gates`") from None
         except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names that are not UTF-8

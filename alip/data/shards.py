@@ -18,7 +18,7 @@ from alip.data.index_cache import read_offsets
 from alip.data.manifest_schema import FORMAT, check_manifest, label_layout, manifest_checksum
 from alip.data.recordio import IndexedReader, RecordError, payload_crc32, read_index, record_ids
 from alip.errors import UserError
-from alip.files import parse_json, read_json, write_json
+from alip.files import parquet_path, parse_json, read_json, write_json
 from alip.remote.reading import open_url, read_url
 from alip.remote.urls import UrlPath, is_url, redact
 from alip.tokens import CONTEXT_LENGTH, TOKENIZER, VOCAB_SIZE
@@ -284,7 +284,7 @@ def read_texts(manifest: Manifest, start: int = 0) -> Iterator[dict]:
         if not remote and path.exists() and not path.is_file():
             raise UserError(f"{path} is not an ordinary file: copy or build it again")
         try:
-            opened = open_url(path.url) if remote else nullcontext(path)
+            opened = open_url(path.url) if remote else nullcontext(parquet_path(path))
             with opened as file, pyarrow.parquet.ParquetFile(file) as table:
                 if table.metadata.num_rows != shard.samples:
                     raise UserError(f"{path} has {table.metadata.num_rows} rows, its shard {shard.samples} samples")

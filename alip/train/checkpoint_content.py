@@ -81,7 +81,12 @@ def _is_plain(value: Any) -> bool:
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return isinstance(value, bool | int | str | None) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, bool | str | None) or (_is_python_number(value) and math.isfinite(value))
+
+
+def _is_python_number(value: Any) -> bool:
+    """A float, infinity and NaN among them, or a whole number that a tensor can hold."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)
 
 
 def _is_number(tensor: Any) -> bool:
@@ -136,7 +141,7 @@ def _check_optimizer(content: dict) -> None:
         _check_moments(name, state, model[name].shape if plain else None)
     scaler = _get(content, "scaler", dict, type(None))
     if scaler is not None:
-        numbers = all(isinstance(value, int | float) for value in scaler.values())
+        numbers = all(map(_is_python_number, scaler.values()))
         _require("scale" in scaler and numbers, "its gradient scaler's state is damaged")
 
 
@@ -150,14 +155,14 @@ def _check_moments(name: str, state: dict, shape: torch.Size | None) -> None:
             whole = isinstance(value, torch.Tensor) and value.is_floating_point()
             _require(whole and value.shape == shape, f"{key} of {name} is damaged")
         if key == "step":
-            _require(_is_number(value) or isinstance(value, int | float), f"the step of {name} is no number")
+            _require(_is_number(value) or _is_python_number(value), f"the step of {name} is no number")
 
 
 def _check_counters(content: dict) -> None:
     for key in _COUNTERS:
         _require(0 <= _get(content, key, int) < 1 << 53, f"its {key!r} is no count")
     for name, value in _get(content, "best", dict).items():
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = _is_python_number(value) and math.isfinite(value)
         _require(isinstance(name, str) and number, "its 'best' is no table of numbers")
 
 

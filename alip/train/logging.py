@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from alip.errors import UserError
-from alip.files import atomic_write
+from alip.files import atomic_write, bounded_lines
 
 # Keys of a train line that go to TensorBoard under another heading than "train/".
 _GATES = ("sample_weight", "text_weight", "caption_weight", "history_tc", "history_xt", "history_xc")
+_LONGEST_LINE = 1 << 24  # bytes: a longer one was not written here
 _SPEED = ("samples_per_s", "model_tflops_per_s", "mfu", "data_wait_s", "gpu_memory_gib")
 
 
@@ -165,22 +166,24 @@ def _keep_until(path: Path, step: int) -> None:
         return
     if not path.is_file():
         raise UserError(f"{path}: is not a regular file; remove it")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
-    if len(kept) == len(lines):
+    with open(path, "rb") as file:
+        whole = all(_step_of(line) <= step for line in bounded_lines(file, _LONGEST_LINE))
+    if whole:
         return
     try:
-        with atomic_write(path, text=True) as file:
-            file.writelines(line + "\n" for line in kept)
+        with open(path, "rb") as log, atomic_write(path) as file:
+            for line in bounded_lines(log, _LONGEST_LINE):
+                if _step_of(line) <= step:
+                    file.write(line.removesuffix(b"\n") + b"\n")
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror}); make room, then resume") from error
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The step of a line; infinity for one that is not whole, as a killed process or a full disk leaves it."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return math.inf
 
 

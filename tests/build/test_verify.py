@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext as nothing
 
 import numpy as np
@@ -35,6 +37,15 @@ def test_sound_shards(own_shards, capsys):
     assert verify(own_shards, decode=True, workers=2) == 0
     out = capsys.readouterr().out
     assert "sound: 60 samples in 2 shards" in out and "set-00001.rec" in out and "decoded" in out
+
+
+def test_a_killed_worker_is_one_line(own_shards, monkeypatch):
+    def killed(*_, **__):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(ProcessPoolExecutor, "map", killed)
+    with pytest.raises(UserError, match="a worker process was killed"):
+        verify(own_shards)
 
 
 def change(path, at, new):

@@ -18,9 +18,12 @@ from alip.build.images import ImagePolicy
 from alip.build.input_shard import InputShard
 from alip.build.joined_texts import TextFiles
 from alip.build.prepare import Policy
+from alip.build.verify import verify_shard
 from alip.data.recordio import record_id, unpack
+from alip.data.score_table import ScoreTable
 from alip.data.shards import load_manifest, read_texts
 from alip.errors import UserError
+from alip.eval.gates.scoring import write_scores
 from alip.tokens import tokenize, unpack_label
 from tests.helpers.shards import ROOT, build_shards, encoded, make_image, make_tars
 
@@ -36,6 +39,18 @@ def command(source: Path, output: Path, *more: str, workers: int = 1) -> list[st
         *(sys.executable, "-W", "ignore", str(ROOT / "data2rec.py"), "--input", str(source), "--output", str(output)),
         *("--workers", str(workers), "--samples-per-shard", "40", "--quiet", *more),
     ]
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 3])
+def test_a_name_with_a_colon_is_no_address(tmp_path, monkeypatch, shuffle_seed):
+    """To pyarrow `cuda:0-00000.parquet` is one, unless its path is absolute."""
+    make_tars(tmp_path / "tars", 12)
+    monkeypatch.chdir(tmp_path)
+    build_shards(tmp_path / "tars", Path("cuda:0"), shuffle_seed=shuffle_seed)
+    manifest = load_manifest("cuda:0")
+    assert len(list(read_texts(manifest))) == 12 and not verify_shard(manifest, 0, False).faults
+    write_scores(Path("a:b.parquet"), manifest, iter(()), ())
+    assert ScoreTable("a:b.parquet").columns
 
 
 def keys(manifest) -> list[str]:

@@ -4,9 +4,10 @@ import random
 import pytest
 
 from alip.build.text_hash import number
+from alip.caption import store
 from alip.caption.store import CaptionStore, DoneImages, NumberSet, PartWriter, read_lines, to_line
 from alip.errors import UserError
-from alip.files import FileLock
+from alip.files import FileLock, bounded_lines
 
 
 def test_number_set_is_a_set():
@@ -125,6 +126,7 @@ def test_a_record_with_the_names_from_before_resumes(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
+        '{"key": "a", "costs": {"x": 1' + "0" * 400 + "}}",
         *('{"key": "a"}', '{"key": 3, "caption": "x"}', '{"key": "a", "caption": ["x"]}', "[" * 5000, "3"),
         *('{"key": "a", "caption": "x", "image": 7}', '{"key": "a", "caption": "x", "image": "zz"}'),
     ],
@@ -149,3 +151,12 @@ def test_a_run_that_ends_while_another_one_waits_for_it(tmp_path, monkeypatch):
     assert second.begin_run({"captioner": "blip"}, {}) == 2
     second.finish(second.read_run())
     assert not second.parts.exists()
+
+
+def test_a_file_of_gigabytes_without_line_ends_is_never_in_memory(tmp_path, monkeypatch):
+    path = tmp_path / "part.jsonl"
+    path.write_bytes(b"{" * 1000 + b"\n" + to_line({"key": "b", "caption": "x"}).encode())
+    monkeypatch.setattr(store, "LONGEST_LINE", 100)
+    assert [line["key"] for line in read_lines(path)] == ["b"]
+    with path.open() as file:
+        assert max(len(line) for line in bounded_lines(file, 100)) == 100

@@ -216,6 +216,9 @@ def test_wrong_runs_are_one_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{nonsense\n{}\n")
     with pytest.raises(UserError, match="line 1: not valid JSON"):
         command.main(["--run", str(tmp_path)])
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1' + "0" * 400 + "}\n{}\n")
+    with pytest.raises(UserError, match=r"line 1: not valid JSON \(a number of 401 digits"):
+        command.main(["--run", str(tmp_path)])
 
 
 def test_gates(tmp_path):

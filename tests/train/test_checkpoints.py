@@ -182,6 +182,18 @@ def set_meta(saved):
     saved["optimizer"]["state"][0]["exp_avg"] = saved["optimizer"]["state"][0]["exp_avg"].to("meta")
 
 
+def set_too_large_a_step(saved):
+    saved["optimizer"]["state"][0]["step"] = 10**400
+
+
+def set_too_large_a_scale(saved):
+    saved["scaler"] = {"scale": 10**400}
+
+
+def set_too_large_a_best(saved):
+    saved["best"] = {"x": 10**400}
+
+
 def set_none(saved):
     saved["model"] = None
 
@@ -190,7 +202,13 @@ def set_other_generator(saved):
     saved["ranks"][0]["rng"]["torch"] = torch.zeros(5, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("spoil", [set_nan, set_other_shape, set_sparse, set_meta, set_none, set_other_generator])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(set_nan, set_other_shape, set_sparse, set_meta, set_none, set_other_generator),
+        *(set_too_large_a_step, set_too_large_a_scale, set_too_large_a_best),
+    ],
+)
 def test_contents_that_cannot_be_restored_are_skipped(folder, said, spoil):
     folder.save(content(1))
     spoiled = copy.deepcopy(content(2))

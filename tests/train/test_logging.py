@@ -97,6 +97,7 @@ def test_a_resumed_run_drops_what_was_lost(tmp_path):
         log.train(position(step), VALUES, 0.0)
     log.close()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 1%s}\n' % (b"0" * 400))
         file.write(b'7\nnull\n{"kind": "train"}\n\xff\xfe\n{"kind": "train", "step": 2, "ep')
     log = RunLog(tmp_path, 9, after_step=2)
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2]

@@ -21,7 +21,7 @@ from alip.distributed import World, barrier, share
 from alip.errors import UserError
 from alip.eval.gates.labels import mismatch_label
 from alip.eval.gates.run_checkpoints import Scorer
-from alip.files import atomic_path, refusals_named
+from alip.files import atomic_path, parquet_path, refusals_named
 
 
 def score_dataset(
@@ -187,7 +187,7 @@ def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> 
     waiting: list[pa.RecordBatch] = []
     count = 0
     options = {"compression": "zstd", "write_page_checksum": True}
-    with refusals_named(path), pq.ParquetWriter(path, schema, **options) as writer:
+    with refusals_named(path), pq.ParquetWriter(parquet_path(path), schema, **options) as writer:
         for batch in batches:
             waiting.append(batch)
             count += batch.num_rows
@@ -204,7 +204,7 @@ def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> 
 def join(parts: list[Path], output: Path, schema: pa.Schema) -> None:
     """Parts, in order, as one table under its final name."""
     with ExitStack() as stack:
-        files = [stack.enter_context(pq.ParquetFile(part)) for part in parts]
+        files = [stack.enter_context(pq.ParquetFile(parquet_path(part))) for part in parts]
         batches = (batch for file in files for batch in file.iter_batches(batch_size=ROWS))
         with atomic_path(output) as temporary:
             _write(temporary, schema, (pa.RecordBatch.from_arrays(b.columns, schema=schema) for b in batches))
