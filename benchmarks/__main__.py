@@ -5,12 +5,14 @@
     python -m benchmarks --quick                  # seconds each: shows that they run; the figures mean nothing
 
 Each benchmark lets its variants take turns and runs each in a process of its own. The report has a table (what, ours,
-each peer, ratio, spread), a plot of it, machine and versions; logs/ has what each benchmark printed.
+each peer, ratio, spread), a plot of it, machine and versions, how cost grows, where a step's time goes; logs/ has what
+each benchmark printed.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -47,7 +49,7 @@ BENCHMARKS = {
     "loss": Benchmark("loss.py", "--sizes 32 --dim 8 --rounds 1 --repeats 1"),
     "trainer": Benchmark("trainer.py", f"{TINY} --samples 16 --batch-size 4 --rounds 1", "network"),
     "loader": Benchmark("loader.py", "--samples 64 --batch-size 8 --threads 1 --rounds 1", "network"),
-    "data2rec": Benchmark("data2rec.py", "--samples 8 --rounds 1 --inputs ready", "mxnet"),
+    "data2rec": Benchmark("data2rec.py", "--samples 400 --rounds 1 --inputs ready", "mxnet"),
     "engine": Benchmark("engine.py", "--width 8 --batch-size 8 --steps 2 --rounds 1 --micro 2"),
     "eval": Benchmark("eval.py", "--images 50 --captions 250 --width 16"),
     "evaluation": Benchmark("eval_peer.py", "--model tiny --images 10 --rounds 1 --precision fp32 --cases zeroshot"),
@@ -59,6 +61,8 @@ BENCHMARKS = {
     ),
     "breakdown": Benchmark("breakdown.py", f"{TINY} --batch-size 2 --steps 1"),
 }
+
+PLOTS = {"growth": "growth", "breakdown": "step_time"}  # of the benchmarks that make one of their own
 
 
 def missing(needs: str | None) -> str | None:
@@ -84,6 +88,8 @@ def run(name: str, output: Path, quick: bool, minutes: float) -> str:
     words = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / one.script)]
     if quick:
         words += one.quick.split()
+    if name in PLOTS:
+        words += ["--output", str(output / PLOTS[name])]
     if name in ("reading", "loader", "data2rec", "trainer"):
         words += ["--work", str(output / "work" / f"{name}{'-quick' if quick else ''}")]
     start = time.monotonic()
@@ -125,17 +131,37 @@ def gpu() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
+def with_ours(rows: list[Row]) -> dict[str, list[Row]]:
+    """The variants of each comparison in which one is ours."""
+    whats = dict.fromkeys(row.what for row in rows if row.variant == "ours")
+    return {what: [row for row in rows if row.what == what] for what in whats}
+
+
 def comparisons(rows: list[Row]) -> list[list[str]]:
     """Table rows: each variant of each comparison, and how many times better ours is."""
     table = []
-    for what in dict.fromkeys(row.what for row in rows):
-        variants = [row for row in rows if row.what == what]
-        ours = next((row for row in variants if row.variant == "ours"), None)
+    for variants in with_ours(rows).values():
+        (ours, *_) = (row for row in variants if row.variant == "ours")
         for row in variants:
-            ratio = f"{advantage(ours, row):.2f} ×" if ours is not None and row is not ours else ""
-            median = f"{row.typical:.4g} {row.unit}"
-            table.append([what, row.variant, median, ratio, f"{row.spread:.0%}", str(len(row.values))])
+            table.append([*cells(row)[:3], "" if row is ours else times_better(ours, row), *cells(row)[3:]])
     return table
+
+
+def by_themselves(rows: list[Row]) -> list[list[str]]:
+    """Table rows of what is compared with nothing."""
+    compared = with_ours(rows)
+    return [cells(row) for row in rows if row.what not in compared]
+
+
+def cells(row: Row) -> list[str]:
+    """What, variant, median, spread, runs."""
+    return [row.what, row.variant, f"{row.typical:.4g} {row.unit}", f"{row.spread:.0%}", str(len(row.values))]
+
+
+def times_better(ours: Row, peer: Row) -> str:
+    """The ratio in words; nothing where one of the two is too small to be measured."""
+    ratio = advantage(ours, peer)
+    return f"{ratio:.2f} ×" if math.isfinite(ratio) else ""
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -143,21 +169,26 @@ def draw(rows: list[Row], path: Path) -> None:
     from alip import plot_style
 
     bars = []
-    for what in dict.fromkeys(row.what for row in rows):
-        variants = {row.variant: row for row in rows if row.what == what}
-        ours = variants.pop("ours", None)
-        bars += [(f"{what}: {name}", advantage(ours, peer)) for name, peer in variants.items() if ours is not None]
+    for what, variants in with_ours(rows).items():
+        (ours, *_) = (row for row in variants if row.variant == "ours")
+        ratios = [(f"{what}: {row.variant}", advantage(ours, row)) for row in variants if row is not ours]
+        bars += [(name, ratio) for name, ratio in ratios if math.isfinite(ratio) and ratio > 0]
     if not bars:
         return
     with plot_style.figure(path, plot_style.PAGE, 0.6 + 0.22 * len(bars)) as figure:
         axes = figure.add_subplot()
         positions = range(len(bars), 0, -1)
-        axes.barh(positions, [ratio for _, ratio in bars], color=plot_style.BLUE)
+        axes.barh(positions, [ratio - 1 for _, ratio in bars], left=1, color=plot_style.BLUE)
+        axes.set_xscale("log")  # half as good is as long a bar as twice as good
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
+        axes.margins(x=0.12)
         axes.axvline(1, color=plot_style.GREY, linewidth=0.8)
         axes.set_yticks(positions, [plot_style.shorten(name, 60) for name, _ in bars])
         axes.set_xlabel("how many times better ours is (median of runs)")
         for at, (_, ratio) in zip(positions, bars):
-            axes.text(ratio, at, f" {ratio:.2f}", va="center", fontsize=7)
+            side = "left" if ratio >= 1 else "right"
+            axes.text(ratio, at, f" {ratio:.2f} ", va="center", ha=side, fontsize=7)
 
 
 def main() -> int:
@@ -177,12 +208,16 @@ def main() -> int:
         states[name] = run(name, output, args.quick, args.minutes)
         print(states[name], flush=True)
     rows = [row for name in args.only for row in read_rows(output / "rows" / f"{name}.jsonl")]
-    headings = ["what", "variant", "median", "ours is better by", "spread", "runs"]
-    lines = ["# Benchmarks", "", *head, "", *(["A quick run: the figures mean nothing.", ""] if args.quick else [])]
-    lines += [markdown_table(headings, comparisons(rows)), ""]
-    lines += [f"- {name}: {state}" for name, state in states.items()]
     draw(rows, output / "comparisons")
-    lines += ["", "![comparisons](comparisons.png)"]
+    lines = ["# Benchmarks", "", *head, "", *(["A quick run: the figures mean nothing.", ""] if args.quick else [])]
+    headings = ["what", "variant", "median", "ours is better by", "spread", "runs"]
+    lines += [markdown_table(headings, comparisons(rows)), ""]
+    if by_themselves(rows):
+        headings.remove("ours is better by")
+        lines += ["## Compared with nothing", "", markdown_table(headings, by_themselves(rows)), ""]
+    lines += [f"- {name}: {state}" for name, state in states.items()]
+    plots = ["comparisons", *(PLOTS[name] for name in args.only if name in PLOTS)]
+    lines += [f"\n![{name}]({name}.png)" for name in plots if (output / f"{name}.png").exists()]
     with atomic_write(output / "report.md", text=True) as file:
         file.write("\n".join(lines) + "\n")
     print(output / "report.md")

@@ -102,6 +102,9 @@ def main() -> None:
                 whole[name] = min(whole[name], run(many))
         from comparisons import record
 
+        if any(whole[name][way] <= start[name][way] for name in contestants for way in (0, 1)):
+            print(f"{inputs:<8}  {args.samples} samples take no longer than the start: --samples must be larger")
+            continue
         rates = {name: args.samples / (whole[name][0] - start[name][0]) for name in contestants}
         for name in contestants:
             record(f"building shards, {inputs}", {"data2rec": "ours"}.get(name, name), "images/s", [rates[name]])

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from comparisons import record
 
+from alip import plot_style
 from alip.command import CommandParser
 from alip.data.batch import Batch
 from alip.errors import run_command
@@ -155,22 +156,35 @@ def families(args: argparse.Namespace) -> dict[str, list[tuple[int, list]]]:
     }
 
 
-def measure(family: str, jobs: list[tuple[int, list]], rounds: int) -> str:
-    """The table of a family, whose rows take turns."""
+def measure(family: str, jobs: list[tuple[int, list]], rounds: int) -> tuple[str, list[tuple[float, float]]]:
+    """The table of a family, whose rows take turns; and of each row work and time, as times of the first."""
     found: dict[int, list[dict[str, float]]] = {n: [] for n, _ in jobs}
     for _ in range(rounds):
         for n, job in jobs:
             found[n].append(apart(job))
-    rows, first = [], None
+    rows, points, first = [], [], None
     for n, runs in found.items():
         seconds = [one["seconds"] for one in runs]
         megabytes = max(one["bytes"] for one in runs) / 1e6
         typical = statistics.median(seconds)
         first = first or (n, typical)
+        points.append((n / first[0], typical / first[1]))
         times = (f"{typical / first[1]:.2f}", f"{n / first[0]:.2f}")
         rows.append([f"{n:,}", f"{typical:.4g}", *times, f"{megabytes:.0f}"])
         record(f"growth: {family}", f"{n:,}", "s", seconds, more_is_better=False)
-    return markdown_table([family, "s", "times the first", "work, times the first", "MB"], rows)
+    return markdown_table([family, "s", "times the first", "work, times the first", "MB"], rows), points
+
+
+def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
+    """Time over work, both as times of the first, for each family; above the line cost grows faster than its work."""
+    with plot_style.figure(path, plot_style.PAGE, 3.2) as figure:
+        axes = figure.add_subplot()
+        for (family, points), colour, marker in zip(found.items(), plot_style.SERIES, plot_style.MARKERS):
+            axes.plot(*zip(*points), color=colour, marker=marker, markersize=4, label=family)
+        most = max(work for points in found.values() for work, _ in points)
+        axes.plot([1, most], [1, most], color=plot_style.GREY, linestyle="--", linewidth=0.8, label="as the work")
+        axes.set(xscale="log", yscale="log", xlabel="work, times the first", ylabel="time, times the first")
+        axes.legend()
 
 
 def main() -> None:
@@ -184,14 +198,19 @@ def main() -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 16, 64], help="of 256 samples each")
     parser.add_argument("--dataset-sizes", type=int, nargs="+", default=[10**5, 10**6, 10**7, 10**8])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="of a plot, without suffix")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         kind, *job = json.loads(args.measure)
         print(json.dumps(MEASURES[kind](*job)))
         return
+    found = {}
     for family, jobs in families(args).items():
-        print(measure(family, jobs, args.rounds) + "\n", flush=True)
+        table, found[family] = measure(family, jobs, args.rounds)
+        print(table + "\n", flush=True)
+    if args.output:
+        draw(found, args.output)
 
 
 if __name__ == "__main__":

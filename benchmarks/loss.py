@@ -3,6 +3,7 @@
     python benchmarks/loss.py                         # N = 1024 … 32768, D = 512, on the GPU if there is one
     python benchmarks/loss.py --sizes 8192 --rounds 5
     python benchmarks/loss.py --one-thread            # CPU seconds of one thread: for a machine shared with others
+    python benchmarks/loss.py --sizes 8192 --busy 1   # while another process keeps one core busy, as loaders do
 
 The plain form writes out this loss as released: the logits of both directions computed apart, two paths, autograd for
 the rest. ClipLoss is the same without weights. Each measurement runs in a process of its own, so that the peak is its
@@ -13,12 +14,14 @@ What would not fit into the free memory is skipped, and the table reports it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -155,6 +158,20 @@ def run_apart(contestant: str, n: int, arguments: argparse.Namespace) -> dict | 
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@contextlib.contextmanager
+def busy_cores(count: int) -> Iterator[None]:
+    """Keeps `count` of the cores that this process may use busy with something else."""
+    cores = sorted(os.sched_getaffinity(0))[:count] if count else []
+    code = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", code, str(core)]) for core in cores]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
 def best_of(contestant_runs: list[dict | None]) -> dict | None:
     runs = [run for run in contestant_runs if run]
     return {key: min(run[key] for run in runs) for key in ("seconds", "bytes")} if runs else None
@@ -172,6 +189,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=count, default=2, help="processes per contestant and size, taking turns")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--one-thread", action="store_true", help="one thread, its CPU seconds instead of the clock's")
+    parser.add_argument("--busy", type=int, default=0, metavar="K", help="keep K cores busy meanwhile (Linux)")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one measurement, in this process
     arguments = parser.parse_args()
     if arguments.measure:
@@ -181,26 +199,35 @@ def main() -> None:
 
     where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"CPU ({platform.machine()})"
     threads = "1 thread, CPU time" if arguments.one_thread else f"{torch.get_num_threads()} threads"
+    if arguments.busy:
+        threads += f", {arguments.busy} cores busy with something else"
     print(f"{where}, {threads}, torch {torch.__version__}, D = {arguments.dim}, fp32")
     print("forward + backward            seconds                     extra MB               plain / ours  plain / ours")
     print("     N       ours  ClipLoss     plain       ours  ClipLoss     plain          seconds        memory")
-    for n in arguments.sizes:
-        runs: dict[str, list] = {name: [] for name in MATRICES}
-        for _ in range(arguments.rounds):
-            for name in MATRICES:
-                runs[name].append(run_apart(name, n, arguments))
-        best = {name: best_of(results) for name, results in runs.items()}
-        for name, results in runs.items():
-            fitting = [one for one in results if one]
-            if fitting:
-                record(f"loss, N = {n:,}", name, "s", [one["seconds"] for one in fitting], more_is_better=False)
-                megabytes = [one["bytes"] / 1e6 for one in fitting]
-                record(f"loss, N = {n:,}, memory", name, "MB", megabytes, more_is_better=False)
-        seconds = [f"{b['seconds']:10.3f}" if b else "         -" for b in best.values()]
-        memory = [f"{b['bytes'] / 1e6:10.0f}" if b else "         -" for b in best.values()]
-        ours, plain = best["ours"], best["plain"]
-        ratios = [f"{plain[key] / max(ours[key], 1e-9):10.2f} ×" if plain else "  no room" for key in ours]
-        print(f"{n:6d} " + "".join(seconds) + " " + "".join(memory) + "      " + "   ".join(ratios), flush=True)
+    with busy_cores(arguments.busy):
+        for n in arguments.sizes:
+            compare(n, arguments)
+
+
+def compare(n: int, arguments: argparse.Namespace) -> None:
+    """One size: the contestants in turn, and the line of the table."""
+    under = f", {arguments.busy} cores busy" if arguments.busy else ""
+    runs: dict[str, list] = {name: [] for name in MATRICES}
+    for _ in range(arguments.rounds):
+        for name in MATRICES:
+            runs[name].append(run_apart(name, n, arguments))
+    best = {name: best_of(results) for name, results in runs.items()}
+    for name, results in runs.items():
+        fitting = [one for one in results if one]
+        if fitting:
+            record(f"loss, N = {n:,}{under}", name, "s", [one["seconds"] for one in fitting], more_is_better=False)
+            megabytes = [one["bytes"] / 1e6 for one in fitting]
+            record(f"loss, N = {n:,}{under}, memory", name, "MB", megabytes, more_is_better=False)
+    seconds = [f"{b['seconds']:10.3f}" if b else "         -" for b in best.values()]
+    memory = [f"{b['bytes'] / 1e6:10.0f}" if b else "         -" for b in best.values()]
+    ours, plain = best["ours"], best["plain"]
+    ratios = [f"{plain[key] / max(ours[key], 1e-9):10.2f} ×" if plain else "  no room" for key in ours]
+    print(f"{n:6d} " + "".join(seconds) + " " + "".join(memory) + "      " + "   ".join(ratios), flush=True)
 
 
 if __name__ == "__main__":

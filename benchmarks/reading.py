@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from alip.command import CommandParser, count  # noqa: E402
 from alip.errors import run_command  # noqa: E402
@@ -87,14 +87,21 @@ def make(work: Path, records: int, lines: int) -> None:
 
 def parse_index(work: Path) -> None:
     """Each way in a process of its own: memory is that of its peak."""
+    from comparisons import record
+
     for way in ("blocks", "whole"):
         command = [sys.executable, "-c", PARSE, str(ROOT), way, str(work / "long.index")]
         seconds, megabytes = map(float, subprocess.check_output(command, text=True).split())
+        variant = {"blocks": "ours", "whole": "NumPy, all at once"}[way]
+        record("parsing an index", variant, "s", [seconds], more_is_better=False)
+        record("parsing an index, memory", variant, "MB", [megabytes], more_is_better=False)
         print(f"index, {way:<8} {seconds:6.2f} s of processor time, {megabytes:6.0f} MB")
 
 
 def read_records(work: Path) -> None:
     """The best of three passes over 8,192 samples."""
+    from comparisons import record
+
     from alip.data.order import EpochOrder
     from alip.data.sample_reader import Records
     from alip.data.shards import load_manifest
@@ -109,11 +116,14 @@ def read_records(work: Path) -> None:
             for at in range(0, count, 512):
                 records.read(order.slice(at, at + 512))
             best = min(best, (time.thread_time() - start) / count)
+        record("Python's cost of a sample", f"reading, {kind}", "µs", [1e6 * best], more_is_better=False)
         print(f"records, {kind:<9} {1e6 * best:5.2f} µs of processor time a sample")
 
 
 def hand_over(work: Path, batch: int = 512) -> None:
     """The best of three batches, each step by itself."""
+    from comparisons import record
+
     from alip.data.augment import Augmentation, sample_params
     from alip.data.batch import prepare_texts
     from alip.data.decoders import DaliDecoder, PixelFormat
@@ -140,11 +150,14 @@ def hand_over(work: Path, batch: int = 512) -> None:
             start = time.thread_time()
             job(n)
             best = min(best, (time.thread_time() - start) / batch)
+        record("Python's cost of a sample", name, "µs", [1e6 * best], more_is_better=False)
         print(f"host, {name:<12} {1e6 * best:5.2f} µs of processor time a sample")
 
 
 def read_cold(work: Path, ahead: bool) -> None:
     """One epoch of the reading thread from a cold cache."""
+    from comparisons import record
+
     from alip.data import read_ahead
     from alip.data.augment import Augmentation
     from alip.data.decoders import PixelFormat
@@ -177,6 +190,7 @@ def read_cold(work: Path, ahead: bool) -> None:
         size += sum(len(one) for one in request.encoded)
     seconds = time.perf_counter() - start
     count = 512 * loader.batches_per_epoch
+    record("reading from a cold cache", "ours" if ahead else "without read-ahead", "MB/s", [size / seconds / 1e6])
     print(
         f"cold, {'with read-ahead' if ahead else 'without':<16} {size / seconds / 1e6:6.0f} MB/s, "
         f"{count / seconds:7.0f} samples/s, {1000 * sum(waits) / count:5.0f} waits in 1,000 samples"
@@ -185,13 +199,17 @@ def read_cold(work: Path, ahead: bool) -> None:
 
 def read_through(work: Path) -> None:
     """The files from end to end, from a cold cache."""
+    from comparisons import record
+
     drop_cache(work)
     start, size = time.perf_counter(), 0
     for path in sorted((work / "crc").glob("*.rec")):
         with open(path, "rb", buffering=0) as file:
             while block := file.read(1 << 22):
                 size += len(block)
-    print(f"cold, {'end to end':<16} {size / (time.perf_counter() - start) / 1e6:6.0f} MB/s")
+    rate = size / (time.perf_counter() - start) / 1e6
+    record("reading from a cold cache", "the files from end to end", "MB/s", [rate])
+    print(f"cold, {'end to end':<16} {rate:6.0f} MB/s")
 
 
 def drop_cache(work: Path) -> None:
