@@ -184,6 +184,9 @@ def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
         most = max(work for points in found.values() for work, _ in points)
         axes.plot([1, most], [1, most], color=plot_style.GREY, linestyle="--", linewidth=0.8, label="as the work")
         axes.set(xscale="log", yscale="log", xlabel="work, times the first", ylabel="time, times the first")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.set_minor_formatter(lambda value, _: "")
         axes.legend()
 
 
