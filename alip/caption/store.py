@@ -332,7 +332,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The complete lines of a captions or failures file. Other lines (truncated, since the process died while writing
     it, or edited) are skipped: their images are captioned again."""
     check_regular(path)
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=1 << 20) as file:
         for text in bounded_lines(file, LONGEST_LINE):
             if not text.endswith(b"\n"):  # cut off at the file's end, or longer than any that this command writes
                 continue

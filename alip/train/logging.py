@@ -166,7 +166,7 @@ def _keep_until(path: Path, step: int) -> None:
         return
     if not path.is_file():
         raise UserError(f"{path}: is not a regular file; remove it")
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=1 << 20) as file:
         whole = all(_step_of(line) <= step for line in bounded_lines(file, _LONGEST_LINE))
     if whole:
         return
