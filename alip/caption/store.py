@@ -334,8 +334,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     check_regular(path)
     with open(path, "rb", buffering=1 << 20) as file:
         for text in bounded_lines(file, LONGEST_LINE):
-            if not text.endswith(b"\n"):  # cut off at the file's end, or longer than any that this command writes
-                continue
+            if len(text) >= LONGEST_LINE:
+                raise UserError(
+                    f"{path}: a line of more than {LONGEST_LINE:,} bytes, which this command never writes; remove that "
+                    "line or the file"
+                )
+            if not text.endswith(b"\n"):
+                return
             try:
                 line = json.loads(text.decode("utf-8", "replace"))
             except (ValueError, RecursionError):
