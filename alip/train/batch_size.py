@@ -117,7 +117,8 @@ def _attempt(find: Callable[[int], Found], samples: int) -> Found | str:
 def largest_that_fits(samples: int, step: Callable[[int], None], memory: Memory) -> Found:
     """The largest divisor of `samples` of which one step fits: first doubled, then bisected.
 
-    step: one dry step of so many samples; raises torch.OutOfMemoryError if it does not fit. UserError if none does.
+    step: one dry step of so many samples; raises torch.OutOfMemoryError, or cuBLAS's or cuDNN's error, if it does not
+    fit. UserError if none does.
     """
     sizes = [n for n in range(1, samples + 1) if samples % n == 0]
     peaks: dict[int, int] = {}
@@ -126,7 +127,9 @@ def largest_that_fits(samples: int, step: Callable[[int], None], memory: Memory)
         memory.forget()
         try:
             step(size)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             return False
         peaks[size] = memory.peak()
         return True
@@ -140,6 +143,12 @@ def largest_that_fits(samples: int, step: Callable[[int], None], memory: Memory)
     other = max((size for size in peaks if size <= best // 2), default=best)
     slope = (peaks[best] - peaks[other]) / (best - other) if other != best else peaks[best] / best
     return Found(best, peaks[best], max(0.0, slope), memory.total)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """torch's own error, or that of a library that found no room for its workspace."""
+    words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _last_that_fits(sizes: list[int], fits: Callable[[int], bool]) -> int:

@@ -53,6 +53,21 @@ def test_nothing_fits():
         largest_that_fits(8, memory.step, memory)
 
 
+@pytest.mark.parametrize(
+    "words", ["CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "CUDA error: out of memory"]
+)
+def test_a_library_without_room_for_its_workspace_is_a_lack_of_memory(words):
+    memory = Memory(total=1000 + 50 * 4)
+
+    def step(size):
+        try:
+            memory.step(size)
+        except torch.OutOfMemoryError:
+            raise RuntimeError(words) from None
+
+    assert largest_that_fits(8, step, memory).size == 4
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
     def broken(size):
         raise RuntimeError("a bug")
