@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import resource
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -15,6 +14,7 @@ from PIL import Image
 from alip.data.batch_parse import jpeg_sizes, parse, read_spans
 from alip.data.captions import count_captions, take_texts
 from alip.data.jpeg import jpeg_size
+from alip.data.open_shards import OpenShards
 from alip.data.recordio import IndexedReader, RecordError, unpack_label
 from alip.data.shards import Manifest, record_fault
 from alip.errors import UserError
@@ -39,8 +39,7 @@ class Records:
         self.manifest, self.vocab_size = manifest, vocab_size
         self._captions, length = manifest.captions_per_image, manifest.context_length
         self._longest_label = 2 * length + (self._captions > 1) + (self._captions - 1) * (1 + length)
-        self._readers: dict[int, IndexedReader] = {}
-        self._opening = threading.Lock()
+        self._readers = OpenShards(manifest, OPEN_SHARDS)
         self._flags = np.array([(shard.sha256 is not None, shard.crc32) for shard in manifest.shards])
         self._advice = f" (`python data2rec.py --verify {manifest.folder / manifest.name}` checks everything)"
         _allow_open_files(2 * min(OPEN_SHARDS, len(manifest.shards)) + 256)  # the file, and the map of its offsets
@@ -72,7 +71,7 @@ class Records:
         """Where a sample is, for people: file, record, byte offset."""
         shard, number = self.manifest.locate(index)
         try:
-            return f"{self._reader(shard).path}, record {number} (byte {self._reader(shard).span(number)[0]})"
+            return f"{self._readers[shard].path}, record {number} (byte {self._readers[shard].span(number)[0]})"
         except UserError:  # it has left the cache meanwhile
             return f"{self.manifest.path(self.manifest.shards[shard].rec)}, record {number}"
 
@@ -119,7 +118,7 @@ class Records:
         starts, ends = np.empty(len(shards), np.int64), np.empty(len(shards), np.int64)
         for shard in np.unique(shards).tolist():
             one = slice(*np.searchsorted(shards, [shard, shard + 1]).tolist())
-            reader = self._reader(shard)
+            reader = self._readers[shard]
             starts[one], ends[one] = reader.spans(numbers[one])
             readers += [reader] * (one.stop - one.start)
         return readers, starts, ends
@@ -191,12 +190,12 @@ class Records:
         """For each shard that has some of the samples: its file's descriptor, and their starts and ends in it."""
         shards = np.searchsorted(self.manifest.starts, index, side="right") - 1
         for shard in np.unique(shards).tolist():
-            reader = self._reader(shard)
+            reader = self._readers[shard]
             yield reader.fileno(), *reader.spans(index[shards == shard] - self.manifest.starts[shard])
 
     def _payload(self, shard: int, number: int) -> bytes:
         try:
-            return self._reader(shard)[number]
+            return self._readers[shard][number]
         except RecordError as error:
             raise UserError(f"record {number} of {error}") from None
 
@@ -223,18 +222,7 @@ class Records:
 
     def drop(self, shards: list[int]) -> None:
         """Closes the files of some shards, as soon as nobody reads them any more."""
-        for shard in shards:
-            self._readers.pop(shard, None)
-
-    def _reader(self, shard: int) -> IndexedReader:
-        reader = self._readers.get(shard)
-        if reader is None:
-            with self._opening:
-                reader = self._readers.get(shard) or self.manifest.open_shard(shard)
-                self._readers[shard] = reader
-                while len(self._readers) > OPEN_SHARDS:
-                    self._readers.pop(next(iter(self._readers)))  # closed when nobody reads from it
-        return reader
+        self._readers.drop(shards)
 
 
 def _allow_open_files(count: int) -> None:

@@ -1,4 +1,5 @@
-"""Datasets that Hugging Face's `datasets` library has left in its cache, as Arrow files: read without that library.
+"""Datasets of the Hub with their images inside: Parquet files as they are downloaded, and the Arrow files that Hugging
+Face's `datasets` library leaves in its cache. Both are read without that library.
 
 An image is a struct of `bytes` and `path`; a script of the Hub stores paths into the cache's own `downloads` folder.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from alip.errors import UserError
@@ -29,14 +31,23 @@ def arrow_files(cache: Path, owner: str, name: str, split: str = "test") -> list
 
 
 def read_table(paths: Sequence[Path], columns: Sequence[str]) -> pa.Table:
-    """The files' rows, memory-mapped. UserError for another file, and for columns that are missing."""
+    """The files' rows: these columns of .parquet files, in memory; others are Arrow files, memory-mapped whole.
+
+    UserError for another file, and for columns that are missing.
+    """
     tables = []
     for path in paths:
+        parquet = path.suffix == ".parquet"
         try:
-            with pa.memory_map(str(path)) as source:
-                tables.append(pa.ipc.open_stream(source).read_all())
+            if parquet:
+                file = pq.ParquetFile(path)
+                tables.append(file.read([name for name in columns if name in file.schema_arrow.names]))
+            else:
+                with pa.memory_map(str(path)) as source:
+                    tables.append(pa.ipc.open_stream(source).read_all())
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} is no Arrow file of the datasets library: {str(error)[:120]}") from error
+            form = "Parquet file" if parquet else "Arrow file of the datasets library"
+            raise UserError(f"{path} is no {form}: {' '.join(str(error).split())[:120]}") from error
         missing = [name for name in columns if name not in tables[-1].column_names]
         if missing:
             raise UserError(f"{path} has no column {missing[0]}; it has {', '.join(tables[-1].column_names)[:200]}")
@@ -56,7 +67,7 @@ class ArrowImages:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def _item(self, index: int) -> dict[str, Any]:
+    def _item(self, index: int) -> Any:
         if self._values is None:
             self._values = read_table(self.paths, [self.column]).column(self.column)
         row, item = (int(number) for number in self.positions[index])
@@ -66,6 +77,8 @@ class ArrowImages:
     def data(self, index: int) -> bytes:
         """The encoded image."""
         item = self._item(index)
+        if not isinstance(item, dict):
+            raise OSError("no image in this row")
         if item.get("bytes"):
             return item["bytes"]
         return self._file(item.get("path") or "").read_bytes()

@@ -28,6 +28,7 @@ _USUAL = {
     "image": ("image", "image_path", "filepath", "file_path", "path", "file", "filename", "file_name"),
     "label": ("label", "class", "class_name", "classname", "category"),
 }
+_OPEN_SHARDS = 64  # files that stay open; a system may allow 1,024 in all
 _MOST_DIGITS = 9  # of a label that is a number
 _SPLIT = "split"
 _TEST_SPLITS = ("test", "val", "valid", "validation", "dev")  # the first that there is
@@ -196,10 +197,10 @@ class ShardImages:
 
     def __init__(self, manifest: Any, records: Sequence[int], labels: Sequence[int]):
         self.manifest, self.records, self.labels = manifest, list(records), list(labels)
-        self._readers: dict[tuple[int, int], Any] = {}  # by process: a file of the parent process stays its own
+        self._open: tuple[int, Any] = (0, None)  # the process, and its open shards
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": {}}
+        return {**self.__dict__, "_open": (0, None)}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -210,15 +211,21 @@ class ShardImages:
         from alip.data.shards import record_fault
 
         shard, number = self.manifest.locate(self.records[index])
-        key = (os.getpid(), shard)
-        reader = self._readers.get(key)
-        if reader is None:  # threads share it; if two of them open it, one of the two is used
-            reader = self._readers.setdefault(key, self.manifest.open_shard(shard))
-        payload = reader[number]
+        payload = self._shards()[shard][number]
         fault = record_fault(self.manifest.shards[shard], number, payload)
         if fault is not None:
             raise OSError(fault)
         return unpack(payload)[1]
+
+    def _shards(self) -> Any:
+        """Of this process: a lock that the parent held at the fork would never be given back."""
+        from alip.data.open_shards import OpenShards
+
+        process, shards = self._open
+        if process != os.getpid():  # if two threads do this at once, each has its own for one image
+            shards = OpenShards(self.manifest, _OPEN_SHARDS)
+            self._open = (os.getpid(), shards)
+        return shards
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return read_rgb(io.BytesIO(self.data(index))), self.labels[index]

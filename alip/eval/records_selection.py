@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from alip.errors import UserError
+from alip.eval.arrow_images import ArrowImages, read_table
 from alip.eval.image_arrays import CroppedFiles
-from alip.eval.image_readers import ImageFiles
+from alip.eval.image_readers import ImageFiles, Images, JoinedImages
 from alip.eval.layouts import lines_of
 from alip.eval.named_lists import read_list
 from alip.eval.record_types import first_of, needed
@@ -99,6 +100,10 @@ _WINOGROUND = {
 
 
 def _winoground(name: str, folder: Path) -> SelectionDataset:
+    """The Hub's Parquet files, or examples.jsonl with a folder of images, its older form."""
+    parquet = sorted([*(folder / "data").glob("test-*.parquet"), *folder.glob("test-*.parquet")])
+    if parquet:
+        return _winoground_parquet(name, parquet)
     path = needed(first_of(folder, ("data/examples.jsonl", "examples.jsonl")), "Winoground's examples")
     images, texts = _Numbered(), _Numbered()
     rows = []
@@ -111,9 +116,30 @@ def _winoground(name: str, folder: Path) -> SelectionDataset:
     if not root.is_dir():
         raise UserError(f"{name}: {root} is missing; unpack images.zip beside {path.name}")
     files = [first_of(root, (f"{stem}.png", f"{stem}.jpg")) for stem in images.all()]
+    return _winoground_dataset(name, ImageFiles(files), texts, rows)
+
+
+def _winoground_parquet(name: str, paths: list[Path]) -> SelectionDataset:
+    """Two columns of images inside the files, two of captions."""
+    columns = ("caption_0", "caption_1", "image_0", "image_1")
+    captions = read_table(paths, columns).select(columns[:2])
+    texts, count = _Numbered(), len(captions)
+    rows = []
+    for number, row in enumerate(captions.to_pylist()):
+        own = [row[column] for column in columns[:2]]
+        if not all(isinstance(text, str) and text for text in own):
+            raise UserError(f"{paths[0]}: row {number} has no text in caption_0 or caption_1")
+        rows.append([number, count + number, *map(texts.number, own)])
+    positions = np.stack([np.arange(count), np.full(count, -1)], 1)
+    sides = [ArrowImages(paths, paths[0].parent, column, positions) for column in columns[2:]]
+    return _winoground_dataset(name, JoinedImages(sides), texts, rows)
+
+
+def _winoground_dataset(name: str, images: Images, texts: _Numbered, rows: list[list[int]]) -> SelectionDataset:
+    if not rows:
+        raise UserError(f"{name}: there are no examples")
     table = np.array(rows, dtype=np.int64)
-    judge = winoground(table[:, :2], table[:, 2:])
-    return _dataset(name, ImageFiles(files), texts.all(), judge, "group score", table)
+    return _dataset(name, images, texts.all(), winoground(table[:, :2], table[:, 2:]), "group score", table)
 
 
 _TEXT = {"type": "string", "minLength": 1}
@@ -208,7 +234,10 @@ SELECTION: dict[str, SelectionRecord] = {
         (7511,),
     ),
     "winoground": SelectionRecord(
-        ("winoground",), "winoground/data/examples.jsonl, winoground/data/images/*.png", _winoground, (400,)
+        ("winoground",),
+        "winoground/data/test-*.parquet, or winoground/data/examples.jsonl and winoground/data/images/*.png",
+        _winoground,
+        (400,),
     ),
     "aro-relation": SelectionRecord(
         ("aro",),

@@ -87,16 +87,19 @@ class TarImages:
             return short_hash([*pool.map(self._hash_of, blocks), str(self.labels.tolist())])
 
     def _hash_of(self, indices: range) -> str:
-        """Of some images, through files of its own: the table of open ones is not for several threads."""
+        """Of some images, through a file of its own: the table of open ones is not for several threads."""
         found = hashlib.blake2b(digest_size=16)
-        with contextlib.ExitStack() as stack:
-            files: dict[int, int] = {}
+        with contextlib.ExitStack() as opened:
+            current, descriptor = -1, -1
             for index in indices:
                 number = int(self.tar[index])
                 try:
-                    if number not in files:
-                        files[number] = stack.enter_context(open(self.paths[number], "rb")).fileno()
-                    data = os.pread(files[number], int(self.size[index]), int(self.start[index]))
+                    if number != current:  # the images are in the order of the tars
+                        opened.close()
+                        current = -1
+                        descriptor = opened.enter_context(open(self.paths[number], "rb")).fileno()
+                        current = number
+                    data = os.pread(descriptor, int(self.size[index]), int(self.start[index]))
                 except OSError:
                     data = b"unreadable"
                 found.update(hashlib.blake2b(data, digest_size=16).digest())

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -10,7 +13,7 @@ from PIL import Image
 
 import eval_zeroshot
 from alip.errors import UserError
-from alip.eval import results
+from alip.eval import labelled_rows, results
 from alip.eval.datasets import open_classification
 from alip.eval.labelled_rows import RowFields
 from alip.eval.probe_data import with_training_images
@@ -164,6 +167,26 @@ def test_shards(tmp_path):
             open_classification(path)
     with pytest.raises(UserError, match="no shards at"):
         open_classification("shards:nothing", tmp_path)
+
+
+def test_few_shards_stay_open(tmp_path, monkeypatch):
+    """Four threads on four shards, of which two may be open: every image is right, and no file is left open."""
+    rows = make_rows(tmp_path)
+    images = open_classification(f"shards:{make_shards(tmp_path, rows)}", fields=RowFields(label="fruit")).train()
+    expected = [images[number][0].tobytes() for number in range(12)]
+    monkeypatch.setattr(labelled_rows, "_OPEN_SHARDS", 2)
+    few, before = pickle.loads(pickle.dumps(images)), open_files(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda number: few[number % 12][0].tobytes() == expected[number % 12], range(96)):
+            assert found
+    assert len({few.manifest.locate(record)[0] for record in few.records}) == 4
+    assert open_files(tmp_path) == before + 2
+
+
+def open_files(folder):
+    """How many files below the folder this process has open."""
+    links = [f"/proc/self/fd/{one}" for one in os.listdir("/proc/self/fd")]
+    return sum(os.path.realpath(one).startswith(str(folder)) for one in links)
 
 
 @pytest.mark.parametrize("source", ["table", "two tables", "shards"])

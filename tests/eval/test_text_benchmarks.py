@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -29,6 +31,7 @@ from tests.helpers.text_archives import (
     sugarcrepe,
     urban1k,
     winoground,
+    winoground_parquet,
     xm3600,
     xtd,
 )
@@ -177,6 +180,21 @@ def test_winoground_as_clip_benchmark(tmp_path, run):
     for ours, name in names.items():
         assert found.numbers[ours] == pytest.approx(100 * theirs[name], abs=1e-4)
     assert found.numbers["primary"] == found.numbers["group_score"]
+
+
+def test_winoground_in_parquet_is_the_same(tmp_path, run):
+    model, found = load_model(run), []
+    for write in (winoground, winoground_parquet):
+        write(tmp_path / write.__name__)
+        found.append(measure(model, open_texts("winoground", tmp_path / write.__name__)))
+    assert found[0].numbers == found[1].numbers and found[0].numbers["questions"] == 6
+    folder = tmp_path / "winoground_parquet/winoground/data"
+    (folder / "test-00001-of-00002.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="is no Parquet file"):
+        open_texts("winoground", folder.parents[1])
+    pq.write_table(pa.table({"caption_0": ["a"]}), folder / "test-00001-of-00002.parquet")
+    with pytest.raises(UserError, match="has no column caption_1; it has caption_0"):
+        open_texts("winoground", folder.parents[1])
 
 
 def test_ties_count_against_us():

@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from alip.eval.records_selection import SUGARCREPE_PARTS
@@ -145,6 +147,23 @@ def winoground(root):
         row = {"id": i, "image_0": f"ex_{i}_img_0", "image_1": f"ex_{i}_img_1", "tag": "Object"}
         lines.append(json.dumps({**row, "caption_0": f"{i} old kisses young", "caption_1": f"{i} young kisses old"}))
     (folder / "examples.jsonl").write_text("\n".join(lines) + "\n")
+    return 6
+
+
+def winoground_parquet(root):
+    """The same questions as the Hub has them now: two columns of images inside, in two files."""
+    winoground(root)
+    folder = root / "winoground" / "data"
+    rows = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+    for row in rows:
+        for column in ("image_0", "image_1"):
+            file = folder / "images" / f"{row[column]}.png"
+            row[column] = {"bytes": file.read_bytes(), "path": file.name}
+            file.unlink()
+    (folder / "images").rmdir()
+    (folder / "examples.jsonl").unlink()
+    for part in range(2):
+        pq.write_table(pa.Table.from_pylist(rows[3 * part : 3 * part + 3]), folder / f"test-0000{part}-of-00002.parquet")
     return 6
 
 
