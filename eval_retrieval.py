@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         encoding = encoding_from(args, world)
         datasets = [open_texts(name, args.data_root) for name in split_names(args.dataset)]
-        model = load_model(args.checkpoint, model_name=args.model, device=world.device, weights=args.weights)
+        model = load_model(
+            args.checkpoint, model_name=args.model, device=world.device, weights=args.weights, with_fingerprint=False
+        )
         folder = results_folder(args.checkpoint, args.output)
         plots = not args.no_plots
         return texts(

@@ -57,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         datasets = [open_classification(name, args.data_root, **lists) for name in split_names(args.datasets)]
         if args.probe_train:
             datasets = give_training_images(datasets, args.probe_train, args.data_root, fields)
-        model = load_model(args.checkpoint, model_name=args.model, device=world.device, weights=args.weights)
+        model = load_model(
+            args.checkpoint, model_name=args.model, device=world.device, weights=args.weights, with_fingerprint=False
+        )
         folder = results_folder(args.checkpoint, args.output)
         plots = not args.no_plots
         return zeroshot(
@@ -83,7 +85,13 @@ def _suite(args: argparse.Namespace, tasks: Sequence[str], encoding: Encoding) -
             "--image-field and --label-field"
         )
     suite = open_suite(args.suite, args.data_root, args.protocol)
-    model = load_model(args.checkpoint, model_name=args.model, device=encoding.world.device, weights=args.weights)
+    model = load_model(
+        args.checkpoint,
+        model_name=args.model,
+        device=encoding.world.device,
+        weights=args.weights,
+        with_fingerprint=False,
+    )
     return run_suite(
         model,
         suite,

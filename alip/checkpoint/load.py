@@ -32,13 +32,9 @@ def load_weights(model: nn.Module, path: str | Path, weights: str = "model") -> 
     return _metadata(found, weights)
 
 
-def _metadata(found: Weights, weights: str) -> dict[str, Any]:
-    return {
-        "source": found.name or str(found.path),
-        "fingerprint": fingerprint(found.path),
-        "weights": weights,
-        **found.metadata,
-    }
+def _metadata(found: Weights, weights: str, with_fingerprint: bool = True) -> dict[str, Any]:
+    own = {"fingerprint": fingerprint(found.path)} if with_fingerprint else {}
+    return {"source": found.name or str(found.path), **own, "weights": weights, **found.metadata}
 
 
 def _choose(found: Weights, weights: str) -> dict[str, torch.Tensor]:
@@ -52,14 +48,19 @@ def _choose(found: Weights, weights: str) -> dict[str, torch.Tensor]:
 
 
 def load_model(
-    path: str | Path, model_name: str | None = None, device: str | torch.device = "cpu", weights: str = "model"
+    path: str | Path,
+    model_name: str | None = None,
+    device: str | torch.device = "cpu",
+    weights: str = "model",
+    with_fingerprint: bool = True,
 ) -> nn.Module:
     """A model in evaluation mode with the weights at `path` (see `read_weights`), its `metadata` as an attribute.
 
     path: also an open_clip name with a tag, as `ViT-B-32:openai`, or `hf-hub:org/name` (both download). It is measured
     as it was trained: activation, resizing, mean and standard deviation are those of its files. model_name: needed
     only for a bare state dict that fits no open_clip model, or another one than the plainest that it fits: shapes do
-    not tell QuickGELU, for one.
+    not tell QuickGELU, for one. with_fingerprint: False leaves that out of the metadata, and so the whole file is not
+    read once more for its checksum.
     """
     found = _find(path)
     state = _choose(found, weights)
@@ -67,7 +68,7 @@ def load_model(
         model = create_model(model_name or found.described(), pretrained=replace(found, state=state))
     if not model.text_format.is_clip:
         model.tokenizer([""])  # what cannot be tokenised is reported before anything is encoded
-    model.metadata = _metadata(found, weights)
+    model.metadata = _metadata(found, weights, with_fingerprint)
     return model.to(device).eval()
 
 

@@ -23,6 +23,7 @@ from alip.errors import UserError
 from alip.eval import cache
 from alip.eval.image_loader import ImageBatches
 from alip.eval.image_readers import Images
+from alip.model.cpu_products import onednn_linears
 from alip.model.precision import autocast, resolve
 
 PART_IMAGES = 1 << 12  # of a piece of work on a cluster; smaller datasets stay on this machine
@@ -115,7 +116,7 @@ class Encoding:
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
         """No gradients, and the chosen precision."""
-        with torch.no_grad(), autocast(self.precision, self.world.device):
+        with torch.no_grad(), autocast(self.precision, self.world.device), onednn_linears(self.world.device):
             yield
 
     def cached(self, key: str) -> dict[str, Tensor] | None:

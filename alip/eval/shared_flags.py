@@ -10,6 +10,7 @@ from alip import command
 from alip.cluster.ray_engine import add_flags as add_engine_flags
 from alip.cluster.ray_engine import check_flags as check_engine_flags
 from alip.cluster.ray_engine import engine_of
+from alip.cpu_memory import keep_freed_memory
 from alip.distributed import World
 from alip.errors import UserError
 from alip.eval.feature_cluster import FeatureCluster, ModelSource
@@ -58,8 +59,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def encoding_from(args: argparse.Namespace, world: World) -> Encoding:
-    """How to compute, from the flags."""
+    """How to compute, from the flags; sets up this process for it."""
     check_engine_flags(args)
+    if world.device.type == "cpu":
+        keep_freed_memory()
     cache = Path(args.cache) if args.cache else None
     if cache is not None:  # now, rather than after the first dataset
         cache.mkdir(parents=True, exist_ok=True)

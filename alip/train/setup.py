@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 
 import torch
 from open_clip.transformer import VisionTransformer
 
+from alip.cpu_memory import keep_freed_memory
 from alip.model.precision import canonical
 
 
@@ -43,20 +43,6 @@ def set_layout(model: torch.nn.Module) -> None:
     """
     if not isinstance(model.visual, VisionTransformer):
         model.visual.to(memory_format=torch.channels_last)
-
-
-def keep_freed_memory() -> bool:
-    """Makes glibc keep freed memory in the process for the next step; True if this C library can.
-
-    A step allocates and frees the same gigabytes as the one before it. By default glibc returns large buffers to the
-    kernel, which gives them back as new, zeroed pages: up to a tenth of a ViT-B/32's step, see
-    benchmarks/notes/step.md. The peak of memory is the same.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is None:  # musl, macOS
-        return False
-    mmap_max, top_pad, trim_threshold = -4, -2, -1  # M_… of malloc.h
-    return all(mallopt(*setting) for setting in ((mmap_max, 0), (top_pad, 64 << 20), (trim_threshold, -1)))
 
 
 def seed_rank(seed: int, rank: int) -> None:

@@ -182,8 +182,10 @@ def test_groups_and_baselines_are_checked(runs, tmp_path):
             report.main([*map(str, words), "--output", str(tmp_path)])
 
 
-def test_the_baseline_is_the_second_of_every_difference(runs, tmp_path, capsys):
-    page_of([*runs[:2], runs[3], "--baseline", "b-s0"], tmp_path, capsys, "--no-plots")
+@pytest.mark.parametrize("by", ["name", "folder"])
+def test_the_baseline_is_the_second_of_every_difference(runs, tmp_path, capsys, by):
+    baseline = "b-s0" if by == "name" else f"{runs[3]}/"
+    page_of([*runs[:2], runs[3], "--baseline", baseline], tmp_path, capsys, "--no-plots")
     rows = list(csv.DictReader((tmp_path / "differences.csv").open()))
     assert {row["second"] for row in rows} == {"b-s0"} and {row["first"] for row in rows} == {"a-s0", "a-s1"}
 

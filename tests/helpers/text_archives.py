@@ -163,7 +163,9 @@ def winoground_parquet(root):
     (folder / "images").rmdir()
     (folder / "examples.jsonl").unlink()
     for part in range(2):
-        pq.write_table(pa.Table.from_pylist(rows[3 * part : 3 * part + 3]), folder / f"test-0000{part}-of-00002.parquet")
+        pq.write_table(
+            pa.Table.from_pylist(rows[3 * part : 3 * part + 3]), folder / f"test-0000{part}-of-00002.parquet"
+        )
     return 6
 
 

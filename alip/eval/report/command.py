@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None, show: Callable[[str], None] = print) -> 
         metavar=("NAME", "RUN"),
         help="runs that differ in their seed: one row, mean ± standard deviation",
     )
-    add("--baseline", metavar="NAME", help="run or group that the others are tested against (default: the first)")
+    add("--baseline", metavar="RUN|NAME", help="run or group that the others are tested against (default: the first)")
     add("--format", default="markdown", choices=document.FORMATS, help="of what is printed; all three are written")
     add("--no-intervals", action="store_true", help="numbers without their 95 %% intervals")
     add("--no-plots", action="store_true", help="tables only")
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None, show: Callable[[str], None] = print) -> 
     args = parser.parse_args(argv)
     paths, groups = _named(args.runs, args.group)
     if args.baseline is not None:
-        groups = _with_first(groups, args.baseline)
+        groups = _with_first(groups, paths, args.baseline)
     runs = {name: results.load(path) for name, path in paths.items()}
     first = next(iter(groups.values()))[0]
     folder = Path(args.output) if args.output else results.folder_of(paths[first])
@@ -87,9 +87,14 @@ def _named(runs: Sequence[str], given: Sequence[Sequence[str]]) -> tuple[dict[st
     return {names[word]: Path(word) for word in words}, groups
 
 
-def _with_first(groups: dict[str, list[str]], name: str) -> dict[str, list[str]]:
+def _with_first(groups: dict[str, list[str]], paths: dict[str, Path], baseline: str) -> dict[str, list[str]]:
+    """The baseline, a group's name or a run's name or folder, before the others."""
+    name = baseline
     if name not in groups:
-        raise UserError(f"--baseline {name}: no such run or group; there are {', '.join(groups)}")
+        same = [run for run, path in paths.items() if os.path.abspath(path) == os.path.abspath(baseline)]
+        name = next((run for run in same if run in groups), baseline)
+    if name not in groups:
+        raise UserError(f"--baseline {baseline}: no such run or group; there are {', '.join(groups)}")
     return {name: groups[name], **groups}
 
 

@@ -279,7 +279,8 @@ def as_latex(report: Report, intervals: bool = True) -> str:
     if report.differences:
         parts.append(to_latex(_difference_table(report.differences)))
     parts += [f"% {number}: {' '.join(note.split())}; not comparable." for number, note in enumerate(report.notes, 1)]
-    parts.append("% P: published in the ALIP paper, not measured here.")
+    if any(row.published for table in report.tables for row in table.rows):
+        parts.append("% P: published in the ALIP paper, not measured here.")
     return "\n\n".join(parts) + "\n"
 
 
