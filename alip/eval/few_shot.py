@@ -75,12 +75,13 @@ def measure(
     classes = len(dataset.classnames)
     found: list[dict[str, float]] = []
     outcomes: list[Outcomes] = []
-    strengths = []
+    strengths, unfinished = [], 0
     for chosen, held in samples:
         own = train.part(torch.isin(positions.cpu(), torch.tensor(chosen)))
         validation = train.part(torch.isin(positions.cpu(), torch.tensor(held, dtype=torch.int64)))
         strength = sweep(own, validation, classes, fit) if len(validation.labels) else _C_WITHOUT_VALIDATION
         probe: Linear = fit(own, classes, strength, None)
+        unfinished += not probe.converged
         logits = probe.logits(test.features)
         labels = test.labels.to(logits.device)
         found.append(score(dataset, logits, labels, test.positions)[0])
@@ -94,5 +95,7 @@ def measure(
             numbers[f"{name}_std"] = float(values.std(ddof=1))
     numbers["train_images"], numbers["validation_images"] = (len(part) for part in samples[0])
     numbers["C"] = float(np.median(strengths))
+    if unfinished:
+        numbers["unfinished_fits"] = unfinished
     own = {name: np.stack([one[name] for one in outcomes]) for name in BY_MODEL if name in outcomes[0]}
     return numbers, outcomes[0] | own

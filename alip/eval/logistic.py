@@ -17,15 +17,20 @@ from torch import Tensor
 _COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)  # powers of ten for C
 _FINEST = 1 / 8
 _HELD_OUT = 0.2
+ITERATIONS = 5000  # of L-BFGS, at most
 _BLOCK = 8192  # rows of features in one product
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A fitted probe: weight (classes, D), bias (classes,); `logits` takes features (n, D)."""
+    """A fitted probe: weight (classes, D), bias (classes,); `logits` takes features (n, D).
+
+    converged: False if the solver stopped at its largest number of iterations.
+    """
 
     weight: Tensor
     bias: Tensor
+    converged: bool = True
 
     def logits(self, features: Tensor) -> Tensor:
         return features.to(self.weight) @ self.weight.T + self.bias
@@ -67,14 +72,16 @@ Fit = Callable[[LabelledFeatures, int, float, "Linear | None"], Linear]  # (data
 
 def fit_sklearn(data: FeaturesInMemory, classes: int, strength: float, start: Linear | None = None) -> Linear:
     """scikit-learn's L-BFGS with C = strength, in float64 on the CPU; labels of at least two classes."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression  # takes a second to import, and only the probe needs it
 
     # For two classes scikit-learn fits one row of weights, whose penalty is twice that of a row for each class.
     if len(data.labels.unique()) == 2:
         strength = 2 * strength
-    found = LogisticRegression(C=strength, max_iter=5000, tol=1e-7)
+    found = LogisticRegression(C=strength, max_iter=ITERATIONS, tol=1e-7)
     with warnings.catch_warnings():  # one shot: as many classes as images are what is asked for
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says it of the fit that counts
         found.fit(data.features.double().cpu().numpy(), data.labels.numpy())
     weight, bias = torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
     if len(weight) == 1:  # scikit-learn keeps one row for two classes: the logit of the second over the first
@@ -84,7 +91,7 @@ def fit_sklearn(data: FeaturesInMemory, classes: int, strength: float, start: Li
     full_bias = torch.full((classes,), -1e9, dtype=bias.dtype)
     present = torch.from_numpy(found.classes_)
     full_weight[present], full_bias[present] = weight, bias
-    return Linear(full_weight, full_bias)
+    return Linear(full_weight, full_bias, int(found.n_iter_.max()) < ITERATIONS)
 
 
 def fit_torch(data: LabelledFeatures, classes: int, strength: float, start: Linear | None = None) -> Linear:
@@ -102,7 +109,7 @@ def fit_torch(data: LabelledFeatures, classes: int, strength: float, start: Line
     product_type = torch.float64 if data.exact else torch.float32
     solver = torch.optim.LBFGS(
         [weight, bias],
-        max_iter=5000,
+        max_iter=ITERATIONS,
         max_eval=10000,
         history_size=10,
         tolerance_grad=1e-7,
@@ -129,7 +136,7 @@ def fit_torch(data: LabelledFeatures, classes: int, strength: float, start: Line
         solver.step(closure)
     # As in scikit-learn, a class without training images is never predicted.
     bias[torch.bincount(data.labels, minlength=classes).to(device) == 0] = -1e9
-    return Linear(weight, bias)
+    return Linear(weight, bias, solver.state[weight]["n_iter"] < ITERATIONS)
 
 
 def logits_of(probe: Linear, data: LabelledFeatures) -> Iterator[tuple[Tensor, Tensor]]:

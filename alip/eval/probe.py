@@ -23,7 +23,16 @@ from alip.eval.datasets import ClassificationDataset
 from alip.eval.feature_store import SomeImages, StoredFeatures, encode_stored
 from alip.eval.features import Encoding, encode_images
 from alip.eval.image_readers import Images
-from alip.eval.logistic import FeaturesInMemory, Fit, LabelledFeatures, fit_sklearn, fit_torch, held_out, sweep
+from alip.eval.logistic import (
+    ITERATIONS,
+    FeaturesInMemory,
+    Fit,
+    LabelledFeatures,
+    fit_sklearn,
+    fit_torch,
+    held_out,
+    sweep,
+)
 from alip.eval.outcomes import Outcomes
 from alip.eval.zeroshot import outcomes_of, score
 
@@ -65,7 +74,10 @@ def measure_probe(
             if not held.any():
                 raise UserError(f"{dataset.name}: no class has two training images, so none can be held out for C")
             strength = sweep(train.part(~held), train.part(held), classes, fit)
-            logits = fit(train, classes, strength, None).logits(test.features)
+            probe = fit(train, classes, strength, None)
+            if not probe.converged:
+                _note_unfinished(dataset.name, 1)
+            logits = probe.logits(test.features)
             labels = test.labels.to(logits.device)
             numbers, _ = score(dataset, logits, labels, test.positions)
             outcomes = outcomes_of(dataset, logits, labels, test.positions)
@@ -120,6 +132,8 @@ def measure_few_shot(
                 _solver(encoding),
             )
             numbers.update(images=len(test.labels), classes=classes, unreadable=len(unreadable))
+            if numbers.get("unfinished_fits"):
+                _note_unfinished(f"{dataset.name}, {count} shots", numbers["unfinished_fits"])
             if not numbers["validation_images"]:
                 print(f"warning: {dataset.name}: {count} shots leave no image to choose C with; C is 1")
             found[count] = Probed(numbers, unreadable, outcomes)
@@ -147,6 +161,13 @@ def training_images(dataset: ClassificationDataset) -> Images:
     check_trainable(dataset)
     assert dataset.train is not None
     return dataset.train()
+
+
+def _note_unfinished(name: str, fits: int) -> None:
+    print(
+        f"warning: {name}: {fits} of the probes stopped after {ITERATIONS:,} iterations, before the minimum: the "
+        "features hardly differ, as those of an untrained model do"
+    )
 
 
 def _solver(encoding: Encoding) -> Fit:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 import eval_zeroshot
 from alip.errors import UserError
-from alip.eval import bootstrap, few_shot, outcomes, results
+from alip.eval import bootstrap, few_shot, logistic, outcomes, probe, results
 from alip.eval.datasets import ClassificationDataset, open_classification
 from alip.eval.feature_store import encode_stored
 from alip.eval.features import Encoding
@@ -241,3 +241,22 @@ def test_one_shot_gives_no_warning_of_scikit_learn(recwarn):
     first = [int((y == label).nonzero()[0]) for label in range(6)]
     fit_sklearn(FeaturesInMemory(x[first], y[first]), 6, 1.0)
     assert not [one for one in recwarn if "unique classes" in str(one.message)]
+
+
+@pytest.mark.parametrize("fit", [fit_sklearn, fit_torch])
+def test_a_fit_that_stops_early_says_so_once(model, parts, capsys, recwarn, monkeypatch, fit):
+    x, y = features()
+    assert fit(FeaturesInMemory(x, y), 6, 1.0).converged
+    monkeypatch.setattr(logistic, "ITERATIONS", 1)
+    assert not fit(FeaturesInMemory(x, y), 6, 1e6).converged
+    monkeypatch.setattr(probe, "_solver", lambda encoding: fit)
+    dataset = open_classification(parts)
+    measure_probe(model, dataset, PLAIN)
+    numbers = measure_few_shot(model, dataset, PLAIN, shots=(2,), seeds=2)[2].numbers
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(" of the probes")[0] for line in printed] == [
+        "warning: colours: 1",
+        "warning: colours, 2 shots: 2",
+    ]
+    assert numbers["unfinished_fits"] == 2
+    assert not [one for one in recwarn if "lbfgs" in str(one.message)]
