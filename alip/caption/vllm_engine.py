@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -35,6 +40,7 @@ class VllmCaptioner:
     ) -> None:
         if decoding.num_beams > 1:
             raise UserError("--engine vllm has no beam search here: leave --num-beams out, or set it to 1")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for captions
         try:
             import vllm
         except ImportError as error:
@@ -56,6 +62,7 @@ class VllmCaptioner:
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"vLLM cannot start {model_name!r}: {reason}") from error
+        self._guard = end_with_this_process(process.pid for process in multiprocessing.active_children())
         self.metadata = {"engine": "vllm", "vllm": getattr(vllm, "__version__", None), "prompt": self.prompt}
 
     def caption(self, batch: list[Image.Image], seeds: list[int] | None = None) -> list[str]:
@@ -64,6 +71,14 @@ class VllmCaptioner:
         parameters = [self._sampling(seed) for seed in seeds or [None] * len(batch)]
         outputs = self.engine.chat(conversations, parameters, use_tqdm=False)
         return [output.outputs[0].text.strip() for output in outputs]
+
+    def close(self) -> None:
+        """Ends the engine and its processes."""
+        core = getattr(getattr(self.engine, "llm_engine", None), "engine_core", None)
+        if core is not None:
+            core.shutdown()
+        self._guard.kill()
+        self._guard.communicate()
 
     def _conversation(self, image: Image.Image) -> list[dict[str, Any]]:
         content = [{"type": "image_pil", "image_pil": image}, {"type": "text", "text": self.prompt}]
@@ -80,3 +95,22 @@ class VllmCaptioner:
             repetition_penalty=decoding.repetition_penalty,
             seed=seed,
         )
+
+
+# Waits for the end of its standard input, which comes with the death of the process that started it.
+_GUARD = """
+import os, signal, sys
+sys.stdin.read()
+for pid in sys.argv[1:]:
+    try:
+        os.kill(int(pid), signal.SIGKILL)
+    except OSError:
+        pass
+"""
+
+
+def end_with_this_process(pids: Iterable[int]) -> subprocess.Popen:
+    """Starts a small process that kills `pids` when this process has ended, in whatever way. vLLM's engine outlives a
+    killed parent, and would keep the GPU's memory from the next run."""
+    command = [sys.executable, "-I", "-S", "-c", _GUARD, *map(str, pids)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)

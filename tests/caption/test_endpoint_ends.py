@@ -13,7 +13,7 @@ import pytest
 from alip.caption.pipeline import main
 from alip.errors import UserError
 from tests.helpers.captioning import numbered, read_captions, write_tar
-from tests.helpers.chat_server import error, image_of, seeing, serving, slow
+from tests.helpers.chat_server import completion, error, image_of, seeing, serving, slow
 from tests.helpers.endpoint_runs import COUNT, arguments, record, wanted
 
 ROOT = Path(__file__).parents[2]
@@ -147,3 +147,21 @@ def test_requests_under_way_are_kept_when_the_run_ends(folder, capfd):
         assert len(server.requests) == 1 + COUNT - 2
     assert read_captions(folder / "c.jsonl") == wanted()
     assert record(folder)["costs"]["1"]["tokens_in"] == 300
+
+
+def test_a_model_that_only_thinks_ends_the_run(folder):
+    """64 answers in a row without a text: each has been paid for."""
+    write_tar(folder / "many.tar", numbered(0, 80))
+    thoughts = completion("<think>It shows a", finish="length")
+    named = pytest.raises(UserError, match=r"answers 64 times in a row without a text: raise --max-new-tokens, or")
+    with serving(lambda body, number: thoughts) as server, named:
+        main(arguments(folder, server, "--concurrency", 1, "--input", folder / "many.tar"))
+    assert len(server.requests) == 1 + 64
+
+
+def test_what_a_content_filter_costs_is_counted(folder):
+    with serving(
+        lambda body, number: completion("", finish="content_filter") if number == 2 else seeing(body, number)
+    ) as server:
+        assert main(arguments(folder, server)) == 1
+    assert record(folder)["costs"]["1"]["tokens_in"] == 100 * (1 + COUNT)

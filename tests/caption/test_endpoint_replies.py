@@ -1,5 +1,7 @@
 """What is read from a server's replies: waiting times, limits, answers and refusals; and the key that is sent."""
 
+import json
+
 import pytest
 
 from alip.caption.endpoint.limits import duration, exhausted, retry_after
@@ -66,3 +68,21 @@ def test_kinds_of_replies(status, content, kind):
     else:
         with pytest.raises(kind):
             read_reply(status, {}, content, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("<think>a\nb</think> a dog", " a dog"),
+        ("a thought\n</think>\n\na dog", "\n\na dog"),
+        ("<think>never done", ""),
+        ("a <think> b", "a <think> b"),
+        (None, ""),
+        ([{"type": "text", "text": "a"}, {"type": "image"}, 3, {"text": None}], "a"),
+    ],
+)
+def test_the_text_of_an_answer(content, text):
+    message = {"content": content, "reasoning_content": "not the answer"}
+    reply = {"choices": [{"message": message}], "usage": {"prompt_tokens": "7", "completion_tokens": -1}}
+    answer = read_reply(200, {}, json.dumps(reply).encode(), None)
+    assert (answer.text, answer.tokens_in, answer.tokens_out) == (text, 0, 0)

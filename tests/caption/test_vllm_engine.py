@@ -1,11 +1,15 @@
-"""`--engine vllm` against a stand-in for the package, which has no CPU build: what it is asked for, and how.
+"""`--engine vllm` against a stand-in for the package: what it is asked for, and how.
 
-(The stand-in has the signatures of vllm.LLM, LLM.chat and SamplingParams; no model runs in it.)
+(It has the signatures of vllm.LLM, LLM.chat and SamplingParams; no model runs in it. test_vllm_real.py has vLLM.)
 """
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -104,3 +108,29 @@ def test_mistakes(vllm, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match="needs the package vllm"):
         run()
+
+
+ORPHAN = """
+import subprocess, sys, time
+from alip.caption.vllm_engine import end_with_this_process
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+end_with_this_process([child.pid])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_engine_ends_with_a_killed_run(number):
+    run = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    status = Path("/proc") / run.stdout.readline().strip() / "stat"
+    assert status.read_text().rpartition(")")[2].split()[0] in "RS"
+    run.send_signal(number)
+    run.communicate()
+    until = time.monotonic() + 20
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"

@@ -95,8 +95,11 @@ def _qwen_marks(tokenizer):
     return {name: tokenizer.convert_tokens_to_ids(mark) for name, mark in names.items()}
 
 
-def save_qwen2_5_vl(folder: Path) -> Path:
-    """Qwen2.5-VL: the number of image tokens depends on the image's size; there is a system turn."""
+def save_qwen2_5_vl(folder: Path, width: int = 32) -> Path:
+    """Qwen2.5-VL: the number of image tokens depends on the image's size; there is a system turn.
+
+    width: of the language model, a multiple of 32 (vLLM on a CPU has no attention for heads of 16: 128 gives 64).
+    """
     from transformers import (
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
@@ -108,9 +111,9 @@ def save_qwen2_5_vl(folder: Path) -> Path:
     tokenizer = _qwen_tokenizer()
     torch.manual_seed(0)
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 8}
-    vision |= {"out_hidden_size": 32, "window_size": 32, "fullatt_block_indexes": [0], "spatial_merge_size": 2}
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-    text = _text(tokenizer, rope_parameters=rope)
+    vision |= {"out_hidden_size": width, "window_size": 32, "fullatt_block_indexes": [0], "spatial_merge_size": 2}
+    rope = {"rope_type": "default", "mrope_section": [width // 16, 3 * width // 32, 3 * width // 32], "rope_theta": 10000.0}
+    text = _text(tokenizer, hidden_size=width, rope_parameters=rope)
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_qwen_marks(tokenizer))
     size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
     images = Qwen2VLImageProcessor(patch_size=8, merge_size=2, size=size)

@@ -29,7 +29,7 @@ LONGEST_REPLY = 1 << 23  # bytes
 FIRST_PAUSE = 1.0  # seconds before a request is repeated
 LONGEST_PAUSE = 30.0  # seconds between two attempts, unless the server asks for more
 HOPELESS = 16  # images in a row that fail in other ways than by a refusal: then it is not the images
-REFUSED = 64  # images in a row that are refused: then it is the request
+REFUSED = 64  # images in a row that are refused, or get no text: then it is the request
 COUNTS = ("requests", "retries", "tokens_in", "tokens_out", "cut_off")
 Body = dict[str, Any]
 
@@ -142,7 +142,7 @@ class Endpoint:
             else:
                 if not is_test:
                     self.health.succeeded()
-                    self.health.failed_images = self.health.refused_images = 0
+                    self._has_text(answer)
                 elif not self.health.successes:
                     self.health.succeeded()
                 return answer
@@ -168,6 +168,8 @@ class Endpoint:
                 ) from None
             raise Trouble(message, error.wait, error.status) from None
         except Refusal as error:
+            self._count("tokens_in", error.tokens_in)
+            self._count("tokens_out", error.tokens_out)
             raise Refusal(error.reason, self._redacted(str(error)), error.status) from None
         except Mistake as error:
             hint = f"; the key comes from {self.settings.key_variable}" + ("" if self._key else ", which is not set")
@@ -239,6 +241,17 @@ class Endpoint:
             return self._fatal(f"{self.settings.base_url} refuses {refused} images in a row; the last: {error}")
         return error
 
+    def _has_text(self, answer: Answer) -> None:
+        """Ends the run after REFUSED answers in a row without a text: they are paid for, and give nothing."""
+        with self._lock:
+            self.health.failed_images = self.health.refused_images = 0
+            self.health.empty_answers = 0 if answer.text.strip() else self.health.empty_answers + 1
+            empty = self.health.empty_answers
+        if empty >= REFUSED:
+            fix = "raise --max-new-tokens, or switch the model's thinking off with --option (docs/captioners.md)"
+            fix = fix if answer.is_cut else "try it with --dry-run and another --prompt"
+            raise self._fatal(f"{self.settings.base_url} answers {empty} times in a row without a text: {fix}")
+
     def _adapt(self, error: Refusal) -> bool:
         """Newer models of some servers take the token limit under another name: then requests use that one."""
         if "max_completion_tokens" not in str(error) or "max_completion_tokens" in self._changes:
@@ -270,6 +283,7 @@ class Health:
         self._since: float | None = None  # the first failure since the last success
         self._announced = False
         self.successes = self.failures_in_a_row = self.failed_images = self.refused_images = 0
+        self.empty_answers = 0
 
     def succeeded(self) -> None:
         """The server has handled a request."""

@@ -11,7 +11,8 @@ from typing import Any
 _PASSING = {408, 409, 423, 425, 429, 499}  # and every 5xx
 _FILTERED = re.compile(r"content[ _-]?(filter|policy|management)|moderation|safety|flagged", re.IGNORECASE)
 _PAID_UP = re.compile(r"insufficient_quota|billing|credit", re.IGNORECASE)
-_THINKING = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
+# Where the chat template begins the thoughts, the answer has their end only.
+_THINKING = re.compile(r"\A(?:.*?</think>|\s*<think>.*\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ class Trouble(Exception):
 
 
 class Refusal(Exception):
-    """The server refuses this request, and would again. reason: one word for counting."""
+    """The server refuses this request, and would again. reason: one word for counting. tokens_in, tokens_out: what a
+    content filter's reply has cost."""
 
-    def __init__(self, reason: str, message: str, status: int = 0) -> None:
+    def __init__(self, reason: str, message: str, status: int = 0, tokens_in: int = 0, tokens_out: int = 0) -> None:
         super().__init__(message)
-        self.reason, self.status = reason, status
+        self.reason, self.status, self.tokens_in, self.tokens_out = reason, status, tokens_in, tokens_out
 
 
 class Mistake(Exception):
@@ -61,14 +63,10 @@ def read_reply(status: int, headers: Mapping[str, str], content: bytes, wait: fl
     choice = choices[0] if isinstance(choices[0], dict) else {}
     message = choice.get("message") if isinstance(choice.get("message"), dict) else {}
     usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
+    spent = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     if choice.get("finish_reason") == "content_filter" or message.get("refusal"):
-        raise Refusal("refused", _short(str(message.get("refusal") or "the server's content filter")))
-    return Answer(
-        _THINKING.sub("", _text(message.get("content"))),
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
-        choice.get("finish_reason") == "length",
-    )
+        raise Refusal("refused", _short(str(message.get("refusal") or "the server's content filter")), 0, *spent)
+    return Answer(_THINKING.sub("", _text(message.get("content"))), *spent, choice.get("finish_reason") == "length")
 
 
 def _error(status: int, headers: Mapping[str, str], text: str, wait: float | None) -> Exception:
