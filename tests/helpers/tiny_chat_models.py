@@ -112,7 +112,8 @@ def save_qwen2_5_vl(folder: Path, width: int = 32) -> Path:
     torch.manual_seed(0)
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 8}
     vision |= {"out_hidden_size": width, "window_size": 32, "fullatt_block_indexes": [0], "spatial_merge_size": 2}
-    rope = {"rope_type": "default", "mrope_section": [width // 16, 3 * width // 32, 3 * width // 32], "rope_theta": 10000.0}
+    sections = [width // 16, 3 * width // 32, 3 * width // 32]
+    rope = {"rope_type": "default", "mrope_section": sections, "rope_theta": 10000.0}
     text = _text(tokenizer, hidden_size=width, rope_parameters=rope)
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_qwen_marks(tokenizer))
     size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
