@@ -52,11 +52,12 @@ def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
     timeout_minutes: after this long in a collective a missing rank brings the job down instead of hanging it.
     """
     _end_with_launcher()
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
-    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
-    world_size = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
-    if "MASTER_ADDR" not in os.environ:  # an interactive SLURM shell, or no launcher: a process by itself
-        rank, local_rank, world_size = 0, 0, 1
+    rank, local_rank, world_size = 0, 0, 1
+    if "MASTER_ADDR" in os.environ:  # without: an interactive SLURM shell, or no launcher: a process by itself
+        world_size = launcher_number(("WORLD_SIZE", "SLURM_NTASKS"), 1, least=1)
+        rank = launcher_number(("RANK", "SLURM_PROCID"), 0, most=world_size - 1)
+        local_rank = launcher_number(("LOCAL_RANK", "SLURM_LOCALID"), 0, most=world_size - 1)
+        launcher_number(("MASTER_PORT",), 29500, most=65535)
 
     place = pick_device(device, local_rank)
     if world_size > 1 and not dist.is_initialized():
@@ -67,6 +68,19 @@ def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
         else:
             dist.init_process_group("gloo", **options)
     return World(rank, local_rank, world_size, place, timeout_minutes)
+
+
+def launcher_number(names: tuple[str, ...], default: int, least: int = 0, most: int = 2**31 - 1) -> int:
+    """A whole number from the first of these environment variables that is set; UserError for anything else in it: a
+    rank beyond the number of ranks would be waited for until the timeout."""
+    name = next((name for name in names if name in os.environ), None)
+    text = str(default) if name is None else os.environ[name]
+    if not text.isdecimal() or not least <= int(text[:20]) <= most:
+        raise UserError(
+            f"the environment variable {name} is {text[:40]!r} where a number from {least} to {most} belongs: correct "
+            "or unset it"
+        )
+    return int(text)
 
 
 def _end_with_launcher() -> None:

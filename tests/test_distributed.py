@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from alip.distributed import LAUNCHER, start
+from alip.errors import UserError
+from alip.train.setup import default_threads
 
 # A launcher that starts one rank, says its process id, and stays.
 _LAUNCHER = """
@@ -61,6 +63,27 @@ def test_ranks_on_gpus_name_their_device(device, backend, monkeypatch):
     assert called.pop("timeout").total_seconds() == 180
     expected = {"backend": backend, "rank": 1, "world_size": 2}
     assert called == expected | ({"device_id": world.device} if backend == "nccl" else {})
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"RANK": "abc"}, {"RANK": "2"}, {"RANK": "-1"}, {"WORLD_SIZE": "0"}, {"LOCAL_RANK": ""}, {"MASTER_PORT": "99999"}],
+    ids=str,
+)
+def test_a_wrong_launcher_variable_is_one_line(variables, monkeypatch):
+    """A rank beyond the number of ranks would be waited for."""
+    for name, value in {"MASTER_ADDR": "localhost", "RANK": "1", "WORLD_SIZE": "2", **variables}.items():
+        monkeypatch.setenv(name, value)
+    (name,) = variables
+    with pytest.raises(UserError, match=f"the environment variable {name} is "):
+        start("cpu")
+
+
+@pytest.mark.parametrize("name, value", [("OMP_NUM_THREADS", "abc"), ("LOCAL_WORLD_SIZE", "0")])
+def test_a_wrong_number_of_threads_is_one_line(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"the environment variable {name} is "):
+        default_threads()
 
 
 class _Kernel:

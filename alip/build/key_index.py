@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,10 @@ def _make(path: Path, create: str, fill: Callable[[sqlite3.Connection], None]) -
         connection.commit()
     except sqlite3.OperationalError as error:
         if "full" in str(error):
-            raise OSError(errno.ENOSPC, str(error)) from None
+            raise OSError(errno.ENOSPC, str(error), str(path)) from None
+        if "disk I/O error" in str(error):  # how SQLite calls the limit on a file's size, too
+            limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+            raise OSError(errno.EFBIG if limited else errno.EIO, str(error), str(path)) from None
         raise
     finally:
         connection.close()

@@ -8,7 +8,10 @@ import random
 import torch
 from open_clip.transformer import VisionTransformer
 
+from alip.command import MOST_WORKERS
 from alip.cpu_memory import keep_freed_memory
+from alip.distributed import launcher_number
+from alip.errors import UserError
 from alip.model.precision import canonical
 
 
@@ -57,9 +60,11 @@ def default_threads() -> int:
     torchrun sets OMP_NUM_THREADS=1 for more than one process, whatever the machine; that 1 is ignored here. Any
     other value, or one set where torchrun does not, was set on purpose and is used.
     """
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local_ranks = launcher_number(("LOCAL_WORLD_SIZE",), 1, least=1)
     asked = os.environ.get("OMP_NUM_THREADS")
     if asked and not (asked == "1" and local_ranks > 1):
-        return max(1, int(asked.split(",")[0]))
+        if not asked.split(",")[0].strip().isdecimal():  # a list of numbers, one for each level of nesting
+            raise UserError(f"the environment variable OMP_NUM_THREADS is {asked[:40]!r}: set a number, or unset it")
+        return max(1, min(int(asked.split(",")[0][:9]), MOST_WORKERS))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // local_ranks)

@@ -11,7 +11,6 @@ that looks at whole matrices.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import partial
 
@@ -22,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from alip.distributed import World
+from alip.distributed import World, launcher_number
 from alip.errors import UserError
 from alip.model.transformer import run_block, runs_unpadded
 from alip.train.optimizer import gradient_norm, own_parameters
@@ -151,7 +150,7 @@ class Gradients:
 
 
 def _mesh(world: World, scope: str) -> DeviceMesh:
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
+    local = launcher_number(("LOCAL_WORLD_SIZE",), world.world_size, least=1)
     if scope == "full" or local == world.world_size:
         return init_device_mesh(world.device.type, (world.world_size,))
     if world.world_size % local:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pyarrow
@@ -12,6 +14,7 @@ from alip.build import caption_files
 from alip.build.caption_files import read_captions
 from alip.build.caption_table import CaptionTable
 from alip.errors import UserError
+from tests.helpers.shards import ROOT
 
 LIST = json.dumps([{"image_id": i, "caption": f"said {i}"} for i in range(3)])
 MALFORMED = {
@@ -128,3 +131,20 @@ def test_numbers_and_texts_across_blocks(tmp_path, monkeypatch):
         path = tmp_path / "c.json"
         path.write_text('[ {"image_id": 12345, "caption": "a, ]\\u00e9"} ,\n{"image_id": 6, "caption": 7.25}] ')
         assert list(read_captions(str(path))) == [("12345", "a, ]é"), ("6", "7.25")]
+
+
+def test_the_limit_on_a_files_size_is_no_traceback(tmp_path):
+    """SQLite calls it a disk I/O error."""
+    (tmp_path / "c.json").write_text(LIST)
+    program = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
+        "from alip.build.caption_table import CaptionTable; from alip.errors import run_command; "
+        "from pathlib import Path; run_command(lambda: CaptionTable(['c.json'], Path('index.sqlite')))"
+    )
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "File too large" in done.stderr
+    assert not (tmp_path / "index.sqlite").exists()
