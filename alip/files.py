@@ -131,9 +131,9 @@ def atomic_write(path: str | Path, text: bool = False) -> Iterator[IO[Any]]:
 
 
 def write_json(path: str | Path, content: Any, **options: Any) -> None:
-    """Writes a value as indented JSON, atomically. options: of json.dumps."""
-    with atomic_write(path, text=True) as file:
-        file.write(json.dumps(content, indent=1, **options) + "\n")
+    """Writes a value as indented JSON, atomically; half characters only as escapes. options: of json.dumps."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=1, **options) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -13,7 +13,17 @@ import pytest
 from alip.caption.store import read_lines
 from alip.data.score_table import ScoreTable
 from alip.errors import UserError, run_command
-from alip.files import FileLock, LockedError, atomic_path, atomic_write, check_regular, read_text, remove_leftovers
+from alip.files import (
+    FileLock,
+    LockedError,
+    atomic_path,
+    atomic_write,
+    check_regular,
+    read_json,
+    read_text,
+    remove_leftovers,
+    write_json,
+)
 from alip.remote.reading import open_any
 from tests.helpers.shards import ROOT
 
@@ -195,3 +205,9 @@ def test_a_fifo_is_refused(tmp_path, read):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UserError, match="fifo: is not a regular file"):
         read(tmp_path / "fifo")
+
+
+def test_half_characters_are_written_as_escapes(tmp_path):
+    """As an edited record of a run may hold them."""
+    write_json(tmp_path / "a.json", {"é": "\ud800"}, ensure_ascii=False)
+    assert read_json(tmp_path / "a.json") == {"é": "\ud800"} and "é" in (tmp_path / "a.json").read_text()

@@ -170,7 +170,7 @@ class RejectsFile:
         """Names one sample."""
         self.counts[reason] += 1
         line = {"key": key, "where": where, "reason": reason, "message": message}
-        self._file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        self._file.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
     def extend(self, path: Path, counts: dict[str, int]) -> None:
         """Appends the lines of another rejects file."""

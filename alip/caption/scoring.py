@@ -225,7 +225,7 @@ def score_schema(settings: dict[str, Any], metadata: dict[str, Any]) -> pa.Schem
     left_out = (() if settings["model"] else _OF_MODEL) + (() if settings["language"] else _OF_LANGUAGE)
     fields = [("key", pa.string()), ("number", pa.int32()), ("caption", pa.string()), ("image", pa.string())]
     fields += [(name, kind) for name, kind in SCORES.items() if name not in left_out]
-    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(metadata, ensure_ascii=False)})
+    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(metadata)})
 
 
 def _rows(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
