@@ -70,7 +70,10 @@ def costs_as_text(costs: dict[str, dict[str, float]]) -> str:
         for name, value in run.items():
             total[name] = total.get(name, 0) + value
     line = f"{total.get('requests', 0):,.0f} requests ({total.get('retries', 0):,.0f} repeated): "
-    line += f"{total.get('tokens_in', 0):,.0f} tokens in, {total.get('tokens_out', 0):,.0f} out"
+    if total.get("tokens_in") or total.get("tokens_out"):
+        line += f"{total.get('tokens_in', 0):,.0f} tokens in, {total.get('tokens_out', 0):,.0f} out"
+    else:
+        line += "its replies name no tokens, so neither these nor the price are known"
     if total.get("cost"):
         line += f", at the given prices {total['cost']:,.4g}"
     if total.get("cut_off"):

@@ -165,3 +165,13 @@ def test_what_a_content_filter_costs_is_counted(folder):
     ) as server:
         assert main(arguments(folder, server)) == 1
     assert record(folder)["costs"]["1"]["tokens_in"] == 100 * (1 + COUNT)
+
+
+def test_a_server_that_counts_no_tokens(folder, capsys):
+    def answer(body, number):
+        status, headers, content = seeing(body, number)
+        return status, headers, content.replace(b'"usage"', b'"other"')
+
+    with serving(answer) as server:
+        assert main(arguments(folder, server, "--price-in", 2)) == 0
+    assert "its replies name no tokens, so neither these nor the price are known" in capsys.readouterr().out
