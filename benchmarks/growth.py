@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--lengths", type=int, nargs="+", default=[8, 16, 32, 77], help="tokens of every text")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rank-batch", type=int, default=8, help="samples of each rank")
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 16, 64], help="of 256 samples each")
     parser.add_argument("--dataset-sizes", type=int, nargs="+", default=[10**5, 10**6, 10**7, 10**8])

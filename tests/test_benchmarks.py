@@ -69,6 +69,10 @@ def test_ratios_say_how_many_times_better_ours_is():
     table = main.comparisons(rows)
     assert table[0] == ["speed", "ours", "11 images/s", "", "18%", "3"]
     assert [row[3] for row in table] == ["", "2.00 ×", "", "2.50 ×"]
+    alone = main.Row("growth", "8", "s", (1.0, 2.0), False)
+    unmeasured = [main.Row("tiny", "ours", "MB", (0.0,), False), main.Row("tiny", "peer", "MB", (3.0,), False)]
+    assert main.by_themselves([*rows, alone]) == [["growth", "8", "1.5 s", "67%", "2"]]
+    assert main.comparisons([alone]) == [] and [row[3] for row in main.comparisons(unmeasured)] == ["", ""]
 
 
 def test_what_cannot_run_here_is_left_out_with_its_reason(tmp_path, monkeypatch):
