@@ -1,3 +1,3 @@
 """ALIP: image-text pre-training that weighs noisy web pairs with synthetic captions (ICCV 2023)."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
