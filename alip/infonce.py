@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alip.chunks import default_chunk, tiling, visit_chunks
+from alip.cpu_products import multiply, multiply_add
 
 # New names since torch 2.14, which warns about the old ones. (None at all in a torch built without distributed.)
 _all_gather = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
@@ -160,7 +161,7 @@ def log_sum_exps(
         logits, scratch = buffers
         if number < len(cached):
             logits = cached[number]
-        torch.mm(rows[i], columns[j].T, out=logits)
+        multiply(rows[i], columns[j].T, logits)
         highest = logits.amax(dim=1, keepdim=True)
         total = torch.sub(logits, highest, out=scratch).exp_().sum(dim=1)
         r[i] = torch.logaddexp(r[i], highest[:, 0] + total.double().log())
@@ -198,14 +199,14 @@ def gradient_products(
         if number < len(cached):
             logits = cached[number]
         else:
-            torch.mm(rows[i], columns[j].T, out=logits)
+            multiply(rows[i], columns[j].T, logits)
         torch.sub(logits, r[i], out=G).exp_().mul_(row_weight[i])
         torch.sub(logits, c[j], out=scratch).exp_()
         G.addcmul_(scratch, column_weight[j])
         own, there = _diagonal(G, i, j, first)
         there.sub_(weight[own], alpha=2)
-        to_rows[i].addmm_(G, columns[j])
-        to_columns[j].addmm_(G.T, rows[i])
+        multiply_add(G, columns[j], to_rows[i], scratch)
+        multiply_add(G.T, rows[i], to_columns[j], scratch)
 
     visit_chunks(rows, len(rows), len(columns), chunk, 3, visit)
     return to_rows, to_columns

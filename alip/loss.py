@@ -136,7 +136,7 @@ class AdaptiveContrastiveLoss(nn.Module):
         use_text_weight: bool = True,
         use_caption_weight: bool = True,
         chunk_size: int | None = None,
-        logits_cache_bytes: int = 64 << 20,
+        logits_cache_bytes: int = 48 << 20,
         process_group: dist.ProcessGroup | None = None,
         check_finite: bool = True,
         even_batches: bool = False,

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from alip.cpu_products import onednn_linears
 from alip.distributed import World, broadcast_object, gather_objects, share
 from alip.errors import UserError
 from alip.eval import cache
 from alip.eval.image_loader import ImageBatches
 from alip.eval.image_readers import Images
-from alip.model.cpu_products import onednn_linears
 from alip.model.precision import autocast, resolve
 
 PART_IMAGES = 1 << 12  # of a piece of work on a cluster; smaller datasets stay on this machine

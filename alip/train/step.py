@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from alip.cpu_products import onednn_linears
 from alip.model.precision import autocast
 from alip.train.accumulate import accumulated_backward, running_statistics
 from alip.train.ema import EMA
@@ -60,6 +61,7 @@ class TrainStep:
         self.precision, self.scaler, self.ema = precision, scaler, ema
         self.grad_clip, self.logit_scale_limit = grad_clip, math.log(logit_scale_max)
         self.gradients = Gradients(model)
+        self.plain_layers = not any(_is_compiled_or_repeated(module) for module in model.modules())
         self.skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
         # What a step moves besides the parameters: the gates' history, and BatchNorm's running statistics.
         self.moved = [loss.history, *running_statistics(model)]
@@ -73,7 +75,8 @@ class TrainStep:
         self.gradients.clear()
         before = self._snapshot()
 
-        outcome = self._backward(micro_batches)
+        with onednn_linears(self.device) if self.plain_layers else nullcontext():
+            outcome = self._backward(micro_batches)
         self.gradients.collect()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -145,3 +148,9 @@ class TrainStep:
 
     def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
         return self.scaler.scale(loss) if self.scaler is not None else loss
+
+
+def _is_compiled_or_repeated(module: nn.Module) -> bool:
+    """True if torch.compile or gradient checkpointing (open_clip's and timm's name for it, Hugging Face's) is on."""
+    names = ("_compiled", "_compiled_call_impl", "grad_checkpointing", "gradient_checkpointing")
+    return any(getattr(module, name, None) for name in names)
