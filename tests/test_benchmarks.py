@@ -11,13 +11,14 @@ from tests.helpers.shards import ROOT
 SCRIPTS = sorted(
     path for path in (ROOT / "benchmarks").glob("*.py") if "CommandParser" in path.read_text() and path.name[0] != "_"
 )
+NEEDED = {"gate_page.py": ["--data", "x"]}  # what a command line must have
 
 BOTH = """
 import runpy, sys
 sys.path[0], statuses = sys.argv[1], []
-script = sys.argv[2]
-for flag in ("--help", "--no-such-flag"):
-    sys.argv = [script, flag]
+script, *needed = sys.argv[2:]
+for flags in (["--help"], [*needed, "--no-such-flag"]):
+    sys.argv = [script, *flags]
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
@@ -29,7 +30,7 @@ print(statuses)
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_a_benchmark_starts(script, tmp_path):
     """And a wrong flag is one line: in the same process, as the imports take most of the time."""
-    words = [sys.executable, "-c", BOTH, str(script.parent), str(script)]
+    words = [sys.executable, "-c", BOTH, str(script.parent), str(script), *NEEDED.get(script.name, [])]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("usage:") and done.stdout.endswith("[0, 2]\n"), done.stdout + done.stderr
     assert "--no-such-flag" in done.stderr.splitlines()[-1] and "usage:" not in done.stderr

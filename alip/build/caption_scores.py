@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alip.build.expression import Expression, column_types, evaluate_all, parse_condition
+from alip.build.table_rows import read_rows
 from alip.build.text_hash import number
 from alip.errors import UserError
 from alip.files import check_regular, parquet_path
@@ -98,22 +99,28 @@ class KeptCaptions:
             raise UserError(f"--keep {keep!r} is true for none of the {table.rows:,} captions in {table.path}")
         order = np.argsort(numbers, kind="stable")
         self._numbers, self._kept = numbers[order], kept[order]
+        self._failed = _failed_keys(self.path)
 
     @staticmethod
     def _values(condition: Expression, table: CaptionScores) -> Iterator[np.ndarray]:
         for (values,) in evaluate_all([condition], table.batches):
             yield values
 
-    def __call__(self, key: str, caption: str) -> bool:
-        """Whether to keep a caption. UserError for one that has no scores."""
+    def __call__(self, key: str, caption: str) -> bool | None:
+        """Whether to keep a caption; None if it has no scores. One of an image that could not be scored is not kept."""
         wanted = np.uint64(caption_number(key, caption))
         position = int(np.searchsorted(self._numbers, wanted))
         if position == len(self._numbers) or self._numbers[position] != wanted:
-            raise UserError(
-                f"{self.path} has no scores for the caption {caption[:80]!r} of {key!r}: score the captions again "
-                "(`python -m alip.caption.score` scores what is new)"
-            )
+            return False if key in self._failed else None
         return bool(self._kept[position])
+
+
+def _failed_keys(scores: Path) -> set[str]:
+    """The images whose captions could not be scored: `alip.caption.score` lists them beside its table."""
+    failures = scores.with_name(scores.stem + "-failures.jsonl")
+    if not failures.is_file():
+        return set()
+    return {str((row.values or {}).get("key")) for row in read_rows(str(failures))}
 
 
 def _one_line(error: Exception) -> str:

@@ -13,7 +13,9 @@ from alip.data.manifest_schema import MOST_CAPTIONS
 from alip.errors import UserError
 from alip.remote.urls import redact
 
-Keep = Callable[[str, str], bool]
+Keep = Callable[[str, str], bool | None]
+_Stored = str | bytes | None
+_Row = tuple[int, int, _Stored]  # file, number, caption
 _ENTRY = 1024  # a caption's number is its entry's, times this, plus its number in the entry: above MOST_CAPTIONS
 
 
@@ -21,7 +23,8 @@ class CaptionTable:
     """Captions by key.
 
     paths: captions files (alip.build.caption_files). database: where the index is kept; one that is there is taken as
-    it is. keeps: for each file keep(key, caption), whether to keep a caption; None: all. column: the name of the
+    it is. keeps: for each file keep(key, caption), whether to keep a caption, None if that is unknown; no keeps:
+    all. column: the name of the
     captions' column. several: all captions of a key, in the order of the files and of their entries; else those of the
     first file that has some, and of its later entry if a key comes twice, as in a captioning run that was repeated.
     found: how many look-ups succeeded.
@@ -35,7 +38,7 @@ class CaptionTable:
         column: str = "caption",
         several: bool = False,
     ):
-        self.found, self.several = 0, several
+        self.found, self.several, self._paths = 0, several, paths
         self._connection = open_index(
             database,
             "CREATE TABLE captions (key TEXT, file INTEGER, number INTEGER, caption TEXT, "
@@ -44,7 +47,10 @@ class CaptionTable:
         )
 
     def get(self, key: str) -> list[str] | None:
-        """The captions of a key; of IMAGE#3 also those of IMAGE. None: no file has the key; []: none is kept."""
+        """The captions of a key; of IMAGE#3 also those of IMAGE. None: no file has the key; []: none is kept.
+
+        UserError if it is unknown whether one of them is kept: captions of other images may lack scores.
+        """
         rows = self._rows(key)
         if not rows and "#" in key:
             rows = self._rows(key.rpartition("#")[0])
@@ -52,15 +58,25 @@ class CaptionTable:
             return None
         self.found += 1
         if self.several:
-            return [caption for _, _, caption in rows if caption is not None]
+            return self._kept(key, rows)
         for _, group in groupby(rows, key=lambda row: row[0]):
             of_file = list(group)
             last = of_file[-1][1] // _ENTRY
-            if kept := [text for _, number, text in of_file if number // _ENTRY == last and text is not None]:
+            if kept := self._kept(key, [row for row in of_file if row[1] // _ENTRY == last]):
                 return kept
         return []
 
-    def _rows(self, key: str) -> list[tuple[int, int, str | None]]:
+    def _kept(self, key: str, rows: Sequence[_Row]) -> list[str]:
+        for file, _, caption in rows:
+            if isinstance(caption, bytes):
+                raise UserError(
+                    f"there are no scores for the caption {caption.decode()[:80]!r} of {key!r} in "
+                    f"{redact(self._paths[file])}: score the captions again (`python -m alip.caption.score` scores "
+                    "what is new)"
+                )
+        return [caption for _, _, caption in rows if isinstance(caption, str)]
+
+    def _rows(self, key: str) -> list[_Row]:
         query = "SELECT file, number, caption FROM captions WHERE key = ? ORDER BY file, number"
         return self._connection.execute(query, (key,)).fetchall()
 
@@ -84,12 +100,13 @@ def _fill(
         _check_several(connection, paths)
 
 
-def _rows_of(path: str, file: int, keep: Keep | None, column: str) -> Iterator[tuple[str, int, int, str | None]]:
-    """A row for each caption; NULL for one that is not kept, so that its key is known."""
+def _rows_of(path: str, file: int, keep: Keep | None, column: str) -> Iterator[tuple[str, int, int, _Stored]]:
+    """A row for each caption; NULL for one that is not kept, so that its key is known, bytes for one without scores."""
     for entry, (key, captions) in enumerate(read_entries(path, column)):
         for number, caption in enumerate(captions):
             kept = keep is None or keep(key, caption)
-            yield key, file, entry * _ENTRY + number, caption if kept else None
+            stored = caption if kept else caption.encode("utf-8", "replace") if kept is None else None
+            yield key, file, entry * _ENTRY + number, stored
 
 
 def _check_several(connection: sqlite3.Connection, paths: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from alip.build.caption_scores import METADATA_KEY, VERSION, CaptionScores, KeptCaptions, scores_path
 from alip.build.joined_texts import TextFiles
-from alip.build.prepare import Policy
+from alip.build.prepare import CaptionPolicy, Policy
 from alip.build.text_hash import text_digest
 from alip.data.shards import read_texts
 from alip.errors import UserError
@@ -76,6 +76,23 @@ def test_a_caption_without_scores_is_named(folder):
         build(folder, keep="value < 2")
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_captions_of_other_images_need_no_scores(folder, several):
+    with open(folder / "captions.jsonl", "a") as file:
+        file.write(json.dumps({"key": "of another input.jpg", "caption": "never scored"}) + "\n")
+    policy = Policy(captions=CaptionPolicy(per_image=2)) if several else None
+    assert build(folder, keep="value < 2", policy=policy).samples == 2
+
+
+def test_captions_of_an_image_that_could_not_be_scored_are_not_kept(folder):
+    write_scores(folder / "captions-scores.parquet", CAPTIONS | {"1.jpg": "an older caption"})
+    failure = {"key": "1.jpg", "error": "corrupt-image: it was, when captions were scored"}
+    (folder / "captions-scores-failures.jsonl").write_text(json.dumps(failure) + "\n")
+    manifest = build(folder, keep="value < 3")
+    assert [row["key"] for row in read_texts(manifest)] == ["0.jpg", "2.jpg"]
+    assert manifest.rejects == {"missing-caption": 4}
+
+
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
@@ -113,8 +130,7 @@ def test_captions_are_told_apart_by_key_and_text(tmp_path):
     table = {"a": "x", "b": "y", "a\0x": "z", "é": "雪", "e": ""}
     keep = KeptCaptions(write_scores(tmp_path / "s.parquet", table | {"f": "f"}), "language == 'en'")
     assert [keep(key, caption) for key, caption in table.items()] == [True, False, True, False, True]
-    with pytest.raises(UserError, match="no scores"):
-        keep("a", "y")
+    assert keep("a", "y") is None
 
 
 def test_rewritten_raw_texts(folder):

@@ -215,7 +215,7 @@ def _odd_state(generator: random.Random) -> dict[Any, Any]:
         if action == 0:
             del state[name]
         elif action == 1:
-            state[generator.choice(["", "x", name + ".y", "module." + name, "a" * 3000, 5, None, ("a",)])] = state[name]
+            state[generator.choice(["", "x", f"{name}.y", f"module.{name}", "a" * 3000, 5, None, ("a",)])] = state[name]
         elif action == 2:
             state = {f"{generator.choice(['module.', '_orig_mod.', 'x.'])}{key}": value for key, value in state.items()}
         elif _is_plain(state[name]):
