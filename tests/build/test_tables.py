@@ -1,5 +1,6 @@
 """Tables: what a row holds is found row by row, and a broken row costs that row, with a reason."""
 
+import csv
 import datetime
 import json
 import os
@@ -16,6 +17,14 @@ from alip.build.sources import ByteRange, Fields
 from alip.build.table_rows import read_rows
 from alip.build.tables import TableSource
 from alip.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def field_limit():
+    """The csv module has one limit for the whole process: what a test sets would be that of the tests after it."""
+    before = csv.field_size_limit()
+    yield
+    csv.field_size_limit(before)
 
 
 def rows(path) -> list:
