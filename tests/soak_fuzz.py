@@ -37,6 +37,9 @@ from tests import fuzz  # noqa: E402
 
 WAIT = 6  # times as long as its limit a case may take by the clock: a machine may be busy with other things
 SHRINK_TRIES = 400  # runs of a case while its input is shrunk
+# What commands import when they first need it: loaded before the clock of the first case that does.
+LIBRARIES = """matplotlib.pyplot nvidia.dali open_clip pyarrow.parquet scipy.io sklearn.linear_model sklearn.metrics timm
+torch.utils.tensorboard torchvision.datasets transformers.models.blip transformers.models.clip""".split()
 
 
 def targets(only: str | None = None) -> list[fuzz.Target]:
@@ -112,6 +115,8 @@ def work(pipe: Connection, only: str | None) -> None:
     os.setpgid(0, 0)
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # a first compilation takes more than the limit of a case, by itself
     chosen = {target.name: target for target in targets(only)}
+    for library in LIBRARIES:
+        importlib.import_module(library)
     # What the commands print is of no interest here.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         while True:
