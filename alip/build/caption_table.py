@@ -85,6 +85,12 @@ class CaptionTable:
         query = "SELECT COUNT(*) FROM (SELECT key FROM captions GROUP BY key HAVING COUNT(caption) = 0)"
         return self._connection.execute(query).fetchone()[0]
 
+    def key_with_several(self) -> str | None:
+        """A key with captions that differ, in one entry or in several; None if there is none."""
+        query = "SELECT key FROM captions GROUP BY key HAVING COUNT(DISTINCT caption) > 1 LIMIT 1"
+        found = self._connection.execute(query).fetchone()
+        return found[0] if found else None
+
     def example(self) -> str | None:
         """One of the keys, for a message."""
         return example_key(self._connection, "captions")

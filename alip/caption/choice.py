@@ -42,6 +42,7 @@ class CaptionerChoice:
     local folder. precision: a name of alip.model.precision. options: NAME=VALUE of --option; for a captioner file's
     `create_captioner`, for the image processor, the vLLM engine or the request's body. max_side: see MAX_SIDE.
     engine: of ENGINES, for Hugging Face models. endpoint: arguments of EndpointSettings, for openai:MODEL.
+    per_image: how many captions of each image existing:FILE gives, see ExistingCaptions.
     """
 
     name: str
@@ -52,6 +53,7 @@ class CaptionerChoice:
     max_side: int = MAX_SIDE
     engine: str = "transformers"
     endpoint: dict[str, Any] = field(default_factory=dict)
+    per_image: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """Settings that must not change between the runs that write one captions file, as plain values."""
@@ -111,7 +113,7 @@ def open_captioner(choice: CaptionerChoice, device: torch.device) -> Captioner:
     if source == "existing":
         from alip.caption.existing import ExistingCaptions
 
-        return ExistingCaptions(_existing_file(value))
+        return ExistingCaptions(_existing_file(value), choice.per_image)
     if source == "openai":
         from alip.caption.endpoint.captioner import EndpointCaptioner
 

@@ -34,7 +34,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--output FILE.jsonl is needed (only --dry-run writes nothing)")
     if arguments.merge and arguments.dry_run:
         parser.error("--dry-run captions images: it has nothing to do with --merge")
-    if arguments.rewrite and (not arguments.captioner.startswith("openai:") or arguments.captions_per_image > 1):
+    if arguments.rewrite and (not arguments.captioner.startswith("openai:") or (arguments.captions_per_image or 1) > 1):
         parser.error("--rewrite needs --captioner openai:MODEL, and gives one text: no --captions-per-image")
     if arguments.captions and not arguments.rewrite:
         parser.error("--captions belongs to --rewrite: captions that the prompt names as {caption}")
@@ -99,9 +99,8 @@ def _captioner_flags(group) -> None:
     group.add_argument(
         "--captions-per-image",
         type=command.whole(1, 64),
-        default=1,
         metavar="K",
-        help="sample K captions of each image, kept as `captions` (default: 1)",
+        help="sample K captions of each image, kept as `captions` (default: 1); of existing:FILE keep up to K",
     )
     group.add_argument(
         "--max-side",

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from alip.build.caption_table import CaptionTable
+from alip.build.sources import Sample
+from alip.build.text_hash import text_digest
+from alip.caption.jobs import Job
+from alip.caption.store import CaptionStore, DoneImages
+from alip.caption.work import CaptionWork, Failed, Item, Result
 from alip.errors import UserError
 
 
@@ -13,17 +20,56 @@ class ExistingCaptions:
     """Captions from a file that `data2rec.py --captions` takes: JSON lines, TSV, CSV, Parquet or OFA's JSON list.
 
     The file is indexed on the disk, in the system's temporary folder, for as long as this object lives.
+    per_image: the most captions of an image, read as `data2rec.py --captions-per-image` reads them: of 1 the first of a
+    list, and the last of several rows. None: one, and UserError if an image has several, since the user is to choose.
     """
 
     reads = "keys"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, per_image: int | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="alip-captions-")
-        self._table = CaptionTable([str(path)], Path(self._folder.name) / "captions.sqlite")
+        self._per_image = per_image or 1
+        index = Path(self._folder.name) / "captions.sqlite"
+        self._table = CaptionTable([str(path)], index, several=self._per_image > 1)
         if self._table.example() is None:
             raise UserError(f"{path} holds no caption")
+        if per_image is None and (key := self._table.key_with_several()) is not None:
+            raise UserError(
+                f"{path} has several captions of {key!r}: give --captions-per-image K for the first K of each image, "
+                "or --captions-per-image 1 for one (the first of a list, the last of several rows)"
+            )
         self.metadata = {"file": str(path), "size": path.stat().st_size}
 
-    def caption(self, batch: list[str]) -> list[str | None]:
-        """batch: n keys. Returns their captions, None where the file has none."""
-        return [(self._table.get(key) or [None])[0] for key in batch]
+    def captions(self, key: str) -> list[str]:
+        """The captions of a key, each once; none if the file has none."""
+        return list(dict.fromkeys(self._table.get(key) or []))[: self._per_image]
+
+
+class ExistingWork(CaptionWork):
+    """Writes existing captions as a captioner's; `captioner` is an ExistingCaptions."""
+
+    def run(self, items: list[Item]) -> list[Result]:
+        """The lines of a batch."""
+        return [self._line(item, self.captioner.captions(item.key)) for item in items]
+
+    def digest(self, sample: Sample) -> str:
+        """Of the captions that a sample's line would have."""
+        line = self._line(Item(sample, None), self.captioner.captions(sample.key))
+        return "" if isinstance(line, Failed) else digest_of(line)
+
+
+class ExistingJob(Job):
+    """Looks captions up. An image is known only while its captions in the file are those in the output."""
+
+    def known(self, store: CaptionStore) -> Callable[[Sample], str | None]:
+        """A function: "" (no image is read) for a sample whose captions are in the output already, else None."""
+        done = DoneImages()
+        for path in reversed(store.caption_files()):
+            for line in store.lines_of(path):
+                done.append(line["key"], digest_of(line))
+        return lambda sample: "" if done.image(sample.key) == self.work.digest(sample) else None
+
+
+def digest_of(line: dict[str, Any]) -> str:
+    """16 hex digits that change when one of a line's captions does."""
+    return text_digest("\0".join(line.get("captions") or [line.get("caption", "")]))

@@ -16,7 +16,6 @@ from alip.caption.preprocessing import PreparedImage, Preprocessing, without_ima
 from alip.caption.run import image_identity
 from alip.caption.store import CaptionStore
 from alip.caption.work import CaptionWork, Work
-from alip.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Job:
 
 def choice_of(arguments: argparse.Namespace) -> CaptionerChoice:
     """The captioner that the arguments name."""
+    per_image = arguments.captions_per_image
     decoding = Decoding(
         **{
             name: getattr(arguments, name)
@@ -56,7 +56,8 @@ def choice_of(arguments: argparse.Namespace) -> CaptionerChoice:
             if name not in ("num_beams", "sample")
         },
         num_beams=1,
-        sample=arguments.sample or (arguments.captions_per_image > 1 and not arguments.captioner.startswith("file:")),
+        sample=arguments.sample
+        or ((per_image or 1) > 1 and not arguments.captioner.startswith(("file:", "existing:"))),
     )
     engine = ENGINES[0] if arguments.engine == "ray" else arguments.engine  # the cluster's workers run the same
     names = ("base_url", "concurrency", "request_timeout", "outage_timeout", "retries", "price_in", "price_out")
@@ -69,29 +70,34 @@ def choice_of(arguments: argparse.Namespace) -> CaptionerChoice:
         max_side=arguments.max_side,
         engine=engine,
         endpoint={name: getattr(arguments, name) for name in names} | {"key_variable": arguments.api_key_env},
+        per_image=per_image,
     )
 
 
 def settings_of(choice: CaptionerChoice, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings of a run that captions; nothing is opened. UserError for what cannot go together."""
+    """The settings of a run that captions; nothing is opened."""
     cleaning = {"strip_lead": arguments.strip_lead, "collapse_repeats": not arguments.keep_repeats}
     settings = choice.settings() | {"cleaning": cleaning}
     settings["shard"] = [arguments.shard.index + 1, arguments.shard.count]
-    per_image = arguments.captions_per_image
-    if per_image > 1:
-        if choice.source()[0] == "existing":
-            raise UserError("--captions-per-image samples captions: existing ones are what they are")
-        settings |= {"captions_per_image": per_image, "seed": arguments.seed}
+    if (per_image := arguments.captions_per_image or 1) > 1:
+        settings["captions_per_image"] = per_image
+        if choice.source()[0] != "existing":
+            settings["seed"] = arguments.seed
     return settings
 
 
 def job_of(choice: CaptionerChoice, arguments: argparse.Namespace, device: torch.device) -> Job:
     """The job that the arguments ask for. UserError for a captioner that cannot be opened."""
-    settings, per_image = settings_of(choice, arguments), arguments.captions_per_image
+    settings, per_image = settings_of(choice, arguments), arguments.captions_per_image or 1
     cleaning = settings["cleaning"]
     if arguments.rewrite:
         return _rewriting(choice, arguments, settings, cleaning)
     captioner = open_captioner(choice, device)
+    if choice.source()[0] == "existing":
+        from alip.caption.existing import ExistingJob, ExistingWork
+
+        work = ExistingWork(captioner, cleaning, per_image=per_image)
+        return ExistingJob(work, settings, captioner.metadata, content=_by_key)
     sampled = choice.decoding.sample or per_image > 1
     work = CaptionWork(captioner, cleaning, arguments.seed if sampled else None, per_image)
     shared = {"usage": getattr(captioner, "usage", None), "close": getattr(captioner, "close", lambda: None)}

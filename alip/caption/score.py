@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     source = open_input(arguments)
     with world_of_ranks(arguments.output) as world, tempfile.TemporaryDirectory(prefix="alip-captions-") as folder:
         store = ScoreStore(arguments.output)
-        captions = CaptionTable([arguments.captions], Path(folder) / "captions.sqlite")
+        captions = CaptionTable([arguments.captions], Path(folder) / "captions.sqlite", several=True)
         job = score_job(captions, arguments, distributed.pick_device(arguments.device, world.local_rank))
         with contextlib.closing(store):
             run, tally = run_pass(source, job, store, world, arguments)
@@ -133,7 +133,7 @@ def score_job(captions: Any, arguments: argparse.Namespace, device: Any) -> Any:
         def samples(self, samples: Iterator[Sample]) -> Iterator[Sample]:
             """Samples without captions are failures, and their images are not read."""
             for sample in samples:
-                if without_image(sample) is None and not captions.get(sample.key):
+                if without_image(sample) is None and not work.texts(sample.key):
                     sample.error = "no-caption: the captions file has none for it"
                 yield sample
 

@@ -70,8 +70,9 @@ def rule_scores(caption: str, find_language: Find | None = None) -> dict[str, An
 class ScoreWork:
     """Scores the captions of images.
 
-    captions: by key. model: any CLIP of alip.checkpoint.load_model, on `device`; None: rules only, and no image is
-    read. prefix: precedes each caption and phrase, for the model. find_language: see text_rules.language_finder.
+    captions: by key, of several rows of a key all. model: any CLIP of alip.checkpoint.load_model, on `device`; None:
+    rules only, and no image is read. prefix: precedes each caption and phrase, for the model. find_language: see
+    text_rules.language_finder.
     """
 
     ahead, patience = None, 0.0
@@ -92,7 +93,7 @@ class ScoreWork:
 
     def run(self, items: list[Item]) -> list[Result]:
         """A line for each image, with the scores of all of its captions."""
-        captions = [self.captions.get(item.key) or [] for item in items]
+        captions = [self.texts(item.key) for item in items]
         scores = [[rule_scores(one, self.find_language) for one in of_image] for of_image in captions]
         if self.model is not None:
             flat = [one for of_image in captions for one in of_image]
@@ -142,13 +143,17 @@ class ScoreWork:
 
     def missing(self, sample: Sample) -> PreparedImage | None:
         """Why a sample cannot be scored: it has no captions; None if it can."""
-        if self.captions.get(sample.key):
+        if self.texts(sample.key):
             return None
         return PreparedImage(reason="no-caption", detail="the captions file has none for it")
 
     def texts_digest(self, sample: Sample) -> str:
         """The digest of a sample's captions."""
-        return digest_of(self.captions.get(sample.key) or [])
+        return digest_of(self.texts(sample.key))
+
+    def texts(self, key: str) -> list[str]:
+        """The captions of a key, each once, in the file's order."""
+        return list(dict.fromkeys(self.captions.get(key) or []))
 
 
 class ClipPixels:

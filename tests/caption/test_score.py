@@ -10,6 +10,7 @@ from PIL import Image
 
 from alip.build.caption_scores import CaptionScores
 from alip.build.joined_texts import TextFiles
+from alip.build.prepare import CaptionPolicy, Policy
 from alip.caption import score, text_rules
 from alip.caption.scoring import rule_scores
 from alip.checkpoint import atomic_save, load_model
@@ -89,6 +90,19 @@ def test_scores_are_the_models_and_stand_beside_the_captions(folder, checkpoint,
     assert "quantiles over 7 captions" in shown and "5 images: the captions of 5 have scores" in shown
     assert "boilerplate: 1 captions" in shown
     assert CaptionScores(folder / "captions-scores.parquet").metadata["model"]["fingerprint"]
+
+
+def test_all_rows_of_a_key_are_scored(folder, checkpoint):
+    """Captions as rows of one key, each of which --keep may ask for; the same one twice has one row."""
+    listed = [(key, text) for key, texts in CAPTIONS.items() for text in texts]
+    (folder / "captions.tsv").write_text("".join(f"{key}\t{text}\n" for key, text in [*listed, listed[1]]))
+    given = ["--input", folder / "t.csv", "--captions", folder / "captions.tsv", "--checkpoint", checkpoint]
+    assert score.main([*map(str, given), "--workers", "0"]) == 0
+    assert [(row["key"], row["caption"]) for row in rows(folder)] == listed
+    texts = TextFiles((str(folder / "captions.tsv"),), keep="words > 0")
+    several = Policy(captions=CaptionPolicy(2, None))
+    manifest = build_shards(folder / "t.csv", folder / "set", texts=texts, policy=several)
+    assert {row["key"]: row["captions"] for row in read_texts(manifest)} == CAPTIONS
 
 
 def test_the_prefix_counts(folder, checkpoint):

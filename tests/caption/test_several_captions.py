@@ -5,6 +5,7 @@ import json
 import pytest
 
 from alip.build.caption_files import read_entries
+from alip.caption.existing import ExistingCaptions
 from alip.caption.pipeline import main
 from alip.caption.work import caption_seed
 from alip.errors import UserError
@@ -81,5 +82,25 @@ def test_a_model_samples(folder):
     assert same >= 11  # (rounding depends on the batch, and could decide between two words)
     with pytest.raises(UserError, match="use --num-beams 1"):
         main(arguments(folder, *captioner, "--num-beams", 3))
-    with pytest.raises(UserError, match="existing ones are what they are"):
-        main(arguments(folder, "--captioner", f"existing:{folder / 'c.jsonl'}", output="e.jsonl"))
+
+
+def test_existing_captions_are_several_where_asked_for(folder, monkeypatch):
+    """None is dropped in silence: without the flag a file with several is refused; and what changes is taken over."""
+    monkeypatch.setattr("alip.caption.pipeline.read_pairs", lambda *_: [])  # no figure
+    rows = [("k0000", "a"), ("k0000", "b"), ("k0000", "a"), ("k0001", "c")]
+    lists = [{"key": "k0000", "captions": ["a", "b"]}, {"key": "k0001", "caption": "c"}]
+    by_rows, by_lists = folder / "rows.tsv", folder / "lists.jsonl"
+    by_rows.write_text("".join(f"{key}\t{text}\n" for key, text in rows))
+    by_lists.write_text("".join(json.dumps(entry) + "\n" for entry in lists))
+    for path in (by_rows, by_lists):
+        with pytest.raises(UserError, match=r"several captions of 'k0000': give --captions-per-image K"):
+            ExistingCaptions(path)
+        assert [ExistingCaptions(path, 4).captions(key) for key in ("k0000", "k0001", "k")] == [["a", "b"], ["c"], []]
+        assert ExistingCaptions(path, 1).captions("k0000") == ["a"]
+
+    given = ["--captioner", f"existing:{by_rows}", "--limit", "2"]
+    assert main(arguments(folder, *given)) == 0
+    assert dict(read_entries(str(folder / "c.jsonl"))) == {"k0000": ["a", "b"], "k0001": ["c"]}
+    by_rows.write_text("".join(f"{key}\t{text.upper()}\n" for key, text in rows[1:]))
+    assert main(arguments(folder, *given)) == 0
+    assert dict(read_entries(str(folder / "c.jsonl"))) == {"k0000": ["B", "A"], "k0001": ["C"]}
