@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -33,10 +35,15 @@ class ImageNetTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         scale = self.short / min(image.size)
-        width, height = (max(self.short, round(side * scale)) for side in image.size)
-        # DALI keeps the exact scale when it rounds the size: what does not fit is cut off on both sides.
-        cut = [max(0.0, (side - new / scale) / 2) for side, new in zip(image.size, (width, height))]
-        box = (cut[0], cut[1], image.width - cut[0], image.height - cut[1])
+        width, height = (max(self.short, math.floor(side * scale + 0.5)) for side in image.size)
+        # DALI keeps the exact scale when it rounds the size: what does not fit is cut off on both sides, and what is
+        # missing is the last pixel again.
+        cut = [(side - new / scale) / 2 for side, new in zip(image.size, (width, height))]
+        more = [max(0, math.ceil(-part)) for part in cut]
+        if any(more):
+            image = Image.fromarray(np.pad(image, ((more[1],) * 2, (more[0],) * 2, (0, 0)), mode="edge"))
+        left, top = (extra + part for extra, part in zip(more, cut))
+        box = (left, top, image.width - left, image.height - top)
         image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
         left, top = (width - self.side + 1) // 2, (height - self.side + 1) // 2
         image = image.crop((left, top, left + self.side, top + self.side))

@@ -164,14 +164,16 @@ def test_pets_names_of_the_release(tmp_path, monkeypatch):
     assert differing == {("Persian", "Persian'"), ("Yorkshire Terrier", "Yorkshire Terrie")}
 
 
-@pytest.mark.parametrize("size", [(640, 427), (427, 640), (500, 375), (90, 131), (256, 256), (1000, 300)])
+@pytest.mark.parametrize(
+    "size", [(640, 427), (427, 640), (500, 375), (90, 131), (256, 256), (1000, 300), (890, 771), (517, 512)]
+)
 def test_imagenet_transform_of_the_release_is_dalis(model, size):
     """Short side 256, triangular filter, centre crop 224: against DALI itself, on the release's operators."""
     fn = pytest.importorskip("nvidia.dali.fn")
     from nvidia.dali import pipeline_def, types
 
     rng = np.random.default_rng(sum(size))
-    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
+    coarse = Image.fromarray(rng.integers(0, 256, (size[1] // 6, size[0] // 6, 3), np.uint8))
     pixels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC))
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None)
