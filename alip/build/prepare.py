@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
-import os
 import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 from alip.build.images import ImageError, ImagePolicy, to_jpeg
 from alip.build.sentences import split_sentences
 from alip.build.sources import Sample
-from alip.build.workers import start_worker
+from alip.build.worker_pool import WorkerDied, WorkerPool
 from alip.errors import UserError
 from alip.remote.access import RemoteError, in_use
 
@@ -273,65 +272,44 @@ def prepare_all(
 class _Pool:
     """Worker processes that survive a sample which kills one of them, as images do that crash a decoder.
 
-    When a worker dies, the executor breaks all that it was given. Those chunks are then tried again in a process of
-    their own, and, if that dies too, sample by sample: so the killer is found and rejected, and the others are kept.
+    Its whole chunk is lost then. The samples of that are tried again one by one, and one whose process dies once more
+    a last time: so the killer is found and rejected, and the others are kept.
     """
 
     def __init__(self, policy: Policy, workers: int, fork: bool = True):
-        self._policy, self._workers, self._fork = policy, workers, fork
-        self._executor = self._new(workers)
-        self._alone: ProcessPoolExecutor | None = None
-        self._killed = 0
-
-    def _new(self, workers: int) -> ProcessPoolExecutor:
+        self._policy = policy
         # Forked workers start at once and share the tokenizer. macOS cannot fork safely, nor can the threads that read
         # from a store.
-        can_fork = self._fork and sys.platform == "linux" and not in_use()
-        context = multiprocessing.get_context("fork" if can_fork else "spawn")
-        return ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(os.getpid(),))
+        can_fork = fork and sys.platform == "linux" and not in_use()
+        self._workers = WorkerPool(workers, multiprocessing.get_context("fork" if can_fork else "spawn"))
+        self._killed = 0
 
     def submit(self, chunk: list[Sample]) -> Future:
         """Starts the work on a chunk."""
-        try:
-            return self._executor.submit(prepare, chunk, self._policy)
-        except BrokenProcessPool:
-            self._executor.shutdown(wait=False)
-            self._executor = self._new(self._workers)
-            return self._executor.submit(prepare, chunk, self._policy)
+        return self._workers.submit(prepare, chunk, self._policy)
 
     def result(self, chunk: list[Sample], future: Future) -> list[PreparedSample | Rejected]:
         """The records of a chunk. UserError if worker processes die again and again."""
         try:
             return future.result()
-        except BrokenProcessPool:
-            whole = self._try(chunk)
-            if whole is not None:
-                return whole
-        results: list[PreparedSample | Rejected] = []
-        for sample in chunk:
-            one = self._try([sample])
-            self._killed = 0 if one else self._killed + 1
-            if self._killed > _HOPELESS:
-                raise UserError(
-                    "worker processes are killed again and again (out of memory?): run the same command again, it "
-                    "resumes where it stopped; fewer --workers or a lower --max-pixels need less memory"
-                )
-            results += one or [_rejected(sample, "killed-its-worker", "the process that worked on it died")]
-        return results
+        except WorkerDied:
+            again = [(sample, self.submit([sample])) for sample in chunk]
+        return [self._last_try(sample, future) for sample, future in again]
 
-    def _try(self, chunk: list[Sample]) -> list[PreparedSample | Rejected] | None:
-        """The records, made in a process that has nothing else to do; None if it dies."""
-        if self._alone is None:
-            self._alone = self._new(1)
-        try:
-            return self._alone.submit(prepare, chunk, self._policy).result()
-        except BrokenProcessPool:
-            self._alone.shutdown(wait=False)
-            self._alone = None
-            return None
+    def _last_try(self, sample: Sample, future: Future) -> PreparedSample | Rejected:
+        for attempt in (lambda: future, lambda: self.submit([sample])):
+            with contextlib.suppress(WorkerDied):
+                (one,) = attempt().result()
+                self._killed = 0
+                return one
+        self._killed += 1
+        if self._killed > _HOPELESS:
+            raise UserError(
+                "worker processes are killed again and again (out of memory?): run the same command again, it "
+                "resumes where it stopped; fewer --workers or a lower --max-pixels need less memory"
+            )
+        return _rejected(sample, "killed-its-worker", "the process that worked on it died")
 
     def close(self) -> None:
         """Ends the processes."""
-        for executor in (self._executor, self._alone):
-            if executor is not None:
-                executor.shutdown(wait=True, cancel_futures=True)
+        self._workers.close()

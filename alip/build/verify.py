@@ -7,10 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,7 +17,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from alip.build.remote_shards import shard_at_hand
-from alip.build.workers import start_worker
+from alip.build.worker_pool import WorkerDied, WorkerPool
 from alip.data.decoders import check_decodes
 from alip.data.recordio import RecordError, read_index, scan, unpack
 from alip.data.shards import Manifest, Shard, load_manifest, record_fault
@@ -57,21 +54,11 @@ def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1, s
         if not isinstance(manifest.folder, UrlPath):
             raise UserError("--scratch belongs to a dataset at a URL: leave it out")
         Path(scratch).mkdir(parents=True, exist_ok=True)
-    jobs = range(len(manifest.shards))
+    folder = None if scratch is None else Path(scratch)
     reports: list[Report] = []
     bar = tqdm(total=manifest.samples, unit=" samples", disable=not sys.stderr.isatty(), leave=False)
-    with (
-        _deaths_in_a_line(),
-        bar,
-        ProcessPoolExecutor(
-            min(workers, max(1, len(jobs))),
-            get_context("spawn"),
-            initializer=start_worker,
-            initargs=(os.getpid(),),
-        ) as pool,
-    ):
-        folder = None if scratch is None else Path(scratch)
-        for report in pool.map(partial(verify_one, manifest, decode=decode, scratch=folder), jobs):
+    with bar, contextlib.closing(_reports(manifest, decode, workers, folder)) as found:
+        for report in found:
             reports.append(report)
             bar.update(report.records)
     print(table(reports, decode))
@@ -86,14 +73,20 @@ def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1, s
     return 0
 
 
-@contextlib.contextmanager
-def _deaths_in_a_line() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process was killed (out of memory?): give fewer --workers, which need less memory"
-        ) from None
+def _reports(manifest: Manifest, decode: bool, workers: int, scratch: Path | None) -> Iterator[Report]:
+    """The shards' reports, in order, by `workers` processes (0: this one)."""
+    jobs = [(verify_one, manifest, number, decode, scratch) for number in range(len(manifest.shards))]
+    if workers == 0:
+        yield from (job(*given) for job, *given in jobs)
+        return
+    with contextlib.closing(WorkerPool(workers, get_context("spawn"))) as pool:
+        try:
+            for future in [pool.submit(*job) for job in jobs]:
+                yield future.result()
+        except WorkerDied:
+            raise UserError(
+                "a worker process was killed (out of memory?): give fewer --workers, which need less memory"
+            ) from None
 
 
 def dataset_faults(manifest: Manifest) -> list[str]:

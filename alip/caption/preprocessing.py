@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import pickle
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -19,8 +18,10 @@ from PIL import Image
 from alip.build.images import MAX_PIXELS, ImageError, decode_image
 from alip.build.sources import ByteRange, Sample
 from alip.build.text_hash import digest
-from alip.build.workers import start_worker
+from alip.build.worker_pool import WorkerDied, WorkerPool
 from alip.caption.captioners import MAX_SIDE
+
+_WORTH = 4  # images under way for each process before another one is started
 
 
 @dataclass
@@ -101,9 +102,8 @@ def shrink(image: Image.Image, max_side: int = MAX_SIDE) -> Image.Image:
 _work: Callable[[ByteRange | bytes, str | None], PreparedImage] | None = None
 
 
-def _start_worker(preprocessing: Preprocessing, parent: int) -> None:
+def _start_worker(preprocessing: Preprocessing) -> None:
     global _work
-    start_worker(parent)
     _work = preprocessing.open()
 
 
@@ -112,52 +112,22 @@ def _run(image_data: ByteRange | bytes, known: str | None) -> PreparedImage:
 
 
 class _Pool:
-    """Worker processes that survive an image which kills one of them.
-
-    When a worker dies, the executor fails every unfinished image. Those are then tried again one at a time, so that
-    the image at fault is found and named, and the others succeed.
-    """
+    """Worker processes; an image whose process dies is tried once more before it is named."""
 
     def __init__(self, preprocessing: Preprocessing, workers: int) -> None:
-        self._preprocessing, self._workers = preprocessing, workers
-        self._executor = self._new(workers)
-        self._alone: ProcessPoolExecutor | None = None
-
-    def _new(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (self._preprocessing, os.getpid()))
+        self._workers = WorkerPool(workers, get_context("spawn"), _start_worker, (preprocessing,), worth=_WORTH)
 
     def submit(self, image_data: ByteRange | bytes, known: str | None) -> Future:
-        try:
-            return self._executor.submit(_run, image_data, known)
-        except BrokenProcessPool:
-            self._executor.shutdown(wait=False)
-            self._executor = self._new(self._workers)
-            return self._executor.submit(_run, image_data, known)
+        return self._workers.submit(_run, image_data, known)
 
     def result(self, future: Future, image_data: ByteRange | bytes, known: str | None) -> PreparedImage:
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            return self._try_alone(image_data, known)
-
-    def _try_alone(self, image_data: ByteRange | bytes, known: str | None) -> PreparedImage:
-        if self._alone is None:
-            self._alone = self._new(1)
-            try:
-                self._alone.submit(len, b"").result()  # if no worker can even start, no image is at fault
-            except BrokenProcessPool as error:
-                raise RuntimeError("worker processes die when they start: run with --workers 0 to see why") from error
-        try:
-            return self._alone.submit(_run, image_data, known).result()
-        except BrokenProcessPool:
-            self._alone.shutdown(wait=False)
-            self._alone = None
-            return PreparedImage(reason="killed-its-worker", detail="the process that decoded it died")
+        for attempt in (lambda: future, lambda: self.submit(image_data, known)):
+            with contextlib.suppress(WorkerDied):
+                return attempt().result()
+        return PreparedImage(reason="killed-its-worker", detail="the process that decoded it died")
 
     def close(self) -> None:
-        for executor in (self._executor, self._alone):
-            if executor is not None:
-                executor.shutdown(wait=False, cancel_futures=True)
+        self._workers.close(wait=False)
 
 
 def feed(

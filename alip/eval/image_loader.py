@@ -107,7 +107,11 @@ class ImageBatches:
     def _processes(self) -> Iterator[Batch]:
         pin = self.device.type == "cuda"
         yield from DataLoader(
-            self.reader, self.batch_size, num_workers=self.workers, collate_fn=collate, pin_memory=pin
+            self.reader,
+            self.batch_size,
+            num_workers=min(self.workers, len(self)),  # a process makes whole batches
+            collate_fn=collate,
+            pin_memory=pin,
         )
 
     def _threads(self) -> Iterator[Batch]:

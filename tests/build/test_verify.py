@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext as nothing
 
 import numpy as np
@@ -14,6 +12,7 @@ from PIL import Image
 
 from alip.build.preview import show
 from alip.build.verify import verify, verify_shard
+from alip.build.worker_pool import WorkerDied, WorkerPool
 from alip.data import recordio
 from alip.data.manifest_schema import manifest_checksum
 from alip.data.sample_reader import Records
@@ -36,14 +35,15 @@ def faults(shards, number=0, decode=False) -> list[str]:
 def test_sound_shards(own_shards, capsys):
     assert verify(own_shards, decode=True, workers=2) == 0
     out = capsys.readouterr().out
+    assert verify(own_shards, decode=True, workers=0) == 0 and capsys.readouterr().out == out
     assert "sound: 60 samples in 2 shards" in out and "set-00001.rec" in out and "decoded" in out
 
 
 def test_a_killed_worker_is_one_line(own_shards, monkeypatch):
-    def killed(*_, **__):
-        raise BrokenProcessPool
+    def killed(*_):
+        raise WorkerDied
 
-    monkeypatch.setattr(ProcessPoolExecutor, "map", killed)
+    monkeypatch.setattr(WorkerPool, "submit", killed)
     with pytest.raises(UserError, match="a worker process was killed"):
         verify(own_shards)
 

@@ -211,6 +211,13 @@ def test_threads_and_processes_give_what_the_transform_gives(model, tmp_path, mo
     assert torch.equal(torch.cat([batch[0] for batch in batches]), expected + 1)
 
 
+def test_there_are_no_more_processes_than_batches(monkeypatch):
+    monkeypatch.setattr(image_loader, "DataLoader", lambda *_, num_workers, **__: [num_workers])
+    of_16 = {"workers": 12, "batch_size": 16, "device": torch.device("cpu")}
+    counts = [next(ImageBatches([], str, range(images), **of_16)._processes()) for images in (12, 40, 1000)]
+    assert counts == [0, 3, 12]
+
+
 def test_an_abandoned_iteration_ends_its_threads(model, tmp_path):
     images = ImageFiles(open_retrieval(write_pairs(tmp_path)).images)
     batches = iter(ImageBatches(images, model.preprocess(is_train=False), range(23), 2, 2, torch.device("cpu")))
