@@ -167,11 +167,25 @@ def read_text(path: str | Path) -> str:
 def parse_json(text: str, source: str) -> Any:
     """JSON text as Python values; UserError otherwise. source: the file, or file and line, for the message."""
     try:
-        return json.loads(text, parse_int=_whole_number)
+        return json.loads(text, parse_int=_whole_number, object_pairs_hook=unique_names)
     except RecursionError as error:
         raise UserError(f"{source}: not valid JSON (nested too deeply)") from error
     except ValueError as error:
         raise UserError(f"{source}: not valid JSON ({error}); correct it there") from error
+
+
+class RepeatedName(ValueError):
+    """A JSON object names something twice: one of the two values would be dropped in silence."""
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json's `object_pairs_hook`: the object; RepeatedName where a name comes twice."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in content if names.count(name) > 1)
+        raise RepeatedName(f"an object names {twice[:40]!r} twice")
+    return content
 
 
 def _whole_number(digits: str) -> int:

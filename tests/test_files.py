@@ -156,6 +156,12 @@ def test_a_text_of_ten_gigabytes_is_not_read(tmp_path):
         read_text(tmp_path / "x.json")
 
 
+def test_a_name_that_comes_twice_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": {"b": 1, "b": 2}}')
+    with pytest.raises(UserError, match=r"x\.json: not valid JSON \(an object names 'b' twice\)"):
+        read_json(tmp_path / "x.json")
+
+
 def refused_by_the_system(number):
     raise OSError(number, os.strerror(number))
 

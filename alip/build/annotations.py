@@ -76,7 +76,9 @@ def _coco(content: dict) -> Iterator[tuple[str, str | None, str | None, dict]]:
     names = {}
     for number, image in enumerate(_entries(content, "images")):
         where = f"images[{number}]"
-        names[_field(image, "id", where, (int, str))] = _field(image, "file_name", where, str)
+        name, key = _field(image, "file_name", where, str), _field(image, "id", where, (int, str))
+        if names.setdefault(key, name) != name:
+            raise ValueError(f"{where} has the id {key!r}, and so has another image: give each its own")
     count: dict = {}
     for number, annotation in enumerate(_entries(content, "annotations", [])):
         where = f"annotations[{number}]"

@@ -54,7 +54,6 @@ class TarSource(Source):
         self, path: str, members: list[_Member], damaged: bool = False, progress: float | None = None
     ) -> Sample:
         sample = Sample(members[0].key, f"{path}:{members[0].name}", progress=progress)
-        text_file = None
         for member in members:
             if member.error:
                 sample.error = member.error
@@ -63,20 +62,24 @@ class TarSource(Source):
                     sample.error = f"ambiguous: two images, {sample.image_name} and {member.name}"
                 sample.image_data, sample.image_name = member.content, member.name
                 sample.where = f"{path}:{member.name}"
-            elif member.extension in ("json", "txt"):
-                try:
-                    if member.extension == "txt":
-                        text_file = member.content.decode("utf-8-sig")
-                    else:
-                        sample.metadata = load_json_object(member.content.decode("utf-8-sig"))
-                except ValueError as error:
-                    sample.error = f"bad-text: {member.name}: {error}"
             elif member.extension in OTHER_IMAGES and sample.image_data is None and not sample.error:
                 sample.error = f"unsupported-format: {member.name}"
         if damaged:  # and a reader that begins here would not know of it: no position
             sample.error = f"damaged-sample: {path} is damaged beside it, and a part of it may be lost"
         else:
             sample.position = members[0].position
+        text_file = None
+        try:
+            for member in _text_files(members):
+                content = member.content.decode("utf-8-sig")
+                if member.extension == "txt":
+                    text_file = content
+                else:
+                    sample.metadata = load_json_object(content)
+        except _TwoAlike as error:
+            sample.error = sample.error or f"ambiguous: {error}"
+        except ValueError as error:
+            sample.error = sample.error or f"bad-text: {member.name}: {error}"
         take_texts(sample, self.fields, text_file)
         return sample
 
@@ -92,6 +95,27 @@ class _Member:
     content: ByteRange | bytes | None = None
     error: str | None = None
     position: tuple[int, ...] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing stands between key and extension: of a.txt and a.de.txt the first is the sample's text."""
+        return len(self.name) == len(self.key) + 1 + len(self.extension)
+
+
+class _TwoAlike(Exception):
+    """Which of two files is the sample's cannot be known."""
+
+
+def _text_files(members: list[_Member]) -> list[_Member]:
+    """The .json and .txt of a sample, at most one of each: that with a plain name, if there is one."""
+    chosen = []
+    for extension in ("json", "txt"):
+        those = [member for member in members if member.extension == extension and not member.error]
+        those = [member for member in those if member.is_plain] or those
+        if len(those) > 1:
+            raise _TwoAlike(f"two .{extension} files, {those[0].name} and {those[1].name}")
+        chosen += those
+    return chosen
 
 
 def _member(path: str, info: tarfile.TarInfo, members: TarMembers) -> _Member:

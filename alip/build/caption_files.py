@@ -13,6 +13,7 @@ from alip.build.sources import as_text
 from alip.build.table_rows import LONGEST_FIELD, check_text_file, read_lines, read_rows
 from alip.data.manifest_schema import MOST_CAPTIONS
 from alip.errors import UserError
+from alip.files import RepeatedName, unique_names
 from alip.remote.reading import open_any
 from alip.remote.urls import is_url, name_of, redact
 
@@ -40,7 +41,7 @@ def read_entries(path: str, column: str = "caption") -> Iterator[tuple[str, list
     check_text_file(path)
     name = name_of(path).lower()
     if name.endswith((".tsv", ".txt")):
-        yield from _pairs(path)
+        yield from _tab_separated(path, column)
         return
     for number, row in _json_list(path) if name.endswith(".json") else _rows(path):
         where = f"{redact(path)}, entry {number}"
@@ -106,7 +107,9 @@ def _rows(path: str) -> Iterator[tuple[int, dict]]:
         yield row.number, row.values
 
 
-def _pairs(path: str) -> Iterator[tuple[str, list[str]]]:
+def _tab_separated(path: str, column: str) -> Iterator[tuple[str, list[str]]]:
+    """Of key, tab, caption; or of the columns that a first line names, where it names more than two."""
+    names: list[str] = []
     for number, line in enumerate(read_lines(path), 1):
         try:
             key, tab, caption = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n").partition("\t")
@@ -114,17 +117,23 @@ def _pairs(path: str) -> Iterator[tuple[str, list[str]]]:
             raise UserError(f"{redact(path)}, line {number}: not UTF-8 ({error.reason})") from None
         if len(line) >= LONGEST_FIELD:
             raise UserError(f"{redact(path)}, line {number}: longer than {LONGEST_FIELD:,} bytes")
+        where = f"{redact(path)}, line {number}"
         if number == 1 and key in _KEYS:
-            continue
-        if line.strip():
+            names = [key, *caption.split("\t")] if "\t" in caption else []
+            if len(set(names)) != len(names) or (names and column not in names):
+                raise UserError(f"{where}: should name each column once, and {column!r} among them")
+        elif line.strip():
             if not tab:
-                raise UserError(f"{redact(path)}, line {number}: should be key, tab, caption")
-            yield from _checked(f"{redact(path)}, line {number}", key, [caption])
+                raise UserError(f"{where}: should be key, tab, caption")
+            cells = [key, *caption.split("\t")] if names else []
+            if len(cells) != len(names):
+                raise UserError(f"{where}: {len(cells)} cells for {len(names)} columns")
+            yield from _checked(where, key, _captions(dict(zip(names, cells)), column, where) if names else [caption])
 
 
 def _json_list(path: str) -> Iterator[tuple[int, object]]:
     """The entries of one long JSON list, without holding it: a captions file of millions is over a GB."""
-    decode = json.JSONDecoder().raw_decode
+    decode = json.JSONDecoder(object_pairs_hook=unique_names).raw_decode
     number = 0
     try:
         with io.TextIOWrapper(open_any(path), encoding="utf-8-sig") as file:
@@ -182,6 +191,8 @@ class _Window:
                 if end < len(self._text) or not self._more():  # a number may continue behind the window
                     self.at = end
                     return entry
+            except RepeatedName:
+                raise
             except ValueError:
                 if len(self._text) - self.at > _LONGEST_ENTRY:
                     raise ValueError(f"an entry is broken, or longer than {_LONGEST_ENTRY:,} characters") from None

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from alip.files import unique_names
 from alip.remote.reading import read_url, stat_all
 from alip.remote.urls import is_url, name_of
 
@@ -226,9 +227,9 @@ def as_texts(value: object) -> tuple[str, ...]:
 
 
 def load_json_object(content: bytes | str) -> dict:
-    """A JSON object; ValueError with the reason otherwise, also where it is nested too deeply."""
+    """A JSON object; ValueError with the reason otherwise, also where it is nested too deeply or repeats a name."""
     try:
-        value = json.loads(content)
+        value = json.loads(content, object_pairs_hook=unique_names)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):

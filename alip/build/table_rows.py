@@ -224,6 +224,10 @@ def _parquet(path: str, first_group: int, number: int) -> Iterator[Row]:
         raise
     except Exception as error:  # pyarrow's own errors, and whatever a damaged footer makes of itself
         raise UserError(f"{redact(path)} cannot be read as Parquet: {_one_line(error)}") from None
+    names = file.schema_arrow.names
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{redact(path)} has two columns {twice!r}: rename one of them")
     total = max(1, sum(rows))
     if sum(rows) != file.metadata.num_rows:
         raise UserError(

@@ -116,6 +116,18 @@ def test_links_and_special_files_are_named(tmp_path):
     assert "a link to k0.jpg" in errors[0]
 
 
+def test_of_two_texts_the_one_with_a_plain_name_counts_and_two_alike_are_named(tmp_path):
+    texts = [("a.de.txt", b"de"), ("a.txt", b"a"), ("b.de.txt", b"de"), ("c.txt", b"1"), ("c.txt", b"2")]
+    texts += [("d.x.json", b'{"text": "x"}'), ("d.y.json", b'{"text": "y"}')]
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, content in texts:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    got = {sample.key: (sample.text, (sample.error or "")[:10]) for sample in open_source(str(tmp_path / "t.tar"))}
+    assert got == {"a": ("a", ""), "b": ("de", ""), "c": (None, "ambiguous:"), "d": (None, "ambiguous:")}
+
+
 def test_images_of_other_formats_are_named(tmp_path):
     def other(tar):
         info = tarfile.TarInfo("z.heic")

@@ -151,6 +151,7 @@ def test_every_way_to_give_several(tmp_path):
         ("d.csv", "key,caption,caption_2,caption_3\nk,one,two,three\n"),
         ("e.csv", "key,caption\nk,one\nother,x\nk,two\nk,three\n"),
         ("f.tsv", "k\tone\nk\ttwo\nk\tthree\n"),
+        ("h.tsv", "key\tcaption_2\tcaption\tcaption_3\nk\ttwo\tone\tthree\n"),
         ("g.json", json.dumps([{"image_id": "k", "caption": one} for one in want])),
     ):
         found = table(tmp_path, file)

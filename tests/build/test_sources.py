@@ -220,6 +220,7 @@ def test_karpathy_and_coco(tmp_path):
         ({"images": {"id": 5}, "annotations": []}, "'images' of the file cannot be"),
         ({"images": ["x"], "annotations": []}, "images\\[0\\] should be an object"),
         ({"images": [{"id": 1, "file_name": 7}]}, "'file_name' of images"),
+        ({"images": [{"id": 1, "file_name": name} for name in "ab"]}, "has the id 1, and so has another image"),
         ({"annotations": []}, "the file has no 'images'"),
         ([1], "a JSON list"),
     ],

@@ -98,7 +98,8 @@ def test_too_long_fields_and_lines_cost_their_row(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff", b'{"a": NaN', b"[" * 100_000, b"nonsense", b'{"image": 1' + b"0" * 9000 + b"}"]
+    "content",
+    [b"\xff", b'{"a": 1, "a": 2}', b'{"a": NaN', b"[" * 100_000, b"nonsense", b'{"image": 1' + b"0" * 9000 + b"}"],
 )
 def test_broken_json_lines(tmp_path, content):
     path = tmp_path / "t.jsonl"
@@ -112,6 +113,13 @@ def test_texts_that_are_none(tmp_path):
     path.write_text('{"image": "a", "text": ["x"]}\n{"image": "b", "text": {"x": 1}}\n{"image": "c", "text": 7}\n')
     got = list(open_source(str(path)))
     assert got[0].error.startswith("bad-text") and got[1].error.startswith("bad-text") and got[2].text == "7"
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["x"])] * 3, names=["image", "text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="has two columns 'text'"):
+        rows(tmp_path / "t.parquet")
 
 
 def test_parquet_with_dates_that_python_does_not_know(tmp_path):
