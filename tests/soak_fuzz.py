@@ -38,8 +38,11 @@ from tests import fuzz  # noqa: E402
 WAIT = 6  # times as long as its limit a case may take by the clock: a machine may be busy with other things
 SHRINK_TRIES = 400  # runs of a case while its input is shrunk
 # What commands import when they first need it: loaded before the clock of the first case that does.
-LIBRARIES = """matplotlib.pyplot nvidia.dali open_clip pyarrow.parquet scipy.io sklearn.linear_model sklearn.metrics timm
-torch.utils.tensorboard torchvision.datasets transformers.models.blip transformers.models.clip""".split()
+LIBRARIES = (
+    *("matplotlib.pyplot", "nvidia.dali", "open_clip", "pyarrow.parquet", "scipy.io", "sklearn.linear_model"),
+    *("sklearn.metrics", "timm", "torch.utils.tensorboard", "torchvision.datasets", "transformers.models.blip"),
+    "transformers.models.clip",
+)
 
 
 def targets(only: str | None = None) -> list[fuzz.Target]:
