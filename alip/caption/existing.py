@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from alip.build.caption_table import CaptionTable
 from alip.build.sources import Sample
 from alip.build.text_hash import text_digest
-from alip.caption.jobs import Job
-from alip.caption.store import CaptionStore, DoneImages
 from alip.caption.work import CaptionWork, Failed, Item, Result
 from alip.errors import UserError
 
@@ -56,18 +53,6 @@ class ExistingWork(CaptionWork):
         """Of the captions that a sample's line would have."""
         line = self._line(Item(sample, None), self.captioner.captions(sample.key))
         return "" if isinstance(line, Failed) else digest_of(line)
-
-
-class ExistingJob(Job):
-    """Looks captions up. An image is known only while its captions in the file are those in the output."""
-
-    def known(self, store: CaptionStore) -> Callable[[Sample], str | None]:
-        """A function: "" (no image is read) for a sample whose captions are in the output already, else None."""
-        done = DoneImages()
-        for path in reversed(store.caption_files()):
-            for line in store.lines_of(path):
-                done.append(line["key"], digest_of(line))
-        return lambda sample: "" if done.image(sample.key) == self.work.digest(sample) else None
 
 
 def digest_of(line: dict[str, Any]) -> str:

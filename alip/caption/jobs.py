@@ -12,9 +12,10 @@ import torch
 from alip.build.sources import Sample
 from alip.caption.captioners import Decoding
 from alip.caption.choice import ENGINES, CaptionerChoice, decoding_for, open_captioner
+from alip.caption.existing import ExistingWork, digest_of
 from alip.caption.preprocessing import PreparedImage, Preprocessing, without_image
 from alip.caption.run import image_identity
-from alip.caption.store import CaptionStore
+from alip.caption.store import CaptionStore, DoneImages
 from alip.caption.work import CaptionWork, Work
 
 
@@ -44,6 +45,18 @@ class Job:
     def samples(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         """The samples of a source, as this job takes them."""
         return samples
+
+
+class ExistingJob(Job):
+    """Looks captions up. An image is known only while its captions in the file are those in the output."""
+
+    def known(self, store: CaptionStore) -> Callable[[Sample], str | None]:
+        """A function: "" (no image is read) for a sample whose captions are in the output already, else None."""
+        done = DoneImages()
+        for path in reversed(store.caption_files()):
+            for line in store.lines_of(path):
+                done.append(line["key"], digest_of(line))
+        return lambda sample: "" if done.image(sample.key) == self.work.digest(sample) else None
 
 
 def choice_of(arguments: argparse.Namespace) -> CaptionerChoice:
@@ -94,8 +107,6 @@ def job_of(choice: CaptionerChoice, arguments: argparse.Namespace, device: torch
         return _rewriting(choice, arguments, settings, cleaning)
     captioner = open_captioner(choice, device)
     if choice.source()[0] == "existing":
-        from alip.caption.existing import ExistingJob, ExistingWork
-
         work = ExistingWork(captioner, cleaning, per_image=per_image)
         return ExistingJob(work, settings, captioner.metadata, content=_by_key)
     sampled = choice.decoding.sample or per_image > 1

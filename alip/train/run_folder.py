@@ -185,10 +185,13 @@ def git_revision() -> str | None:
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10)
+        # Without the lock: a git that is killed while it holds it would stop all later git commands of the user.
+        words = ("git", "--no-optional-locks", *words)
+        done = subprocess.run(words, cwd=here, capture_output=True, text=True, check=True, timeout=10)
         return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", __file__)  # not a checkout of another project that this is installed in
         revision = git("rev-parse", "HEAD")
         return revision + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import subprocess
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from alip.data.decoders import PixelFormat
 from alip.data.loader import create_loader
 from alip.data.shards import load_manifest
 from alip.errors import UserError
-from alip.train import logging, step
+from alip.train import logging, run_folder, step
 from alip.train.arguments import parse_interval
 from tests.helpers.train_runs import entry, events, train_here, train_lines
 
@@ -255,3 +256,18 @@ def test_intervals():
     assert [every.due(10, epoch, True) for epoch in (1, 2, 3, 4)] == [False, True, False, True]
     assert not every.due(10, 2, False)
     assert not parse_interval("0", "steps").due(0, 1, True)
+
+
+def test_the_revision_is_that_of_this_code_and_is_read_without_a_lock(tmp_path, monkeypatch):
+    """Not that of a project that this is installed in; and a git that is killed leaves the user's index unlocked."""
+    words, run, file = [], subprocess.run, tmp_path / "installed.py"
+    file.write_text("")
+    run(["git", "init", "-q", tmp_path], check=True)
+    who = ["-c", "user.name=a", "-c", "user.email=a"]
+    run(["git", "-C", tmp_path, *who, "commit", "-q", "--allow-empty", "-m", "another project"], check=True)
+    monkeypatch.setattr(run_folder, "__file__", str(file))
+    monkeypatch.setattr(subprocess, "run", lambda line, **more: words.append(line) or run(line, **more))
+    assert run_folder.git_revision() is None
+    run(["git", "-C", tmp_path, "add", "installed.py"], check=True)
+    assert run_folder.git_revision().endswith("+changes")
+    assert {line[:2] for line in words} == {("git", "--no-optional-locks")}
