@@ -8,12 +8,19 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+LONGEST = 1000  # characters of an error line
+
 
 class UserError(Exception):
-    """Something that the user can fix: the message names the file or flag, and the fix."""
+    """Something that the user can fix: the message names the file or flag, and the fix.
+
+    Whatever it quotes of a file, the message is one line (`one_line`), for callers of the package too.
+    """
+
+    def __init__(self, message: object):
+        super().__init__(one_line(str(message)))
 
 
-LONGEST = 1000  # characters of an error line
 # What the system's refusal of a file means to the user; other errors of it are bugs.
 _REFUSED = {
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO), "check the path"),

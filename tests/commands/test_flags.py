@@ -62,6 +62,8 @@ def test_values_in_range():
 def test_an_error_is_one_line_that_a_terminal_can_show(capsys, tmp_path):
     assert one_line("a\n b\x1b[31m\udcff 日本") == "a b\\x1b[31m\\udcff 日本"
     assert len(one_line("x" * 5000)) <= LONGEST
+    assert str(UserError("classes.txt: class 36 is\n" + "9" * 5000)).startswith("classes.txt: class 36 is 999")
+    assert len(str(UserError("9" * 5000))) <= LONGEST
 
     def refused():
         open(tmp_path / "no" / "file")  # noqa: SIM115

@@ -15,10 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from alip.errors import UserError
+from alip.errors import LONGEST, UserError
 
 OK, REFUSED = "ok", "refused"
-LONGEST_LINE = 600  # characters of an error line: more is a dump of the input
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ def run_case(case: Callable[[], object], allowed: frozenset[str]) -> str:
         outcome = OK
     except UserError as error:
         outcome, line = REFUSED, str(error)
-        if "\n" in line.strip() or len(line) > LONGEST_LINE:
-            raise Escaped(f"message of {len(line)} characters: {line[:LONGEST_LINE]!r}") from error
+        if "\n" in line.strip() or len(line) > LONGEST:
+            raise Escaped(f"message of {len(line)} characters: {line[:LONGEST]!r}") from error
     except Exception as error:
         raise Escaped("".join(traceback.format_exception(error, limit=-8))) from error
     if outcome not in allowed:
