@@ -37,6 +37,7 @@ _DEFAULTS = {
     "CLIPFeatureExtractor": _COMMON | _CLIP,
     "SiglipImageProcessor": _COMMON | _SIGLIP,
 }
+_SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 _SIZE = {
     "anyOf": [
         SIDE,
@@ -57,7 +58,7 @@ _SIZE = {
 _SCHEMA = {
     "type": "object",
     "properties": {
-        **{key: {"type": ["boolean", "null"]} for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")},
+        **{key: {"type": ["boolean", "null"]} for key in (*_SWITCHES, "do_pad", "default_to_square")},
         "size": _SIZE,
         "crop_size": {"anyOf": [*_SIZE["anyOf"], {"type": "null"}]},
         "resample": {"type": "integer", "minimum": 0, "maximum": 1000},
@@ -93,10 +94,13 @@ def from_huggingface(content: Any, image_size: int, source: object) -> dict[str,
     if defaults is None:
         raise _refusal(source, "image_processor_type", kind, ", ".join(_DEFAULTS))
     found = defaults | {key: value for key, value in content.items() if value is not None}
+    _refuse_ambiguous(content, defaults, source)
     if not found["do_resize"]:
         raise _refusal(source, "do_resize", False, "true")
-    if not found["do_rescale"] or not math.isclose(found["rescale_factor"], 1 / 255, rel_tol=1e-3):
-        raise _refusal(source, "rescale_factor", found["do_rescale"] and found["rescale_factor"], "1/255")
+    if not found["do_rescale"]:
+        raise _refusal(source, "do_rescale", False, "true")
+    if not math.isclose(found["rescale_factor"], 1 / 255, rel_tol=1e-3):
+        raise _refusal(source, "rescale_factor", found["rescale_factor"], "1/255")
     interpolation = FILTERS.get(found["resample"])
     if interpolation not in ("bilinear", "bicubic"):
         raise _refusal(source, "resample", f"{found['resample']} ({interpolation})", "2 (bilinear) or 3 (bicubic)")
@@ -109,6 +113,18 @@ def from_huggingface(content: Any, image_size: int, source: object) -> dict[str,
         "interpolation": interpolation,
         "resize_mode": _resize_mode(found["size"], crop, image_size, source),
     }
+
+
+def _refuse_ambiguous(content: dict[str, Any], defaults: dict[str, Any], source: object) -> None:
+    """Refuses what versions and backends of transformers take differently, and padding."""
+    for key in _SWITCHES:
+        # To some it is the class's default, to others false.
+        if key in content and content[key] is None and defaults[key]:
+            raise _refusal(source, key, None, "true or false")
+    if content.get("do_pad"):
+        raise _refusal(source, "do_pad", True, "false")
+    if content.get("default_to_square") and isinstance(content.get("size"), int):
+        raise _refusal(source, "default_to_square", True, "a size of height and width")
 
 
 def _resize_mode(size: Any, crop: Any, image_size: int, source: object) -> str:
