@@ -193,7 +193,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def main() -> int:
     """Runs, writes the report, and gives the exit status: 1 if a benchmark failed."""
-    parser = CommandParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "benchmarks", help="folder of the report")
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), help="some of them")
     parser.add_argument("--quick", action="store_true", help="tiny runs: shows that they work")

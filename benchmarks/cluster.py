@@ -140,7 +140,7 @@ def measured(results: Path, name: str, measure: Callable[[], dict[str, Any]]) ->
 
 def main() -> None:
     """Prints the figures."""
-    parser = CommandParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--results", type=Path, default=Path("cluster.json"), help="default: %(default)s")
     parser.add_argument("--pieces", type=int, default=300)
     parser.add_argument("--files", type=int, default=100_000)

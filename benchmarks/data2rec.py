@@ -75,7 +75,7 @@ def prepare(work: Path, name: str, samples: int) -> Path:
 
 def main() -> None:
     """Prints the table."""
-    parser = CommandParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-data2rec", help="work folder")
     parser.add_argument("--samples", type=count, default=3000)
     parser.add_argument("--workers", type=count, default=2)

@@ -187,7 +187,7 @@ def costs(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = CommandParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=200)

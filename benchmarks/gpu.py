@@ -118,7 +118,7 @@ def run(report: Report, parts: list[str]) -> None:
 
 def main() -> int:
     """Writes the report; the exit status."""
-    parser = command.CommandParser(description=__doc__.splitlines()[0])
+    parser = command.CommandParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu", help="folder of gpu.md and work files")
     parser.add_argument(
         "--minutes", type=command.positive_number, default=7.5, help="no part starts that would not be done by then"

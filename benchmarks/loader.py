@@ -177,7 +177,7 @@ def main() -> None:
     """Prints the table."""
     from comparisons import record
 
-    parser = CommandParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-loader", help="work folder")
     parser.add_argument("--samples", type=count, default=2000)
     parser.add_argument("--batch-size", type=count, default=64)

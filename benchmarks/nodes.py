@@ -46,7 +46,7 @@ def count(kind: str, machines: int, shards: int, per_shard: int, batch_size: int
 
 def main() -> None:
     """Prints a table."""
-    parser = command.CommandParser(description=__doc__.split("\n\n")[0])
+    parser = command.CommandParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--shards", type=command.count, default=64)
     parser.add_argument("--samples-per-shard", type=command.count, default=20_000)
     parser.add_argument("--batch-size", type=command.count, default=512, help="of a GPU")

@@ -254,7 +254,7 @@ def drop_cache(work: Path) -> None:
 
 def main() -> None:
     """Makes the data once, then measures."""
-    parser = CommandParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-reading", help="work folder")
     parser.add_argument("--records", type=count, default=8000, help="of each of four shards")
     parser.add_argument("--lines", type=count, default=15_000_000, help="of the long index")

@@ -177,7 +177,7 @@ def serve() -> tuple[subprocess.Popen, dict[str, str]]:
 
 def main() -> None:
     """Prints the table."""
-    parser = CommandParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--shards", type=count, default=44)
     parser.add_argument("--records", type=count, default=500, help="of a shard")
     parser.add_argument("--streaming-python", help="of an environment with mosaicml-streaming")

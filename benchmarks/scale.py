@@ -82,7 +82,7 @@ def make(work: Path, samples: int) -> Path:
 
 def main() -> None:
     """Prints the table."""
-    parser = CommandParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--samples", type=count, nargs="+", default=[15_061_515, 400_000_000, 2_000_000_000])
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "alip-scale")
     args = parser.parse_args()

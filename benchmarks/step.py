@@ -205,7 +205,7 @@ def peak(precision: str, device: str) -> float:
 
 def main() -> None:
     """Measures and prints the table."""
-    parser = CommandParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file, for images of 224 pixels")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3, help="how often each variant's process is started")

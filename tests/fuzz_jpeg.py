@@ -131,7 +131,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 def main() -> int:
     """Runs until the wanted number of mutations was accepted."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--accepted", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

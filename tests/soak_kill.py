@@ -165,7 +165,7 @@ def _one_output(
 
 
 def main() -> int:
-    parser = command.CommandParser(description=__doc__.split("\n\n")[0])
+    parser = command.CommandParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--kills", type=command.count, default=100, help="of each target")
     parser.add_argument("--seed", type=command.natural, default=0)

@@ -16,7 +16,7 @@ from alip.errors import run_command
 
 
 def _arguments() -> argparse.Namespace:
-    parser = CommandParser(prog="python -m alip.checkpoint", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m alip.checkpoint", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("export", help="write a folder that open_clip or transformers loads")
     out.add_argument("--to", required=True, choices=("open_clip", "hf"), help="whose form")

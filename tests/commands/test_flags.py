@@ -1,6 +1,8 @@
 """Hostile values for the flags of every command: a seeded few of what tests/soak_fuzz.py runs by the thousand."""
 
+import importlib
 import random
+import sys
 
 import pytest
 
@@ -88,3 +90,12 @@ def test_a_bug_keeps_its_traceback():
         run_command(lambda: 1 // 0)
     with pytest.raises(OSError, match="Bad file descriptor"):
         run_command(lambda: __import__("os").close(12345))
+
+
+@pytest.mark.parametrize("name", ["data2rec", "alip.checkpoint.__main__"])
+def test_without_docstrings_as_under_python_oo(name, monkeypatch):
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "__doc__", None)
+    monkeypatch.setattr(sys, "argv", ["command", "--nonsense"])
+    with pytest.raises(UserError, match="--help"):
+        getattr(module, "arguments" if name == "data2rec" else "_arguments")()
