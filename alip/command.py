@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -73,6 +74,14 @@ def number(least: float = -math.inf, most: float = math.inf) -> Callable[[str], 
         return value
 
     return parse
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """A flag's type: a regular expression."""
+    try:
+        return re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"should be a regular expression, not {text[:80]!r}: {error}") from None
 
 
 count = whole(1, 2**31 - 1)  # of samples, steps, images …

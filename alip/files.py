@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -142,6 +142,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a JSON {type(content).__name__}, not an object")
     return content
+
+
+def read_json_lines(path: str | Path, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The JSON objects of a file with one in each line, every one with the keys; UserError with the line otherwise."""
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            rows.append(parse_json(line, f"{path}, line {number}"))
+            missing = [key for key in keys if not isinstance(rows[-1], dict) or key not in rows[-1]]
+            if missing or not isinstance(rows[-1], dict):
+                raise UserError(f"{path}, line {number}: not an object with {', '.join(keys)}; remove that line")
+    return rows
 
 
 def check_regular(path: str | os.PathLike) -> None:

@@ -82,7 +82,7 @@ def lock_folder(folder: Path, world: World, remove: bool = False) -> Iterator[No
 def _patience(holder: str) -> float:
     """Seconds to wait for a holder, "process PID on HOST": none for a living process of this machine."""
     number, _, host = holder.removeprefix("process ").partition(" on ")
-    if not number.isdigit() or not host:  # it is being written
+    if not number.isdecimal() or len(number) > 9 or not host:  # it is being written
         return _SAME_HOST_S
     if host != socket.gethostname():
         return _OTHER_HOST_S

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from comparisons import ROWS, Row, advantage, read_rows  # noqa: E402
 
-from alip.command import CommandParser  # noqa: E402
+from alip.command import CommandParser, positive_number  # noqa: E402
 from alip.errors import run_command  # noqa: E402
 from alip.files import atomic_write  # noqa: E402
 from alip.text_table import markdown_table  # noqa: E402
@@ -197,7 +197,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "benchmarks", help="folder of the report")
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), help="some of them")
     parser.add_argument("--quick", action="store_true", help="tiny runs: shows that they work")
-    parser.add_argument("--minutes", type=float, default=40, help="of one benchmark at most")
+    parser.add_argument("--minutes", type=positive_number, default=40, help="of one benchmark at most")
     args = parser.parse_args()
     output = args.output.resolve()
     output.mkdir(parents=True, exist_ok=True)

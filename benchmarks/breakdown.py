@@ -20,7 +20,7 @@ from comparisons import record
 from step import batches
 
 from alip import plot_style
-from alip.command import CommandParser
+from alip.command import CommandParser, count
 from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
@@ -87,8 +87,8 @@ def main() -> None:
     """Prints the table, draws the plot."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file, for images of 224 pixels")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--batch-size", type=count, default=32)
+    parser.add_argument("--steps", type=count, default=2)
     parser.add_argument("--output", type=Path, help="of the plot, without suffix")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -29,9 +29,9 @@ import noise_study_report as report  # noqa: E402
 import noise_study_train as study  # noqa: E402
 from texts import corrupt_texts, sample, spoiled_caption, wordings  # noqa: E402
 
-from alip.command import CommandParser  # noqa: E402
+from alip.command import CommandParser, count, pattern  # noqa: E402
 from alip.data.captions import choose_captions  # noqa: E402
-from alip.errors import UserError, run_command  # noqa: E402
+from alip.errors import run_command  # noqa: E402
 from alip.eval.gates.labels import matched_auc  # noqa: E402
 from alip.files import atomic_write  # noqa: E402
 
@@ -180,14 +180,12 @@ def main() -> int:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=study.ROOT / "runs/caption_study", help="folder for scores")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a finished run")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of every arm (default 3)")
-    parser.add_argument("--only", metavar="REGEX", help="the runs whose key matches, e.g. 'right' or 's0$'")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N runs, then the tables")
+    parser.add_argument("--seeds", type=count, default=3, help="seeds 0, 1, … of every arm (default 3)")
+    parser.add_argument("--only", type=pattern, help="the runs whose key matches, e.g. 'right' or 's0$'")
+    parser.add_argument("--limit", type=count, metavar="N", help="at most N runs, then the tables")
     parser.add_argument("--list", action="store_true", help="print the keys of the runs and which are done")
     parser.add_argument("--table", action="store_true", help="train nothing")
     arguments = parser.parse_args()
-    if arguments.seeds < 1 or (arguments.limit or 1) < 1:
-        raise UserError("--seeds and --limit must be at least 1")
     rows = report.read_rows(arguments.results)
     done = {row["key"] for row in rows}
     runs = all_runs(arguments.seeds)

@@ -32,13 +32,13 @@ from unpack import SPLITS  # noqa: E402
 
 from alip import distributed  # noqa: E402
 from alip.checkpoint.load import load_model  # noqa: E402
-from alip.command import CommandParser  # noqa: E402
+from alip.command import CommandParser, count, pattern  # noqa: E402
 from alip.errors import UserError, run_command  # noqa: E402
 from alip.eval.datasets import open_classification, open_retrieval  # noqa: E402
 from alip.eval.features import Encoding  # noqa: E402
 from alip.eval.retrieval import measure_retrieval  # noqa: E402
 from alip.eval.zeroshot import measure_zeroshot  # noqa: E402
-from alip.files import atomic_write, read_json  # noqa: E402
+from alip.files import atomic_write, read_json, read_json_lines  # noqa: E402
 
 OBJECTIVES = {"clip-text": "CLIP on the raw texts", "alip": "ALIP"}
 COLUMNS = {f"{way}_R@{k}": f"{arrow} R@{k}" for way, arrow in
@@ -82,8 +82,7 @@ def measure(key: Key, folder: Path, data: Path) -> dict:
 
 def read_rows(path: Path) -> dict[Key, dict]:
     """The finished runs."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.strip()]
+    rows = read_json_lines(path, ("objective", "seed", "numbers")) if path.exists() else []
     return {(row["objective"], row["seed"]): row for row in rows}
 
 
@@ -118,13 +117,11 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data/demo", help="the quickstart's data folder")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/demo_seeds", help="folder for the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a finished run")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of both (default 3)")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores (default 1)")
-    parser.add_argument("--only", metavar="REGEX", default="", help="runs whose name matches, e.g. 'alip-0'")
+    parser.add_argument("--seeds", type=count, default=3, help="seeds 0, 1, … of both (default 3)")
+    parser.add_argument("--jobs", type=count, default=1, help="trainings at a time, which share the cores (default 1)")
+    parser.add_argument("--only", type=pattern, default="", help="runs whose name matches, e.g. 'alip-0'")
     parser.add_argument("--table", action="store_true", help="train nothing")
     arguments = parser.parse_args()
-    if arguments.jobs < 1 or arguments.seeds < 1:
-        raise UserError("--jobs and --seeds must be at least 1")
     data, rows = arguments.data.resolve(), read_rows(arguments.results)
     if not (data / "eval").is_dir():
         raise UserError(f"{data} has no shards and benchmarks of the demo: run `bash scripts/quickstart.sh` once")

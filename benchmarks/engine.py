@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from comparisons import record  # noqa: E402
 
-from alip.command import CommandParser  # noqa: E402
+from alip.command import CommandParser, count  # noqa: E402
 from alip.data.batch import Batch  # noqa: E402
 from alip.distributed import World  # noqa: E402
 from alip.errors import run_command  # noqa: E402
@@ -188,11 +188,11 @@ def costs(args: argparse.Namespace, device: torch.device) -> None:
 
 def main() -> None:
     parser = CommandParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--micro", type=int, default=64)
+    parser.add_argument("--width", type=count, default=256)
+    parser.add_argument("--batch-size", type=count, default=512)
+    parser.add_argument("--steps", type=count, default=200)
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--micro", type=count, default=64)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     compare(args, device)

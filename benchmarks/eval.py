@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from comparisons import record
 
-from alip.command import CommandParser
+from alip.command import CommandParser, count
 from alip.errors import run_command
 from alip.eval.ranking import Ranks, ranks_from_features, ranks_from_scores
 
@@ -61,9 +61,9 @@ def timed(work: Callable[[], Ranks], repeats: int) -> tuple[float, Ranks]:
 
 def main() -> None:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--captions", type=int, default=25000)
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--images", type=count, default=5000)
+    parser.add_argument("--captions", type=count, default=25000)
+    parser.add_argument("--width", type=count, default=512)
     parser.add_argument("--no-sort", action="store_true", help="features to ranks only; the matrix is never made")
     args = parser.parse_args()
     torch.manual_seed(0)

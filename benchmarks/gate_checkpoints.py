@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alip.command import CommandParser  # noqa: E402
+from alip.command import CommandParser, count  # noqa: E402
 from alip.data.loader import create_loader  # noqa: E402
 from alip.data.score_table import SCORES  # noqa: E402
 from alip.data.shards import Manifest, load_manifest  # noqa: E402
@@ -80,7 +80,7 @@ def main() -> None:
     default = sorted((ROOT / "runs/demo_seeds").glob("alip-?"))
     parser.add_argument("--runs", type=Path, nargs="+", default=default, help="run folders with the same checkpoints")
     parser.add_argument("--data", default=ROOT / "data/demo/train", metavar="DIR/NAME", help="the demo's shards")
-    parser.add_argument("--samples", type=int, default=2048, help="of the training data (default 2048)")
+    parser.add_argument("--samples", type=count, default=2048, help="of the training data (default 2048)")
     arguments = parser.parse_args()
     if not arguments.runs:
         raise UserError("no runs: train them by `python benchmarks/demo_seeds.py`, or name them with --runs")

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alip.command import CommandParser
+from alip.command import CommandParser, count
 from alip.data.score_table import ROWS, SCORES, ScoreTable
 from alip.data.shards import Manifest, load_manifest
 from alip.errors import run_command
@@ -91,7 +91,7 @@ def peak_memory() -> int:
 def main() -> None:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="DIR/NAME", help="the demo's shards")
-    parser.add_argument("--samples", type=int, default=1_000_000, help="at least so many (default 1000000)")
+    parser.add_argument("--samples", type=count, default=1_000_000, help="at least so many (default 1000000)")
     parser.add_argument("--output", type=Path, default=Path("."), help="folder for gates.parquet and gates.html")
     parser.add_argument("--no-labels", action="store_true", help="as a dataset of the web: no ROC curves")
     arguments = parser.parse_args()

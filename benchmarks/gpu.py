@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 import stand_ins  # noqa: E402
 
 from alip import command  # noqa: E402
-from alip.errors import run_command  # noqa: E402
+from alip.errors import UserError, run_command  # noqa: E402
 
 MISSING = stand_ins.install()
 
@@ -127,8 +127,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="every part on the CPU, at tiny sizes")
     args = parser.parse_args()
     if not args.dry_run and not torch.cuda.is_available():
-        print("no GPU can be used here: benchmarks/gpu.py needs one (--dry-run shows that its parts run)")
-        return 2
+        raise UserError("no GPU can be used here: benchmarks/gpu.py needs one (--dry-run shows that its parts run)")
     device = torch.device("cpu") if args.dry_run else torch.device("cuda", 0)
     if device.type == "cuda":
         torch.cuda.set_device(device)

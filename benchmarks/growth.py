@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comparisons import record
 
 from alip import plot_style
-from alip.command import CommandParser
+from alip.command import CommandParser, count
 from alip.data.batch import Batch
 from alip.errors import run_command
 from alip.text_table import markdown_table
@@ -194,13 +194,13 @@ def main() -> None:
     """Prints a table of each."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8, 16, 32, 77], help="tokens of every text")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rank-batch", type=int, default=8, help="samples of each rank")
-    parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 16, 64], help="of 256 samples each")
-    parser.add_argument("--dataset-sizes", type=int, nargs="+", default=[10**5, 10**6, 10**7, 10**8])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-sizes", type=count, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--lengths", type=count, nargs="+", default=[8, 16, 32, 77], help="tokens of every text")
+    parser.add_argument("--ranks", type=count, nargs="+", default=[1, 2])
+    parser.add_argument("--rank-batch", type=count, default=8, help="samples of each rank")
+    parser.add_argument("--shards", type=count, nargs="+", default=[1, 4, 16, 64], help="of 256 samples each")
+    parser.add_argument("--dataset-sizes", type=count, nargs="+", default=[10**5, 10**6, 10**7, 10**8])
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--output", type=Path, help="of a plot, without suffix")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=count, default=2, help="processes per contestant and size, taking turns")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--one-thread", action="store_true", help="one thread, its CPU seconds instead of the clock's")
-    parser.add_argument("--busy", type=int, default=0, metavar="K", help="keep K cores busy meanwhile (Linux)")
+    parser.add_argument("--busy", type=natural, default=0, metavar="K", help="keep K cores busy meanwhile (Linux)")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one measurement, in this process
     arguments = parser.parse_args()
     if arguments.measure:

@@ -26,8 +26,8 @@ import noise_study_report as report  # noqa: E402
 import noise_study_train as study  # noqa: E402
 from noise_study_train import Run  # noqa: E402
 
-from alip.command import CommandParser  # noqa: E402
-from alip.errors import UserError, run_command  # noqa: E402
+from alip.command import CommandParser, count, pattern  # noqa: E402
+from alip.errors import run_command  # noqa: E402
 
 RESULTS = study.ROOT / "benchmarks/notes/noise_study.jsonl"
 RATES = [(40, 10), (0, 10), (60, 10), (20, 10), (40, 0), (40, 30)]  # % of raw texts mismatched, % of captions wrong
@@ -137,14 +137,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=study.ROOT / "runs/noise_study", help="folder for gate scores")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a finished run")
     parser.add_argument("--images", type=Path, default=study.ROOT / "docs/images", help="folder for the plots")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one CPU thread each (default 1)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of every arm (default 3)")
-    parser.add_argument("--only", metavar="REGEX", help="the runs whose key matches, e.g. 'm40.c10' or '^ALIP.*s0'")
+    parser.add_argument("--jobs", type=count, default=1, help="runs at a time, one CPU thread each (default 1)")
+    parser.add_argument("--seeds", type=count, default=3, help="seeds 0, 1, … of every arm (default 3)")
+    parser.add_argument("--only", type=pattern, help="the runs whose key matches, e.g. 'm40.c10' or '^ALIP.*s0'")
     parser.add_argument("--list", action="store_true", help="print the keys of the runs and which are done")
     parser.add_argument("--table", action="store_true", help="train nothing")
     arguments = parser.parse_args()
-    if arguments.jobs < 1 or arguments.seeds < 1:
-        raise UserError("--jobs and --seeds must be at least 1")
 
     done = {row["key"] for row in report.read_rows(arguments.results)}
     runs = all_runs(arguments.seeds)

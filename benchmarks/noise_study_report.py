@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
@@ -13,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from alip import plot_style as style  # noqa: E402
-from alip.files import atomic_write  # noqa: E402
+from alip.files import atomic_write, read_json_lines  # noqa: E402
 
 METRICS = ("text_to_image_R@1", "image_to_text_R@1")
 TITLES = {"text_to_image_R@1": "text → image R@1", "image_to_text_R@1": "image → text R@1"}
@@ -25,7 +24,7 @@ Values = dict[int, float]  # by seed
 
 def read_rows(path: Path) -> list[dict]:
     """The finished runs."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+    return read_json_lines(path, ("key", "arm", "seed")) if path.exists() else []
 
 
 def write(results: Path, total: int, page: Path, images: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alip.command import CommandParser
+from alip.command import CommandParser, count
+from alip.command import positive_number as positive
 from alip.errors import run_command
 from alip.text_table import markdown_table
 
@@ -82,16 +83,18 @@ def table(step: Step, machine: Machine, counts: list[int]) -> str:
 
 def main() -> None:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples-per-s", type=float, default=6400.0, help="of one rank by itself, without its loss")
-    parser.add_argument("--batch-size", type=int, default=512, help="samples of one rank")
-    parser.add_argument("--parameters", type=float, default=151.3e6)
-    parser.add_argument("--width", type=int, default=512, help="of the features")
-    parser.add_argument("--link", type=float, default=450.0, help="GB/s of a GPU inside its machine, one way")
-    parser.add_argument("--network", type=float, default=50.0, help="GB/s of a GPU to other machines, one way")
-    parser.add_argument("--fp32", type=float, default=50.0, help="TFLOP/s of fp32 products")
-    parser.add_argument("--gpus", type=int, default=8, help="of one machine")
+    parser.add_argument(
+        "--samples-per-s", type=positive, default=6400.0, help="of one rank by itself, without its loss"
+    )
+    parser.add_argument("--batch-size", type=count, default=512, help="samples of one rank")
+    parser.add_argument("--parameters", type=positive, default=151.3e6)
+    parser.add_argument("--width", type=count, default=512, help="of the features")
+    parser.add_argument("--link", type=positive, default=450.0, help="GB/s of a GPU inside its machine, one way")
+    parser.add_argument("--network", type=positive, default=50.0, help="GB/s of a GPU to other machines, one way")
+    parser.add_argument("--fp32", type=positive, default=50.0, help="TFLOP/s of fp32 products")
+    parser.add_argument("--gpus", type=count, default=8, help="of one machine")
     parser.add_argument("--fsdp", action="store_true", help="parameters divided over all ranks")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64, 512])
+    parser.add_argument("--ranks", type=count, nargs="+", default=[1, 8, 64, 512])
     args = parser.parse_args()
     machine = Machine(args.link * 1e9, args.network * 1e9, args.fp32 * 1e12, args.gpus)
     step = Step(args.batch_size, args.batch_size / args.samples_per_s, args.parameters, args.width, args.fsdp)

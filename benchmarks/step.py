@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from comparisons import record
 
-from alip.command import CommandParser
+from alip.command import CommandParser, count, natural
 from alip.data.batch import Batch
 from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
@@ -207,13 +207,13 @@ def main() -> None:
     """Measures and prints the table."""
     parser = CommandParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file, for images of 224 pixels")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--turns", type=int, default=3, help="how often each variant's process is started")
-    parser.add_argument("--rounds", type=int, default=3, help="steps that count in each turn and precision")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before them that do not")
+    parser.add_argument("--batch-size", type=count, default=32)
+    parser.add_argument("--turns", type=count, default=3, help="how often each variant's process is started")
+    parser.add_argument("--rounds", type=count, default=3, help="steps that count in each turn and precision")
+    parser.add_argument("--warmup", type=natural, default=2, help="steps before them that do not")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="add a row with torch.compile")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

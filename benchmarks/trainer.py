@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comparisons import record
 from loader import prepare
 
-from alip.command import CommandParser
+from alip.command import CommandParser, count
 from alip.errors import run_command
 from alip.text_table import markdown_table
 
@@ -85,10 +85,10 @@ def main() -> None:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-trainer", help="work folder")
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file")
-    parser.add_argument("--samples", type=int, default=640)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--samples", type=count, default=640)
+    parser.add_argument("--batch-size", type=count, default=32)
+    parser.add_argument("--rounds", type=count, default=2)
+    parser.add_argument("--workers", type=count, default=2)
     parser.add_argument("--precision", default="amp_bf16", help="open_clip's name")
     args = parser.parse_args()
     args.work = args.work.resolve()

@@ -40,7 +40,7 @@ def run(*words):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_in_one_line():
     done = run("bash", ROOT / "benchmarks/gpu.sh")
-    assert done.returncode == 2 and done.stdout.count("\n") == 1 and "no GPU can be used" in done.stdout
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no GPU can be used" in done.stderr
 
 
 def test_every_part_runs(tmp_path):

@@ -1,10 +1,12 @@
 """Every benchmark starts as its documentation types it, from any folder."""
 
+import argparse
 import subprocess
 import sys
 
 import pytest
 
+from alip.command import pattern
 from benchmarks.nodes import count
 from tests.helpers.shards import ROOT
 
@@ -34,6 +36,19 @@ def test_a_benchmark_starts(script, tmp_path):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("usage:") and done.stdout.endswith("[0, 2]\n"), done.stdout + done.stderr
     assert "--no-such-flag" in done.stderr.splitlines()[-1] and "usage:" not in done.stderr
+
+
+def test_numbers_are_checked_by_the_parser():
+    """A plain int or float takes -5, nan and 10**400, and ends in a traceback; tests/fuzz/tool_flags.py runs them."""
+    unchecked = [path.name for path in SCRIPTS if "type=int" in path.read_text() or "type=float" in path.read_text()]
+    assert unchecked == []
+
+
+def test_a_regular_expression_is_checked_by_the_parser():
+    assert pattern("a|b").search("b")
+    for wrong in ("(", "a{99999999999}", "(" * 5000):
+        with pytest.raises(argparse.ArgumentTypeError, match="should be a regular expression"):
+            pattern(wrong)
 
 
 QUICK = ["eval", "loss"]

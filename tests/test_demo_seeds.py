@@ -44,6 +44,9 @@ def test_a_recorded_run_is_found_or_one_line(tmp_path):
         recorded.recorded_run(path, seed=1)
     with pytest.raises(UserError, match="no such file"):
         recorded.recorded_run(tmp_path / "none.jsonl")
+    path.write_text('\n{"objective": "alip", "seed": 0}\n')
+    with pytest.raises(UserError, match=r"line 2: not an object with objective, seed, numbers"):
+        recorded.recorded_run(path)
 
 
 @pytest.mark.parametrize("epochs, words", [(48, "the same samples in the same order"), (4, "NOT those")])

@@ -27,8 +27,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 def parse_size(text: str) -> int:
     """Bytes of "100GB", "1.5TB", "500 MiB" or a plain number. ValueError otherwise."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?I?)B?\s*", text.upper(), re.ASCII)
-    if not match or match.group(2) not in _UNITS:
-        raise ValueError(f"{text!r} is no size: write 100GB")
+    if not match or match.group(2) not in _UNITS or len(match.group(1)) > 18:
+        raise ValueError(f"{text[:80]!r} is no size: write 100GB")
     return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 

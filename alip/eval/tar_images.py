@@ -215,9 +215,17 @@ def _add(
         elif extension == "txt":
             sample.text = data.decode("utf-8")
         else:
-            sample.array = np.load(io.BytesIO(data), allow_pickle=False)
+            sample.array = _array(data)
     except (ValueError, OSError, EOFError, tarfile.TarError, *READ_ERRORS) as error:
         raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:120] or 'it is cut off'}") from error
+
+
+def _array(data: bytes) -> np.ndarray:
+    """A .npy as its array. ValueError if it is none."""
+    try:  # not np.load, which would open an archive under that name
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # of the header's parser: also SyntaxError, TokenError, MemoryError, …
+        raise ValueError(f"not an array in NumPy's format: {error}") from error
 
 
 def _checked(sample: _Sample, label: str | None, array: bool) -> _Sample:

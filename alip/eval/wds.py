@@ -51,7 +51,7 @@ def tars_of(folder: Path, split: str) -> list[Path]:
     """The split's tars, which nshards.txt counts; UserError names the first that is missing."""
     path = folder / split / "nshards.txt"
     text = read_text(path).strip()
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= _MOST_SHARDS:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 0 < int(text) <= _MOST_SHARDS:
         raise UserError(f"{path}: {text[:40]!r}; a number of tars is expected")
     tars = [folder / split / f"{number}.tar" for number in range(int(text))]
     missing = next((tar for tar in tars if not tar.is_file()), None)

@@ -30,7 +30,7 @@ def download(address: str, root: Path) -> Path:
             _fetch(f"{base}/{name}", folder / name, optional=True)
         _fetch(f"{base}/test/nshards.txt", folder / "test" / "nshards.txt")
     text = (folder / "test" / "nshards.txt").read_text(encoding="utf-8", errors="replace").strip()
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= _MOST_SHARDS:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 0 < int(text) <= _MOST_SHARDS:
         raise UserError(f"{base}/test/nshards.txt: {text[:40]!r}; a number of tars is expected")
     for number in range(int(text)):
         _fetch(f"{base}/test/{number}.tar", folder / "test" / f"{number}.tar")

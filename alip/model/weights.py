@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = ["FORMAT", "Weights", "apply", "find_checkpoint", "read_file", "read_w
 FORMAT = "alip-checkpoint"
 HF_CONFIG = "config.json"
 # In order of preference, as open_clip and transformers write them; each also in shards, named by an index.
+_STEP_FILE = re.compile(r"step-[0-9]+\.pt")
 _SINGLE_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -84,6 +86,11 @@ class Weights:
         return {"model_cfg": config | {"quick_gelu": True} if self.openai else config, "preprocess_cfg": {}}
 
 
+def step_files(folder: Path) -> list[Path]:
+    """A run's checkpoints by their steps, newest first; a user's copy of one under another name is none of them."""
+    return sorted((path for path in folder.glob("step-*.pt") if _STEP_FILE.fullmatch(path.name)), reverse=True)
+
+
 def find_checkpoint(run: str | Path) -> Path:
     """The newest readable checkpoint of a run folder (or the file itself, if `run` is one).
 
@@ -96,7 +103,7 @@ def find_checkpoint(run: str | Path) -> Path:
         raise UserError(f"{run}: no such run folder or checkpoint file")
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     broken = []
-    for path in sorted(folder.glob("step-*.pt"), reverse=True):
+    for path in step_files(folder):
         try:
             read_file(path)
             return path
@@ -148,7 +155,7 @@ def _read_checkpoint(path: Path, content: dict[str, Any]) -> Weights:
 
 
 def _read_folder(folder: Path) -> Weights:
-    if (folder / "checkpoints").is_dir() or list(folder.glob("step-*.pt")):
+    if (folder / "checkpoints").is_dir() or step_files(folder):
         return read_weights(find_checkpoint(folder))
     for name in FOLDER_FILES:
         if not (folder / name).is_file():

@@ -71,8 +71,8 @@ def parse_interval(text: str, unit: str) -> Interval:
     for name in ("steps", "epochs"):
         if text.endswith(name):
             number, unit = text.removesuffix(name), name
-    if not number.strip().isdigit():
-        raise UserError(f"{text!r} is no interval: write 500steps or 2epochs")
+    if not number.strip().isdecimal() or len(number) > 18:
+        raise UserError(f"{text[:80]!r} is no interval: write 500steps or 2epochs")
     return Interval(int(number), unit)
 
 

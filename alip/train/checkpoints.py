@@ -11,7 +11,7 @@ from typing import Any
 from alip.checkpoint import atomic_save
 from alip.errors import UserError
 from alip.files import atomic_path, remove_leftovers
-from alip.model.weights import read_file
+from alip.model.weights import read_file, step_files
 from alip.train.checkpoint_content import check_content
 from alip.train.older_runs import with_new_keys
 
@@ -30,7 +30,7 @@ class CheckpointFolder:
 
     def steps(self) -> list[Path]:
         """The step files, newest first."""
-        return sorted(self.folder.glob("step-*.pt"), reverse=True)
+        return step_files(self.folder)
 
     def save(self, content: dict[str, Any], epoch_end: int | None = None, best: bool = False) -> Path | None:
         """Writes a checkpoint; None if the disk refused, in which case the older ones are all still there.

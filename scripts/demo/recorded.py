@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from alip.errors import UserError
+from alip.files import read_json_lines
 
 CLIP = Path(__file__).resolve().parents[2] / "benchmarks/notes/demo_seeds.jsonl"
 
@@ -14,8 +14,7 @@ def recorded_run(path: Path, objective: str = "clip-text", seed: int = 0) -> dic
     """One run: objective, seed, steps, batch_size, numbers {dataset: {metric: percent}}, answers."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; `python benchmarks/demo_seeds.py` writes it")
-    for line in path.read_text().splitlines():
-        run = json.loads(line)
+    for run in read_json_lines(path, ("objective", "seed", "numbers")):
         if (run["objective"], run["seed"]) == (objective, seed):
             return run
     raise UserError(f"{path} has no run of {objective} with seed {seed}: run `python benchmarks/demo_seeds.py`")

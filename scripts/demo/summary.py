@@ -8,13 +8,13 @@ Without --clip, CLIP's row is the recorded one of benchmarks/demo_seeds.py.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from classes import CLASSES
 from recorded import CLIP, recorded_run
 from unpack import SPLITS
 
+from alip import files
 from alip.command import CommandParser
 from alip.errors import UserError, run_command
 from alip.eval import results
@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict:
     """A JSON file that an earlier step of the quickstart wrote."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; run `bash scripts/quickstart.sh` again to make it")
-    return json.loads(path.read_text())
+    return files.read_json(path)
 
 
 def measured(run: Path, dataset: str) -> dict:

@@ -186,6 +186,7 @@ def test_content_hash_is_of_the_content(classes, tmp_path):
         (lambda f: (f / "test" / "2.tar").unlink(), r"2.tar is missing: .*nshards.txt counts 5 tars, 0.tar to 4.tar"),
         (lambda f: (f / "test" / "nshards.txt").unlink(), "test/nshards.txt is missing; expected: test/nshards.txt"),
         (lambda f: (f / "test" / "nshards.txt").write_text("many"), "'many'; a number of tars is expected"),
+        (lambda f: (f / "test" / "nshards.txt").write_text("9" * 5000), "'99.*'; a number of tars is expected"),
         (lambda f: (f / "classnames.txt").unlink(), "classnames.txt is missing"),
         (lambda f: (f / "zeroshot_classification_templates.txt").write_text("a photo\n"), r"exactly one \{c\}"),
         (lambda f: (f / "dataset_type.txt").write_text("video"), "'video'; retrieval, multilabel or"),
@@ -201,6 +202,12 @@ def test_mistakes_are_one_line(break_it, message, classes):
     with pytest.raises(UserError, match=message) as error:
         open_classification(f"wds:{classes}")
     assert "\n" not in str(error.value)
+
+
+def archive():
+    out = io.BytesIO()
+    np.savez(out, np.zeros(3))
+    return out.getvalue()
 
 
 def cut(path):
@@ -228,6 +235,8 @@ def pack(path):
         ({"a.png": b"x"}, "lacks a .cls"),
         ({"a.png": b"x", "a.jpg": b"x", "a.cls": b"1"}, "a second image of one sample"),
         ({"a.png": b"x", "a.cls": b"cat"}, "a.cls cannot be read: invalid literal"),
+        ({"a.png": b"x", "a.cls": b"1", "a.npy": archive()}, "a.npy cannot be read: not an array"),
+        ({"a.png": b"x", "a.cls": b"1", "a.npy": b"\x93NUMPY\1\0\4\0{\0\0("}, "a.npy cannot be read: not an array"),
     ],
 )
 def test_samples_that_are_not_whole(members, message, tmp_path):
@@ -239,7 +248,7 @@ def test_samples_that_are_not_whole(members, message, tmp_path):
         for name, data in members.items():
             add(tar, name, data)
     with pytest.raises(UserError, match=message):
-        read_tars([tmp_path / "0.tar"], "cls")
+        read_tars([tmp_path / "0.tar"], "cls", array="a.npy" in members)
 
 
 def test_unreadable_image_is_named_and_counted(classes, run, tmp_path):

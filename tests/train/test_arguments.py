@@ -206,6 +206,9 @@ def test_logs_and_name_are_the_output_folder():
         ([*NEEDED, "--dataset-type", "synthetic"], "neither --train-data"),
         ([*NEEDED, "--delete-previous-checkpoint", "--save-frequency", "1"], "leave --save-frequency"),
         ([*NEEDED, "--flip", "2"], "--flip: should be from 0 to 1"),
+        ([*NEEDED, "--save-every", "²"], "is no interval"),
+        ([*NEEDED, "--eval-every", "9" * 5000], "is no interval"),
+        ([*NEEDED, "--cache-size", "9" * 400], "--cache-size"),
     ],
 )
 def test_mistakes_are_one_line(words, message):

@@ -55,6 +55,18 @@ def test_newest_and_the_best_are_kept(folder):
     assert read_checkpoint(folder.folder / "best.pt")["step"] == 4
 
 
+def test_a_copy_under_another_name_is_no_checkpoint_of_the_run(folder):
+    """It was taken for the newest one: then it was resumed from, and others were removed in its place."""
+    folder.save(content(1))
+    copy = folder.folder / "step-00000001-good.pt"
+    copy.write_bytes(b"another state")
+    for step in (2, 3, 4):
+        folder.save(content(step))
+    assert names(folder.folder) == [copy.name, "step-00000003.pt", "step-00000004.pt"]
+    folder.set_aside_after(3)
+    assert [path.name for path in folder.steps()] == ["step-00000003.pt"]
+
+
 def test_every_second_epoch_is_kept(folder):
     folder.keep_epochs = 2
     for step in range(1, 14):

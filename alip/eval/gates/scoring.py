@@ -83,7 +83,7 @@ def _remove_other_parts(output: Path, world_size: int) -> None:
     start, end = _part_path(output, 0).name.split("0.tmp")[0], ".tmp"
     for path in output.parent.iterdir():
         number = path.name.removeprefix(start).removesuffix(end)
-        if path.name == f"{start}{number}{end}" and number.isdigit() and int(number) >= world_size:
+        if path.name == f"{start}{number}{end}" and number.isdecimal() and int(number) >= world_size:
             path.unlink(missing_ok=True)
 
 
