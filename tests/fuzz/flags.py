@@ -26,6 +26,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 
+from alip.command import CommandParser, pattern
 from alip.errors import run_command
 from tests.fuzz import OK, Target
 from tests.helpers.captioning import write_captioner
@@ -53,12 +54,20 @@ PATHS = (
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what runs it, and a valid command line of [flag, values …] parts in which only {out} is written to."""
+    """A command: what runs it, and a valid command line of [flag, values …] parts in which only {out} is written to.
+
+    stops: ALWAYS or NUMBERS, where a case ends behind the command's parser: always, or when a number is not the valid
+    one, where the work would take long.
+    """
 
     name: str
     entry: str  # a module, or a script of the repository
     function: str
     parts: tuple[tuple[str, ...], ...]
+    stops: str = ""
+
+
+ALWAYS, NUMBERS = "always", "numbers"
 
 
 class Captured(Exception):
@@ -230,19 +239,31 @@ COMMANDS = (
 def _main(entry: str, function: str) -> Callable[[], int | None]:
     if not entry.endswith(".py"):
         return getattr(importlib.import_module(entry), function)
-    spec = importlib.util.spec_from_file_location(f"fuzzed_{Path(entry).stem}", ROOT / entry)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("fuzzed_" + entry.removesuffix(".py").replace("/", "_"), ROOT / entry)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str((ROOT / entry).parent), *sys.path])  # as of a script
+        spec.loader.exec_module(module)
     return getattr(module, function)
 
 
-def run_command_line(command: Command, argv: list[str]) -> tuple[object, str]:
-    """The command's exit status and what it printed on stderr; an escaped exception is raised."""
+def _parse_and_end(self: CommandParser, *given: object) -> None:
+    argparse.ArgumentParser.parse_args(self, *given)
+    raise SystemExit(0)
+
+
+def run_command_line(command: Command, argv: list[str], stop: bool = False) -> tuple[object, str]:
+    """The command's exit status and what it printed on stderr; an escaped exception is raised. stop: ends with 0 when
+    the command's parser has taken the command line."""
     main = _main(command.entry, command.function)
     stderr = io.StringIO()
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(stderr):
         patch.setattr(sys, "argv", [command.entry, *argv])
+        if (ROOT / command.entry).is_file():
+            patch.setattr(sys, "path", [str((ROOT / command.entry).parent), *sys.path])
+        if stop:
+            patch.setattr(CommandParser, "parse_args", _parse_and_end)
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # a hostile name is nothing to ask for
         try:
             run_command(main)
@@ -271,7 +292,8 @@ def _actions(command: Command) -> tuple[argparse.Action, ...]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             parser = action.choices[command.parts[0][0]]
-    return tuple(one for one in parser._actions if not isinstance(one, argparse._HelpAction | argparse._VersionAction))
+    left_out = argparse._HelpAction | argparse._VersionAction
+    return tuple(one for one in parser._actions if not isinstance(one, left_out) and one.help != argparse.SUPPRESS)
 
 
 def _hostile_files(folder: Path) -> None:
@@ -323,7 +345,10 @@ def make(command: Command) -> Callable[[random.Random, Path], Callable[[], objec
         words = {**fixtures(), "out": str(folder / "out" / "set")}
         parts = [[word.format(**words) for word in part] for part in command.parts]
         actions = _actions(command)
-        for action in rng.sample(actions, min(len(actions), rng.choice((1, 1, 1, 2, 3)))):
+        chosen = rng.sample(actions, min(len(actions), rng.choice((1, 1, 1, 2, 3))))
+        numbers = any(action.type not in (None, Path, pattern) for action in chosen)
+        stop = command.stops == ALWAYS or (command.stops == NUMBERS and numbers)
+        for action in chosen:
             parts = [part for part in parts if part[0] not in action.option_strings]
             parts.append(_hostile(rng, action))
         argv = [word.replace("\x00", "\\0") for part in parts for word in part]  # no command line can hold a NUL
@@ -333,7 +358,7 @@ def make(command: Command) -> Callable[[random.Random, Path], Callable[[], objec
             here = os.getcwd()
             os.chdir(folder)
             try:
-                status, stderr = run_command_line(command, argv)
+                status, stderr = run_command_line(command, argv, stop)
             finally:
                 os.chdir(here)
                 shutil.rmtree(folder / "out", ignore_errors=True)
