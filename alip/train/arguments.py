@@ -12,6 +12,7 @@ from alip.model.overrides import INTERPOLATIONS
 from alip.remote.urls import is_url
 from alip.train import open_clip_flags, schedule
 from alip.train.flags import Flag, Tag, create_parser
+from alip.train.idle_flags import idle_flags
 from alip.train.optimizer import ADAMW
 from alip.train.plan import Interval
 from alip.train.presets import PRESETS
@@ -38,6 +39,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if problems:
         raise UserError("; ".join(problems))
     _resolve_data(args)
+    idle = idle_flags(chosen, args, {name: flag.default for name, flag in FLAGS.items()})
+    if idle:
+        raise UserError("; ".join(idle))
     _resolve_recipe(args)
     _resolve_images(args)
     _resolve_logging(args)

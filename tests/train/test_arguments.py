@@ -46,6 +46,10 @@ def test_what_is_learned_is_compared_on_a_resume():
     assert (saved["batch_size"], saved["accum_freq"]) == (256, 1)
 
 
+def test_what_a_preset_sets_may_do_nothing():
+    assert parse("--preset", "alip-released", "--schedule", "cosine").cycle_beta1
+
+
 def test_parts_get_their_parameters():
     args = parse("--no-text-weight", "--history-init", "first-batch", "--crop-area", "0.5", "0.9", "--wd", "0.3")
     loss = options(args, "loss")
@@ -199,6 +203,12 @@ def test_logs_and_name_are_the_output_folder():
         ([*NEEDED, "--image-interpolation", "random"], "DALI resizes a batch in one way"),
         ([*NEEDED, "--opt", "timm/lamb", "--cycle-beta1"], "--no-cycle-beta1"),
         ([*NEEDED, "--opt-kwargs", "momentum"], "not KEY=VALUE"),
+        ([*NEEDED, "--window-shards", "3"], "belongs to --data-order shards"),
+        ([*NEEDED, "--cache-size", "1GB"], "belongs to --train-data at a URL"),
+        ([*NEEDED, "--lock-image-unlocked-groups", "1"], "belongs to --lock-image"),
+        ([*NEEDED, "--lock-text-unlocked-layers", "1"], "belongs to --lock-text"),
+        ([*NEEDED, "--schedule", "cosine", "--cycle-beta1"], "belongs to --lr-scheduler one-cycle"),
+        ([*NEEDED, "--cooldown", "0.3"], "belongs to --lr-scheduler const-cooldown"),
         ([*NEEDED, "--dataset-type", "webdataset"], "only rec shards are read; leave it out"),
         (["--train-data", "a/{0..9}.tar", "--name", "n"], "data2rec.py --input 'a/{0..9}.tar'"),
         ([*NEEDED, "--train-num-samples", "9"], "the manifest of the shards knows"),
