@@ -1,10 +1,10 @@
 """Mutates inputs of every type and runs what reads them; reports tracebacks, hangs, memory and silent differences.
 
-    python tests/soak_fuzz.py --cases 10000 --seed 1 [--only images,tars] [--keep DIR] [--seconds 20] [--memory 3]
+    python tests/soak_fuzz.py --cases 10000 --seed 1 [--jobs 2] [--only images,tars] [--keep DIR] [--seconds 20]
 
 A case is a target of tests/fuzz and a seed, so any of them can be run again: --only TARGET --first SEED --cases 1.
-Cases run in a worker process, which is killed when one takes too long or too much memory. The input of each fault is
-shrunk as far as the fault stays the same and kept in --keep. Exit status 0 if there was no fault.
+Cases run in worker processes (--jobs), which are killed when one takes too long or too much memory. The input of each
+fault is shrunk as far as the fault stays the same and kept in --keep. Exit status 0 if there was no fault.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -209,6 +213,7 @@ def main() -> int:
         "--minutes", type=command.positive_number, default=math.inf, help="start no case after this time"
     )
     parser.add_argument("--seed", type=command.natural, default=0, help="of the whole run")
+    parser.add_argument("--jobs", type=command.count, default=1, help="worker processes (default 1)")
     parser.add_argument("--first", type=command.seed, help="the first case's own number, to run a reported case again")
     parser.add_argument("--only", help="targets whose names contain one of these words")
     parser.add_argument("--keep", type=Path, help="folder for the shrunk inputs of faults (default: a temporary one)")
@@ -223,37 +228,62 @@ def main() -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # messages quote inputs, lone surrogates included
     chosen = targets(args.only)
     keep = args.keep or Path(tempfile.mkdtemp(prefix="alip-fuzz-"))
-    worker = Worker(args.only, args.seconds, args.memory)
-    outcomes = {target.name: Counter() for target in chosen}
-    faults: dict[tuple[str, str], list[int]] = {}
+    run = Run(keep, outcomes={target.name: Counter() for target in chosen})
     first = args.seed * 10_000_000 if args.first is None else args.first
     started = time.monotonic()
+    cases = ((chosen[number % len(chosen)], first + number // len(chosen)) for number in range(args.cases))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        for number in range(args.cases):
-            if time.monotonic() - started > 60 * args.minutes:
-                break
-            run(worker, chosen[number % len(chosen)], first + number // len(chosen), keep, outcomes, faults)
-    except KeyboardInterrupt:
-        print("interrupted: what follows is of the cases that ran")
-    finally:
-        worker.close(patience=30)
-    table(outcomes, faults, time.monotonic() - started, keep)
-    return 1 if faults else 0
+    workers = [Worker(args.only, args.seconds, args.memory) for _ in range(args.jobs)]
+    until = started + 60 * args.minutes
+    with ThreadPoolExecutor(args.jobs) as pool:
+        ends = [pool.submit(run.work, worker, cases, until) for worker in workers]
+        try:
+            for end in ends:
+                end.result()
+        except KeyboardInterrupt:
+            print("interrupted: what follows is of the cases that ran")
+        finally:
+            run.over = True
+            for worker in workers:
+                worker.close(patience=30)
+    table(run, time.monotonic() - started)
+    return 1 if run.faults else 0
 
 
-def run(worker: Worker, target: fuzz.Target, seed: int, keep: Path, outcomes: dict, faults: dict) -> None:
-    """One case: counted, and reported if it is the first with its fault."""
-    with tempfile.TemporaryDirectory() as scratch:
-        outcome, detail = worker.run("run", target.name, seed, f"{scratch}/case", "")
-    outcomes[target.name][outcome] += 1
-    if outcome in (fuzz.OK, fuzz.REFUSED):
-        return
-    key = (target.name, f"{outcome} {signature(detail)}")
-    faults.setdefault(key, []).append(seed)
-    if len(faults[key]) == 1:
-        print(f"\n{target.name}, case {seed}: {outcome}\n{detail}", flush=True)
-        report(worker, target, seed, outcome, detail, keep)
+@dataclass
+class Run:
+    """What became of the cases; several threads, each with a worker of its own, share it."""
+
+    keep: Path
+    outcomes: dict[str, Counter]
+    faults: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    over: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def work(self, worker: Worker, cases: Iterator[tuple[fuzz.Target, int]], until: float) -> None:
+        """Runs cases, one after the other, until there are no more or the time is up."""
+        while not self.over and time.monotonic() < until:
+            with self.lock:
+                target, seed = next(cases, (None, 0))
+            if target is None:
+                return
+            with tempfile.TemporaryDirectory() as scratch:
+                outcome, detail = worker.run("run", target.name, seed, f"{scratch}/case", "")
+            if not self.over:
+                self._count(worker, target, seed, outcome, detail)
+
+    def _count(self, worker: Worker, target: fuzz.Target, seed: int, outcome: str, detail: str) -> None:
+        """Counts a case, and reports it if it is the first with its fault."""
+        with self.lock:
+            self.outcomes[target.name][outcome] += 1
+            if outcome in (fuzz.OK, fuzz.REFUSED):
+                return
+            seeds = self.faults.setdefault((target.name, f"{outcome} {signature(detail)}"), [])
+            seeds.append(seed)
+            if len(seeds) > 1:
+                return
+            print(f"\n{target.name}, case {seed}: {outcome}\n{detail}", flush=True)
+        report(worker, target, seed, outcome, detail, self.keep)
 
 
 def report(worker: Worker, target: fuzz.Target, seed: int, outcome: str, detail: str, keep: Path) -> None:
@@ -268,20 +298,19 @@ def report(worker: Worker, target: fuzz.Target, seed: int, outcome: str, detail:
     (folder / "fault.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-def table(outcomes: dict[str, Counter], faults: dict, seconds: float, keep: Path) -> None:
+def table(run: Run, seconds: float) -> None:
     """Prints the outcomes by target, and each fault with the cases that had it."""
-    total = sum(sum(counter.values()) for counter in outcomes.values())
-    width = max(len(name) for name in outcomes)
+    total = sum(sum(counter.values()) for counter in run.outcomes.values())
+    width = max(len(name) for name in run.outcomes)
     print(f"\n{'target':<{width}}  {'read':>7}  {'refused':>7}  {'faults':>7}")
-    for name, counter in outcomes.items():
+    for name, counter in run.outcomes.items():
         bad = sum(count for outcome, count in counter.items() if outcome not in (fuzz.OK, fuzz.REFUSED))
         print(f"{name:<{width}}  {counter[fuzz.OK]:>7,}  {counter[fuzz.REFUSED]:>7,}  {bad:>7,}")
-    for (name, what), seeds in faults.items():
+    for (name, what), seeds in run.faults.items():
         print(f"{name}: {what}: {len(seeds)} cases, the first {seeds[0]}")
-    where = f"; inputs in {keep}" if faults else ""
-    print(
-        f"{total:,} cases in {seconds:.0f} s: {sum(map(len, faults.values()))} faults, {len(faults)} different{where}"
-    )
+    where = f"; inputs in {run.keep}" if run.faults else ""
+    found = sum(map(len, run.faults.values()))
+    print(f"{total:,} cases in {seconds:.0f} s: {found} faults, {len(run.faults)} different{where}")
 
 
 if __name__ == "__main__":
