@@ -51,6 +51,10 @@ class OptimizerState:
         if others:
             shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
             raise UserError(f"the checkpoint trains other parameters than this run ({shown}); {_FIX}")
+        if any(group.get("amsgrad") for group in self.optimizer.param_groups) and any(
+            state and not any("max" in key for key in state) for state in states.values()
+        ):
+            raise UserError(f"the checkpoint has no maxima of the second moments, which amsgrad needs; {_FIX}")
         for name, state in states.items():
             parameter = self.parameters[name]
             self.optimizer.state[parameter] = {

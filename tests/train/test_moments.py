@@ -55,6 +55,17 @@ def test_contiguous_moments_of_a_channels_last_parameter():
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+def test_amsgrad_cannot_begin_in_the_middle():
+    """It keeps one moment more, whose absence would be a KeyError in the first step."""
+    model = Convolutions()
+    optimizer = create_optimizer(model, lr=1e-2)
+    advance(model, optimizer, 1)
+    saved = OptimizerState(model, optimizer).capture()
+    other = create_optimizer(model, lr=1e-2, opt_kwargs={"amsgrad": True})
+    with pytest.raises(UserError, match="which amsgrad needs"):
+        OptimizerState(model, other).restore(saved)
+
+
 def test_moments_find_their_parameters_in_other_groups():
     """With --decay-all the same parameters are numbered in another order."""
     model = Convolutions()
