@@ -52,6 +52,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     no permission, a full disk); Ctrl-C becomes status 130; a closed pipe (`| head`) ends the command quietly. Anything
     else is a bug of ours and keeps its traceback.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # names of files can be anything, also what the terminal cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -71,6 +72,16 @@ def run_command(main: Callable[[], int | None]) -> None:
             raise  # under a launcher, which has checked the paths: storage that fails for a while is worth a restart
         _end_by_mistake(f"{error.filename or 'a file'}: {os.strerror(error.errno)}; {_REFUSED[error.errno]}")
     sys.exit(status or 0)
+
+
+def _open_closed_streams() -> None:
+    """A stream that was closed before the start (`2>&-`) is None, which libraries and progress bars do not expect, and
+    its number would be given to the next file, into which child processes then print."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (for as long as the process)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _end_by_mistake(message: str) -> NoReturn:

@@ -203,8 +203,8 @@ class _CsvRows:
                     raise csv.Error(f"a line of more than {LONGEST_FIELD:,} bytes")
                 line = raw.decode("utf-8", errors="surrogateescape").replace("\0", "")
                 if "\r" in line:
-                    body = line.removesuffix("\n").removesuffix("\r")
-                    line = body.replace("\r", _LONE_CR) + "\n"
+                    body, end = line.removesuffix("\n").removesuffix("\r"), "\r\n" if line.endswith("\r\n") else "\n"
+                    line = body.replace("\r", _LONE_CR) + end  # within quotation marks the end is part of the text
             self._used.append(line)
             yield line
 

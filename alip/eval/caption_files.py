@@ -114,7 +114,7 @@ def _entries(text: str, path: Path) -> list[CaptionedImage]:
         check(whole, _list_of(_ROW), path, _ROW_FORM)
         return _merged(whole)
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             source = f"{path}, line {number}"
             rows.append(parse_json(line, source))

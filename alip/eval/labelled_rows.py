@@ -178,7 +178,7 @@ def _label(values: dict[str, Any], given: str | None, where: str) -> str:
         raise UserError(f"{where}: {column} is {str(value)[:80]!r}, a class name or number is expected")
     if any("\ud800" <= letter <= "\udfff" for letter in str(value)):
         raise UserError(f"{where}: {column} is {str(value)[:80]!r}, which holds half a character")
-    return str(value)
+    return str(value).strip()
 
 
 def _split(values: dict[str, Any], where: str) -> str | None:

@@ -96,7 +96,7 @@ def _hateful_memes(folder: Path, part: str) -> Images:
     names = ("dev.jsonl", "dev_seen.jsonl") if part == "test" else ("train.jsonl",)
     path = needed(first_of(folder, names), "lines of img and label")
     paths, labels = [], []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             row = parse_json(line, f"{path}, line {number}")
             check(row, _MEME, f"{path}, line {number}", 'each line must be {"img": path, "label": 0 or 1}')

@@ -28,6 +28,7 @@ from alip.eval.image_readers import NO_LABEL, read_rgb, short_hash, stat_key
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 _HASH_THREADS = 4
 _HASH_BLOCK = 256  # images
+_LARGEST_LABEL = 10**9
 _OPEN_FILES = 64  # per thread
 
 
@@ -208,10 +209,14 @@ def _add(
         return
     if not (extension == label or (array and extension == "npy")):
         return
+    if {"cls": sample.label, "txt": sample.text, "npy": sample.array}[extension] is not None:
+        raise UserError(f"{where}: a second .{extension} of one sample")
     try:
         data = members.read(info, MAX_TEXT_BYTES)
         if extension == "cls":
             sample.label = int(data)
+            if abs(sample.label) > _LARGEST_LABEL:
+                raise ValueError(f"a label of {len(data):,} digits")
         elif extension == "txt":
             sample.text = data.decode("utf-8")
         else:

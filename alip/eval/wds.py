@@ -68,7 +68,11 @@ def open_wds_classification(
     if kind == "retrieval":
         raise UserError(f"{folder} is a retrieval dataset: use eval_retrieval.py")
     name = name or name_of(folder)
-    names = [line.strip() for line in read_text(_needed(folder / "classnames.txt")).splitlines()]
+    names = [line.strip() for line in read_text(_needed(folder / "classnames.txt")).rstrip().splitlines()]
+    if "" in names:
+        raise UserError(
+            f"{folder / 'classnames.txt'}: line {names.index('') + 1} is empty; a name of a class is expected"
+        )
     templates = [line.strip() for line in read_text(_needed(folder / TEMPLATES)).splitlines() if line.strip()]
     for template in templates:
         if template.count("{c}") != 1 or "{}" in template:

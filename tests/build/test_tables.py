@@ -80,8 +80,10 @@ def test_an_unclosed_quotation_mark_costs_one_row(tmp_path):
 
 def test_quoted_line_breaks_are_kept(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text('image,text\na.jpg,"two\nlines, and a ""quotation"""\nb.jpg,x\n')
-    assert [row["text"] for row in rows(path)] == ['two\nlines, and a "quotation"', "x"]
+    for end in ("\n", "\r\n"):
+        text = 'image,text\na.jpg,"two\nlines, and a ""quotation"""\nb.jpg,x\n'.replace("\n", end)
+        path.write_text(text, newline="")
+        assert [row["text"] for row in rows(path)] == [f'two{end}lines, and a "quotation"', "x"]
 
 
 def test_too_long_fields_and_lines_cost_their_row(tmp_path, monkeypatch):

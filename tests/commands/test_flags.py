@@ -78,6 +78,14 @@ def test_an_error_is_one_line_that_a_terminal_can_show(capsys, tmp_path):
     ]
 
 
+def test_streams_that_are_closed_are_silent(monkeypatch):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: print(sys.stdin.read(), sys.stderr.isatty(), file=sys.stderr))
+    assert end.value.code == 0
+
+
 def test_storage_that_fails_under_a_launcher_is_worth_a_restart(monkeypatch, tmp_path):
     monkeypatch.setenv("ALIP_MISTAKES", str(tmp_path))
     with pytest.raises(FileNotFoundError):

@@ -86,6 +86,14 @@ def test_json_lines(tmp_path, row_per_caption):
     check(open_retrieval(tmp_path), tmp_path)
 
 
+def test_json_lines_end_with_a_line_feed_only(tmp_path):
+    make_images(tmp_path)
+    captions = ["a\u2028b", "c\x85d"]
+    line = json.dumps({"image": IMAGES[0], "caption": captions}, ensure_ascii=False)
+    (tmp_path / "captions.jsonl").write_text(line + "\r\n", encoding="utf-8")
+    assert open_retrieval(tmp_path / "captions.jsonl").captions == captions
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

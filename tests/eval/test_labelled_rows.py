@@ -126,6 +126,8 @@ def test_what_is_wrong_with_a_table_is_one_line(tmp_path, text, message):
 
 def test_odd_labels(tmp_path):
     path = tmp_path / "mine.jsonl"
+    path.write_text('{"image": "a.png", "label": "cat"}\n{"image": "b.png", "label": " cat "}')
+    assert open_classification(path).images.labels == [0, 0]  # what nobody sees makes no class
     path.write_text(json.dumps({"image": "a.png", "label": "9" * 5000}) + '\n{"image": "b.png", "label": "7"}')
     assert open_classification(path).images.labels == [1, 0]
     for label, message in (('"\\ud800"', "half a character"), ("1e300", "is '1e\\+300'"), ("[1]", r"is '\[1\]'")):

@@ -103,9 +103,10 @@ def test_what_makes_no_sense_is_refused():
         recall_from_scores(scores, [0, 1, 2])
     with pytest.raises(ValueError, match="must lie in 0 … 2"):
         recall_from_scores(scores, [0, 1, 2, 3])
-    scores[1, 1] = float("nan")
-    with pytest.raises(ValueError, match="NaN"):
-        recall_from_scores(scores, [0, 1, 2, 2])
+    for place in ((1, 1), (0, 3)):  # of a right answer, of a wrong one
+        wrong = scores.index_put((torch.tensor(place[0]), torch.tensor(place[1])), torch.tensor(float("nan")))
+        with pytest.raises(ValueError, match="NaN"):
+            recall_from_scores(wrong, [0, 1, 2, 2])
     with pytest.raises(ValueError, match="NaN"):
         ranks_from_features(torch.full((2, 3), float("nan")), torch.zeros(2, 3), torch.tensor([0, 1]))
 
