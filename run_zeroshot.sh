@@ -23,6 +23,10 @@ if [[ "$CHECKPOINT" == runs/quickstart && ! -e "$CHECKPOINT" ]]; then
     echo "error: there is no demo model yet: run \`bash scripts/quickstart.sh\` first, or set CHECKPOINT" >&2
     exit 2
 fi
+if [[ ! "$NPROC" =~ ^[1-9][0-9]{0,3}$ ]]; then
+    echo "error: NPROC is the number of processes, one per GPU, not '$NPROC'" >&2
+    exit 2
+fi
 PYTHON=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
 LAUNCH=("$PYTHON")
 if (( NPROC > 1 )); then LAUNCH=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$NPROC"); fi

@@ -29,6 +29,10 @@ if [ -z "$INPUT" ] || [ -z "$OUTPUT" ]; then
     exit 2
 fi
 GPUS=${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}   # processes on this machine
+if [[ ! "$GPUS" =~ ^[1-9][0-9]{0,3}$ ]]; then
+    echo "error: GPUS is the number of processes on this machine, one per GPU, not '$GPUS'" >&2
+    exit 2
+fi
 launch=("$PYTHON")
 if [ "$GPUS" -gt 1 ]; then
     launch+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")

@@ -65,6 +65,10 @@ if [ -n "$HOSTS" ] && [ -z "$NODES" ]; then
 fi
 
 NODES=${NODES:-1}
+if [[ ! "$NODES" =~ ^[1-9][0-9]{0,5}$ ]]; then
+    echo "error: NODES is the number of machines, not '$NODES'" >&2
+    exit 2
+fi
 if [ "$NODES" -eq 1 ]; then
     rendezvous=(--standalone)
 else

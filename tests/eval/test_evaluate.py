@@ -171,5 +171,7 @@ def test_scripts_say_what_is_missing(name, tmp_path, run):
     if not (ROOT / "runs" / "quickstart").exists():
         found = script(name, tmp_path)
         assert found.returncode == 2 and "scripts/quickstart.sh" in found.stderr and found.stderr.count("\n") == 1
+    found = script(name, tmp_path, CHECKPOINT=str(run), NPROC="8x")
+    assert found.returncode == 2 and "not '8x'" in found.stderr and found.stderr.count("\n") == 1
     found = script(name, tmp_path, CHECKPOINT=str(run), DATASETS="nosuchset", DATA_ROOT=str(tmp_path))
     assert found.returncode == 2 and "nosuchset" in found.stderr and found.stderr.count("\n") == 1

@@ -143,3 +143,17 @@ def test_scripts_name_what_is_missing():
         done = subprocess.run(["bash", str(ROOT / "scripts" / name)], capture_output=True, text=True)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1 and words in done.stderr
+    wrong = {
+        "DATA": "x",
+        "INPUT": "x",
+        "OUTPUT": "y",
+        "PROCESSES": "1",
+        "NODES": "two",
+        "GPUS": "two",
+        "PYTHON": "true",
+    }
+    for name in ("train_yfcc15m_B32_ALIP.sh", "caption_yfcc15m.sh"):
+        words = ["bash", str(ROOT / "scripts" / name)]
+        done = subprocess.run(words, env={**os.environ, **wrong}, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1 and "not 'two'" in done.stderr
