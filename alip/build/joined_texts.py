@@ -8,7 +8,7 @@ from typing import Any
 
 from alip.build.caption_scores import KeptCaptions, scores_path
 from alip.build.caption_table import CaptionTable
-from alip.build.rewrites import RewriteTable
+from alip.build.rewrites import RewriteTable, keep_old
 from alip.build.sources import Sample
 from alip.errors import UserError
 from alip.files import read_json, sha256_of_file
@@ -84,7 +84,8 @@ class JoinedTexts:
             found = self.captions.get(sample.key)
             sample.captions = sample.captions if found is None else tuple(found)
         if self.rewrites and sample.text and (rewrite := self.rewrites.get(sample.key, sample.text)):
-            sample.metadata["original_text"], sample.text = sample.text, rewrite
+            keep_old(sample.metadata, "original_text", sample.text)
+            sample.text = rewrite
 
     def check_found(self, samples: int, whole: bool) -> None:
         """UserError for a file none of whose keys is one of the input. samples: how many are usable so far; whole: the

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from alip.build.key_index import example_key, open_index
 from alip.build.table_rows import read_rows
@@ -36,6 +38,12 @@ class RewriteTable:
     def example(self) -> str | None:
         """One of the keys, for a message."""
         return example_key(self._connection, "rewrites")
+
+
+def keep_old(metadata: dict[str, Any], name: str, text: str) -> None:
+    """Puts a replaced text into a sample's metadata: under `name`, or `name_2` … where something else is there."""
+    free = (name if number == 1 else f"{name}_{number}" for number in count(1))
+    metadata[next(one for one in free if one not in metadata)] = text
 
 
 def _entries(path: str) -> Iterator[tuple[str, str, str]]:

@@ -21,6 +21,7 @@ from alip.build.journal import explain_disk_errors
 from alip.build.output import DatasetOutput
 from alip.build.remote_output import disk_of, open_output
 from alip.build.remote_shards import shard_at_hand
+from alip.build.rewrites import keep_old
 from alip.build.shard_writer import ShardWriter
 from alip.build.writer import SAMPLES_PER_SHARD
 from alip.data.recordio import IndexedReader, RecordError, pack, unpack_label
@@ -311,7 +312,8 @@ def _changed_row(row: tuple, kept: np.ndarray, swapped: int | None, name: str) -
     key, text, caption, metadata, source, *several = row
     captions = [several[0][number] for number in kept] if several else [caption]
     if swapped is not None:
-        before = row_metadata({"key": key, "metadata": metadata}, name)
-        metadata = json.dumps({**before, "replaced_text": text}, ensure_ascii=False)
+        content = row_metadata({"key": key, "metadata": metadata}, name)
+        keep_old(content, "replaced_text", text)
+        metadata = json.dumps(content, ensure_ascii=False)
         text = captions[swapped]
     return (key, text, captions[0], metadata, source, *([captions] if several else []))

@@ -9,6 +9,7 @@ import pytest
 from alip.build.caption_scores import METADATA_KEY, VERSION, CaptionScores, KeptCaptions, scores_path
 from alip.build.joined_texts import TextFiles
 from alip.build.prepare import CaptionPolicy, Policy
+from alip.build.rewrites import keep_old
 from alip.build.text_hash import text_digest
 from alip.data.shards import read_texts
 from alip.errors import UserError
@@ -131,6 +132,13 @@ def test_captions_are_told_apart_by_key_and_text(tmp_path):
     keep = KeptCaptions(write_scores(tmp_path / "s.parquet", table | {"f": "f"}), "language == 'en'")
     assert [keep(key, caption) for key, caption in table.items()] == [True, False, True, False, True]
     assert keep("a", "y") is None
+
+
+def test_a_replaced_text_overwrites_nothing():
+    metadata = {"original_text": "the source's own"}
+    for text in ("first", "second"):
+        keep_old(metadata, "original_text", text)
+    assert list(metadata.values()) == ["the source's own", "first", "second"] and "original_text_3" in metadata
 
 
 def test_rewritten_raw_texts(folder):
