@@ -265,10 +265,9 @@ class _Selection:
         try:
             payload = self._reader[record]
             label, _ = unpack_label(payload)
-            if self.several:
-                unpack_captions(label, self.source.context_length)
-            elif len(label) != 2 * self.source.context_length:
+            if not self.several and len(label) != 2 * self.source.context_length:
                 raise RecordError(f"a label that is not of {2 * self.source.context_length} numbers")
+            unpack_captions(label, self.source.context_length)  # refuses what is no token, NaN too
             return payload
         except ValueError as error:  # RecordError is one
             raise UserError(

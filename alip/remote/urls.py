@@ -32,6 +32,8 @@ def is_url(path: object) -> bool:
         parts = urlsplit(str(path))  # ValueError for brackets that are no address
         if parts.scheme in ("http", "https"):
             parts.port  # noqa: B018 - ValueError for letters
+        if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
+            raise ValueError(f"{parts.netloc!r} stands where a host does; file:///path has three slashes")
     except ValueError as error:
         raise UserError(f"{redact(str(path))}: no URL ({error}); correct it") from None
     return True
@@ -44,7 +46,9 @@ def scheme_of(url: str) -> str:
 
 def local_path(path: str) -> str:
     """The path of a file:// URL; anything else as it is."""
-    return unquote(urlsplit(path).path) if is_url(path) and scheme_of(path) == "file" else path
+    if not is_url(path) or scheme_of(path) != "file":
+        return path
+    return unquote("/" + path.partition("://")[2].partition("/")[2])  # ? and # are letters of names here
 
 
 def redact(url: str) -> str:

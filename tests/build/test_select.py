@@ -10,7 +10,7 @@ import pytest
 from alip.build.select import select
 from alip.build.shard_writer import ShardWriter
 from alip.build.verify import verify
-from alip.data.recordio import unpack
+from alip.data.recordio import Writer, pack, unpack
 from alip.data.shards import load_manifest, read_texts
 from alip.errors import UserError
 from alip.tokens import tokenize, unpack_label
@@ -148,6 +148,19 @@ def test_released_files_without_sidecars(shards, tmp_path):
     assert next(read_texts(summary.manifest))["text"] == "raw text number 100"
     few, all_of_them = ([content(p) for _, p in records(data)] for data in (tmp_path / "out/few", shards))
     assert few == all_of_them[100:]
+
+
+def test_a_label_that_holds_no_tokens_is_refused(shards, tmp_path):
+    """Released files have no CRC-32 that would tell."""
+    manifest = load_manifest(shards)
+    for number, shard in enumerate(manifest.shards):
+        with manifest.open_shard(number) as reader, Writer(tmp_path / shard.rec, tmp_path / shard.idx) as writer:
+            for i, payload in enumerate(reader):
+                label, image = unpack(payload)
+                writer.write(pack(np.where(i == 7, np.nan, label), image, i))
+    write_made_up_table_of(load_manifest(tmp_path), manifest, tmp_path / "gates.parquet")
+    with pytest.raises(UserError, match=r"record 7 of .*\.rec: label holds values that are not token ids"):
+        select(tmp_path, tmp_path / "gates.parquet", tmp_path / "out/x", keep="index < 9", quiet=True)
 
 
 def write_made_up_table_of(released, manifest, path):

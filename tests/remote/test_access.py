@@ -138,6 +138,9 @@ def test_other_schemes():
     with pytest.raises(UserError, match="ftp:// cannot be read"):
         urls.is_url("ftp://u:p@host/x")
     assert urls.local_path("file:///a/b%20c") == "/a/b c" and urls.local_path("/a") == "/a"
+    assert urls.local_path("file://localhost/a?b#c") == "/a?b#c"
+    with pytest.raises(UserError, match="file:///path has three slashes"):
+        urls.is_url("file://data/a.tar")
 
 
 def test_secrets_are_not_shown():
