@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,20 @@ class Row:
     def spread(self) -> float:
         """(largest − smallest) / median."""
         return (max(self.values) - min(self.values)) / self.typical if self.typical else 0.0
+
+
+def output_of(command: Sequence[str]) -> str:
+    """What a command printed, in a process of its own; UserError with its line where it ended by a mistake."""
+    from alip.errors import UserError
+
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = done.stderr.strip().splitlines()
+    if done.returncode == 2 and said:
+        raise UserError(said[-1].removeprefix("error: "))
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+    done.check_returncode()
+    return done.stdout
 
 
 def record(what: str, variant: str, unit: str, values: Sequence[float], more_is_better: bool = True) -> None:

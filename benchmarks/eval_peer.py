@@ -250,7 +250,7 @@ def main() -> None:
     add("--size", type=command.count, nargs=2, default=[500, 375], metavar=("WIDTH", "HEIGHT"))
     add("--workers", type=command.count, default=2, help="worker processes of both sides")
     add("--rounds", type=command.count, default=2)
-    add("--precision", nargs="+", default=["fp32", "amp_bf16"])
+    add("--precision", nargs="+", default=["fp32", "amp_bf16"], choices=("fp32", "amp_bf16", "amp"))
     add("--cases", nargs="+", default=CASES, choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
     for hidden in ("--side", "--case", "--output"):
         add(hidden, help=argparse.SUPPRESS)

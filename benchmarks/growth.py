@@ -14,7 +14,6 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ import torch.multiprocessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from comparisons import record
+from comparisons import output_of, record
 
 from alip import plot_style
 from alip.command import CommandParser, count
@@ -137,7 +136,7 @@ def order_cost(samples: int) -> dict[str, float]:
 def apart(job: list) -> dict[str, float]:
     """A measurement in a process of its own."""
     command = [sys.executable, "-W", "ignore", __file__, "--measure", json.dumps(job)]
-    return json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+    return json.loads(output_of(command).splitlines()[-1])
 
 
 MEASURES = {"step": step_cost, "ranks": ranks_cost, "shards": shards_cost, "order": order_cost}

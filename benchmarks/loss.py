@@ -30,9 +30,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from comparisons import record
+from comparisons import output_of, record
 
 from alip.command import CommandParser, count, natural
+from alip.distributed import check_device
 from alip.errors import run_command
 
 SCALE = 50.0
@@ -154,8 +155,7 @@ def run_apart(contestant: str, n: int, arguments: argparse.Namespace) -> dict | 
         our_settings(arguments),
     ]
     command = [sys.executable, __file__, "--measure", json.dumps(job)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(output_of(command).splitlines()[-1])
 
 
 @contextlib.contextmanager
@@ -197,6 +197,7 @@ def main() -> None:
         print(json.dumps(measure(*job, torch.device(device), settings)))
         return
 
+    check_device(arguments.device)
     where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"CPU ({platform.machine()})"
     threads = "1 thread, CPU time" if arguments.one_thread else f"{torch.get_num_threads()} threads"
     if arguments.busy:

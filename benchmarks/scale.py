@@ -12,13 +12,13 @@ indexes are not in it, their pages are shared by all ranks of a machine and give
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from comparisons import output_of  # noqa: E402
 
 from alip.command import CommandParser, count  # noqa: E402
 from alip.errors import run_command  # noqa: E402
@@ -94,8 +94,7 @@ def main() -> None:
         data = make(args.work, samples)
         for kind in ("blocks", "feistel", "shards"):
             command = [sys.executable, "-c", MEASURE, str(ROOT), str(data), kind]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found = json.loads(done.stdout)
+            found = json.loads(output_of(command))
             shown = [f"{found[name][0]:.3f} s, {max(0, found[name][1]):.0f} MB" for name in ("manifest", "order")]
             times = [f"{1000 * found[name][0]:.0f} ms" for name in ("window", "open", "again")]
             total = sum(found[name][1] for name in ("manifest", "records", "order", "window", "open", "again"))

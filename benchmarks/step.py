@@ -30,6 +30,7 @@ from comparisons import record
 
 from alip.command import CommandParser, count, natural
 from alip.data.batch import Batch
+from alip.distributed import check_device
 from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--threads", type=count, default=2, help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="add a row with torch.compile")
     arguments = parser.parse_args()
+    check_device(arguments.device)
     torch.set_num_threads(arguments.threads)
     size, device = arguments.batch_size, arguments.device
 

@@ -58,11 +58,19 @@ class WorkerPool:
             self._under_way += 1
             enough = len(self._threads) >= min(self._most, -(-self._under_way // self._worth))
         if not enough:
-            thread = threading.Thread(target=self._serve, args=(_Worker(self._context, self._first),), daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._start()
         self._jobs.put((future, function, given))
         return future
+
+    def _start(self) -> None:
+        worker = _Worker(self._context, self._first)
+        thread = threading.Thread(target=self._serve, args=(worker,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # as it says without the system's reason: no memory, or too many threads
+            worker.close()
+            raise UserError(f"no worker can be started ({error}): give fewer --workers") from error
+        self._threads.append(thread)
 
     def close(self, wait: bool = True) -> None:
         """Ends the processes when they have done the jobs that they are at; no other job is begun."""

@@ -89,6 +89,17 @@ def test_a_failed_preparation_is_every_jobs_error():
                 future.result()
 
 
+def test_a_system_without_threads(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    with closing(WorkerPool(2, FORK)) as pool:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(UserError, match="fewer --workers"):
+            pool.submit(own_id)
+    assert not multiprocessing.active_children()
+
+
 def test_a_system_without_processes(monkeypatch):
     def refuse(_):
         raise BlockingIOError(11, "Resource temporarily unavailable")
