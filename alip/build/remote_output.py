@@ -25,8 +25,11 @@ def open_output(
     output: str | Path, name: str, options: dict, overwrite: bool = False, scratch: str | None = None
 ) -> DatasetOutput:
     """The dataset `name` beside `output` (DIR/NAME), on the disk or at a URL. scratch: for a URL, the local folder in
-    which shards are built (None: one for this URL in the system's temporary folder)."""
+    which shards are built (None: one for this URL in the system's temporary folder). UserError for a name that no
+    manifest may hold."""
     output = local_path(str(output))
+    if "\\" in name:
+        raise UserError(f"--output {redact(output)}: the name of a dataset has no backslash: choose another")
     if not is_url(output):
         if scratch is not None:
             raise UserError("--scratch belongs to an --output at a URL: leave it out")

@@ -57,6 +57,12 @@ def keys(manifest) -> list[str]:
     return [row["key"] for row in read_texts(manifest)]
 
 
+def test_a_name_that_no_manifest_may_hold_is_refused_before_the_build(tmp_path):
+    with pytest.raises(UserError, match="no backslash"):
+        build_shards(make_tars(tmp_path / "tars", 2), tmp_path / "a\\b")
+    assert not list(tmp_path.glob("a*"))
+
+
 def test_a_data_set_is_what_went_in(shards):
     manifest = load_manifest(shards)
     assert manifest.samples == 230 and [shard.samples for shard in manifest.shards] == [64, 64, 64, 38]
