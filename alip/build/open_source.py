@@ -19,6 +19,7 @@ from alip.remote.urls import folder_of, is_url, local_path, name_of, redact, sch
 
 _MOST_NAMES = 1_000_000  # that one pattern may expand to
 _MOST_BRACES = 16
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _SPAN = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 
@@ -49,7 +50,8 @@ def open_source(
     _check_flags(source_type, fields, image_root)
     if source_type == "webdataset":
         if any(os.path.isdir(path) for path in paths):
-            paths = [tar for path in paths for tar in (_tars_in(path) if os.path.isdir(path) else [path])]
+            found = [tar for path in paths for tar in (_tars_in(path) if os.path.isdir(path) else [path])]
+            paths = list(dict.fromkeys(found))  # a tar may be named beside its folder
         return TarSource(paths, fields)
     if source_type == "folder":
         if is_url(paths[0]):
@@ -96,7 +98,7 @@ def _recognise_one(path: str) -> str:
     if os.path.isdir(path):
         return "webdataset" if _tars_in(path) else "folder"
     name = name_of(path).lower()
-    if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+    if name.endswith(_TARS):
         return "webdataset"
     if name.endswith(TABLES):
         return "table"
@@ -114,7 +116,8 @@ def _recognise_one(path: str) -> str:
 
 
 def _tars_in(folder: str) -> list[str]:
-    return sorted(glob.glob(os.path.join(glob.escape(folder), "*.tar")))
+    names = glob.glob(os.path.join(glob.escape(folder), "*"))
+    return sorted(name for name in names if name.lower().endswith(_TARS))
 
 
 def expand(specs: list[str], most: int = _MOST_NAMES) -> list[str]:
@@ -138,7 +141,10 @@ def expand(specs: list[str], most: int = _MOST_NAMES) -> list[str]:
 def _at_url(pattern: str) -> list[str]:
     """The files behind a URL: itself, what its * finds, or the tars of a folder (it ends with a slash)."""
     if pattern.endswith("/") and scheme_of(pattern) not in ("http", "https"):
-        pattern += "*.tar"
+        tars = [url for url in glob_url(pattern + "*") if name_of(url).lower().endswith(_TARS)]
+        if not tars:
+            raise UserError(f"no such file: {redact(pattern)}*.tar")
+        return tars
     if "*" not in name_of(pattern) and "*" not in folder_of(pattern):
         return [pattern]
     matches = glob_url(pattern)

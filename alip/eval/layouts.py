@@ -38,6 +38,8 @@ def class_folders(folder: Path, expected: Sequence[str], *, more: bool = False) 
         if not entry.is_dir():
             continue
         label = number.get(letters(entry.name))
+        if label in found:
+            raise UserError(f"{entry}: {found[label].name} is a folder of that class, too; join them")
         if label is not None:
             found[label] = entry
         elif not more:

@@ -53,6 +53,14 @@ def test_webdataset_with_both_texts(tmp_path):
     assert [sample.key for sample in again] == [f"{i:07d}" for i in (4, 5, 6)]
 
 
+def test_a_folder_of_tars_is_all_of_them_each_once(tmp_path):
+    make_tars(tmp_path, 4, per_tar=2)
+    (tmp_path / "00001.tar.gz").write_bytes(gzip.compress((tmp_path / "00001.tar").read_bytes()))
+    (tmp_path / "00001.tar").unlink()
+    source = open_source([str(tmp_path), str(tmp_path / "00000.tar")])
+    assert [sample.key for sample in source] == [f"{i:07d}" for i in range(4)]
+
+
 def test_webdataset_as_img2dataset_writes_it(tmp_path):
     row = {"caption": "raw from the web", "url": "u", "status": "success"}
     tar = tmp_path / "00000.tar"

@@ -79,6 +79,7 @@ def mistake(name, root, break_it, message):
     [
         ("sst2", lambda r: shutil.rmtree(r / "rendered-sst2/test/positive"), "1 of 2 class folders; 'positive' is"),
         ("imagenet-r", lambda r: (r / "imagenet-r/n99999999").mkdir(), "n99999999: no such class"),
+        ("sst2", lambda r: (r / "rendered-sst2/test/Positive").mkdir(), "is a folder of that class, too"),
         ("mnist", lambda r: (r / "MNIST/raw/t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03"), "is no idx file"),
         ("stl10", lambda r: (r / "stl10_binary/test_X.bin").write_bytes(b"abc"), "3 bytes, but 10 images of 27,648"),
         ("stl10", lambda r: (r / "stl10_binary/class_names.txt").write_text("cat\n"), "other names are expected"),
