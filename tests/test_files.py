@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from alip.files import (
     LockedError,
     atomic_path,
     atomic_write,
+    bounded_lines,
     check_regular,
     read_json,
     read_text,
@@ -217,3 +219,18 @@ def test_half_characters_are_written_as_escapes(tmp_path):
     """As an edited record of a run may hold them."""
     write_json(tmp_path / "a.json", {"é": "\ud800"}, ensure_ascii=False)
     assert read_json(tmp_path / "a.json") == {"é": "\ud800"} and "é" in (tmp_path / "a.json").read_text()
+
+
+def test_bounded_lines_are_the_beginnings_of_lines(tmp_path, monkeypatch):
+    """From a file, where the rest of a line is skipped in blocks, and from others."""
+    monkeypatch.setattr("alip.files._PIECE", 7)
+    rng = random.Random(0)
+    for _ in range(300):
+        content = bytes(rng.choices(b"ab\n", (8, 8, 1), k=rng.randrange(80)))
+        longest = rng.randrange(1, 12)
+        (tmp_path / "lines").write_bytes(content)
+        expected = [line[:longest] for line in content.splitlines(keepends=True)]
+        with (tmp_path / "lines").open("rb") as file:
+            assert list(bounded_lines(file, longest)) == expected
+        with (tmp_path / "lines").open(newline="") as text:
+            assert [line.encode() for line in bounded_lines(text, longest)] == expected
