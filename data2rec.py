@@ -37,7 +37,35 @@ def arguments() -> argparse.Namespace:
     )
     for declare in (_task_flags, _output_flags, _input_flags, _selection_flags, _image_flags, _machine_flags):
         declare(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    _check_task(args, parser)
+    return args
+
+
+_TASKS = {"input": "--input", "merge": "--merge", "source": "--from", "verify": "--verify", "show": "--show"}
+# Flags of the tasks that read no input; those for running belong to all.
+_FLAGS = {
+    "merge": {"output", "overwrite", "scratch"},
+    "verify": {"scratch", "decode"},
+    "show": {"output", "scratch"},
+    "source": {"output", "overwrite", "scratch", "samples_per_shard", "scores", "keep", "replace_text_where"}
+    | {"captions", "captions_per_image", "caption_sentences", "rewrites"},  # refused with a reason of their own
+}
+_RUNNING = {"workers", "engine", "ray_address", "quiet"}
+
+
+def _check_task(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """One task, and no flag that it would pass over."""
+    tasks = [name for name in _TASKS if getattr(args, name) not in (None, False)]
+    if len(tasks) > 1:
+        raise UserError(f"{' and '.join(_TASKS[name] for name in tasks)} are different tasks: give one of them")
+    if args.decode and tasks != ["verify"]:
+        raise UserError("--decode belongs to --verify DIR/NAME")
+    known = _FLAGS.get(tasks[0]) if tasks else None
+    given = [name for name in vars(args) if getattr(args, name) != parser.get_default(name)]
+    others = [name for name in given if known is not None and name not in known | _RUNNING | {tasks[0]}]
+    if others:
+        raise UserError(f"--{others[0].replace('_', '-')} means nothing with {_TASKS[tasks[0]]}: leave it out")
 
 
 def _task_flags(parser: argparse.ArgumentParser) -> None:
@@ -162,8 +190,6 @@ def select(args: argparse.Namespace) -> int:
     """Builds shards from some samples of a dataset."""
     from alip.build.select import select as select_samples
 
-    if args.input:
-        raise UserError("--from and --input: give one of them")
     for flag in ("captions", "rewrites", "caption_sentences"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} belongs to --input: shards have their texts already")
