@@ -30,14 +30,15 @@ def open_source(
     *,
     fields: Fields | None = None,
     image_root: str | None = None,
-    splits: tuple[str, ...] = ("train", "restval"),
+    splits: tuple[str, ...] | None = None,
 ) -> Source:
     """The source that `spec` names. UserError if there is none, or it cannot be recognised.
 
     spec: a file, a folder, a pattern with {000..099} braces, {a,b} braces and globs, or several of these.
     source_type: webdataset, table, coco, karpathy or folder; None: recognised from the names and contents.
     fields: names of columns or JSON fields. image_root: where relative image paths of tables and JSON start
-    (None: beside the file). splits: of Karpathy's JSON, the ones to read.
+    (None: beside the file). splits: of Karpathy's JSON, the ones to read (None: train and
+    restval).
     """
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     paths = expand([local_path(str(one)) for one in specs])
@@ -47,7 +48,7 @@ def open_source(
             raise UserError(f"{path} is neither a regular file nor a folder: name those")
     fields = fields or Fields()
     source_type = source_type or _recognise(paths)
-    _check_flags(source_type, fields, image_root)
+    _check_flags(source_type, fields, {"--image-root": image_root, "--splits": splits})
     if source_type == "webdataset":
         if any(os.path.isdir(path) for path in paths):
             found = [tar for path in paths for tar in (_tars_in(path) if os.path.isdir(path) else [path])]
@@ -65,25 +66,26 @@ def open_source(
     if source_type == "table":
         return TableSource(paths, fields, image_root)
     if source_type in ("coco", "karpathy"):
-        return AnnotationSource(paths, fields, image_root, source_type, splits)
+        return AnnotationSource(
+            paths, fields, image_root, source_type, ("train", "restval") if splits is None else splits
+        )
     raise UserError(f"unknown source type {source_type!r}: use webdataset, table, coco, karpathy or folder")
 
 
-# Which of the flags about fields mean something for which type of source; the others would be passed over in silence.
+# Which of the flags about a source mean something for which type; the others would be passed over in silence.
 _FLAGS = {
-    "webdataset": {"key", "text", "caption"},
-    "folder": {"key", "text", "caption"},
-    "table": {"key", "image", "text", "caption", "image_root"},
-    "coco": {"image_root"},
-    "karpathy": {"image_root"},
+    "webdataset": {"--key-field", "--text-field", "--caption-field"},
+    "folder": {"--key-field", "--text-field", "--caption-field"},
+    "table": {"--key-field", "--image-field", "--text-field", "--caption-field", "--image-root"},
+    "coco": {"--image-root"},
+    "karpathy": {"--image-root", "--splits"},
 }
 
 
-def _check_flags(source_type: str, fields: Fields, image_root: str | None) -> None:
-    given = {name for name, value in vars(fields).items() if value is not None}
-    flags = {name: f"--{name}-field" for name in given} | ({"image_root": "--image-root"} if image_root else {})
-    for name, flag in sorted(flags.items()):
-        if name not in _FLAGS.get(source_type, flags):
+def _check_flags(source_type: str, fields: Fields, others: dict[str, object]) -> None:
+    given = {f"--{name}-field": value for name, value in vars(fields).items()} | others
+    for flag in sorted(flag for flag, value in given.items() if value is not None):
+        if flag not in _FLAGS.get(source_type, given):
             raise UserError(f"{flag} means nothing for a {source_type} source: leave it out")
 
 

@@ -25,8 +25,11 @@ _LOAD = {
         'processor = CLIPProcessor.from_pretrained("{name}")'
     ),
 }
-# Paths and devices of one machine: no part of the recipe.
-_MACHINE = {"output", "train_data", "data_root", "resume", "wandb", "device", "pretrained"}
+# Paths and devices of one machine, and how the command was typed: no part of the recipe.
+_NO_RECIPE = {
+    *("output", "train_data", "data_root", "resume", "wandb", "device", "pretrained"),
+    *("check", "debug", "resume_force"),
+}
 
 
 def write_card(
@@ -91,7 +94,9 @@ def _data_lines(about: dict[str, Any]) -> str:
 
 
 def _recipe_lines(about: dict[str, Any]) -> str:
-    settings = {key: value for key, value in about.get("arguments", {}).items() if key not in _MACHINE}
+    settings = {key: value for key, value in about.get("arguments", {}).items() if key not in _NO_RECIPE}
+    if settings.get("steps") is not None:
+        settings.pop("epochs", None)  # --steps has decided
     if not settings:
         return "Not recorded with these weights."
     rows = [

@@ -27,11 +27,10 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
         "--shots",
         nargs="+",
         type=count,
-        default=list(SHOTS),
         metavar="K",
         help=f"few-shot: training images per class (default: {' '.join(map(str, SHOTS))})",
     )
-    add("--seeds", type=count, default=3, metavar="N", help="few-shot: samples of training images (default: 3)")
+    add("--seeds", type=count, metavar="N", help="few-shot: samples of training images (default: 3)")
     add(
         "--probe-train", metavar="DATASET", help="training images for one dataset: a name, folder or file, same classes"
     )
@@ -43,10 +42,10 @@ def tasks_from(args: argparse.Namespace) -> tuple[str, ...]:
     unknown = next((name for name in named if name not in (*CLASSIFICATION_TASKS, *_GROUPS)), None)
     if unknown is not None or not named:
         raise UserError(f"--task {unknown or ''}: choose from {', '.join([*CLASSIFICATION_TASKS, *_GROUPS])}")
-    if min(args.shots) < 1 or args.seeds < 1:
-        raise UserError("--shots and --seeds must be at least 1")
-    args.shots = sorted(set(args.shots))
     chosen = {task for name in named for task in _GROUPS.get(name, (name,))}
+    if "few-shot" not in chosen and (args.shots or args.seeds):
+        raise UserError("--shots and --seeds belong to the few-shot probes: add --task few-shot, or leave them out")
+    args.shots, args.seeds = sorted(set(args.shots or SHOTS)), args.seeds or 3
     return tuple(task for task in CLASSIFICATION_TASKS if task in chosen)
 
 

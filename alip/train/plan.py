@@ -16,6 +16,10 @@ class Interval:
     count: int
     unit: str  # "steps" or "epochs"
 
+    def __str__(self) -> str:
+        """As the flag has it, "500steps"."""
+        return f"{self.count}{self.unit}"
+
     def due(self, step: int, epoch: int, epoch_ended: bool) -> bool:
         """After optimizer step number `step` (from 1); epoch: epochs completed."""
         if self.count == 0:

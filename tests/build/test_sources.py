@@ -272,6 +272,7 @@ def test_patterns_that_stand_for_too_much(tmp_path):
         ("folder", {"image_root": "x"}, "--image-root"),
         ("coco", {"fields": Fields(key="x")}, "--key-field"),
         ("karpathy", {"fields": Fields(text="x")}, "--text-field"),
+        ("coco", {"splits": ("test",)}, "--splits"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(tmp_path, source_type, options, flag):

@@ -46,7 +46,7 @@ def run(tmp_path):
     content |= {"model_config": model.config, "step": 7, "samples": 448}
     checkpoint.atomic_save(content, folder / "checkpoints" / "step-00000007.pt")
     about = {
-        "arguments": {"lr": 0.001, "output": "secret-folder"},
+        "arguments": {"lr": 0.001, "output": "secret-folder", "epochs": 32, "steps": 7, "check": False},
         "world_size": 2,
         "data": {"name": "pairs", "samples": 64},
     }
@@ -130,7 +130,7 @@ def test_model_card_has_data_recipe_results_and_licence(run, tmp_path):
     for words in ("license: mit", "pairs", "| lr | 0.001 |", "| tiny | retrieval (field) | image_to_text_R@1 | 12.50 |",
                   "after 7 optimizer steps (448 samples)", model.metadata["fingerprint"], "2 rank(s)"):  # fmt: skip
         assert words in card
-    for words in ("secret-folder", "of-another-step", "of-unknown-weights"):
+    for words in ("secret-folder", "of-another-step", "of-unknown-weights", "epochs", "check |"):
         assert words not in card
 
 

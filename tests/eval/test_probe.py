@@ -200,6 +200,7 @@ def test_the_command(run, parts, tmp_path, capsys):
     for wrong, message in (
         ("--task probes", "choose from zeroshot, probe, few-shot"),
         ("--task few-shot --shots 0", "--shots"),
+        ("--seeds 2", "belong to the few-shot probes"),
         (f"--task probe --datasets {parts} {parts / 'test'} --probe-train x", "names 2"),
         (f"--task probe --datasets {parts / 'test'}", "--probe-train"),
     ):

@@ -162,6 +162,7 @@ def test_a_dataset_of_the_wrong_size_is_marked(run, tmp_path, monkeypatch, capsy
     page = report.markdown({"run": [entry]})
     assert "[1]: 101 images where food101 has 25,250; not comparable." in page
     assert re.search(rf"{entry['numbers']['primary']:.1f} \([0-9.–]*\) \[1\] \|", page)
+    assert page.count("[1] |") == 2  # the mean's, too
 
 
 def test_a_complete_dataset_is_not_marked():

@@ -251,6 +251,7 @@ def test_mistakes_are_named(flags, tmp_path, wrong, message):
 
 
 def test_intervals():
+    assert str(parse_interval("2epochs", "steps")) == "2epochs"  # as run.json and model cards have it
     assert parse_interval("500", "steps") == parse_interval("500steps", "epochs")
     every = parse_interval("2epochs", "steps")
     assert [every.due(10, epoch, True) for epoch in (1, 2, 3, 4)] == [False, True, False, True]

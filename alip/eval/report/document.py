@@ -112,7 +112,10 @@ def _primary_table(
     table = Table(title_of(task), [*columns.values(), "mean"])
     for row in rows:
         cells = [_cell(row, column, "primary", report) for column in columns]
-        mean = Cell(tuple(_means_by_run(row, columns)), _ends_of_mean(row, columns, lookup), metric="mean")
+        means = tuple(_means_by_run(row, columns))
+        entries = [entry for column in columns for _, entry in row.cells.get(column, [])]
+        mark = report.mark(entries) if means else None
+        mean = Cell(means, _ends_of_mean(row, columns, lookup), mark, metric="mean")
         table.rows.append(TableRow(row.label, [*cells, mean]))
     names = [benchmark_of(rows, column) for column in columns]
     theirs, their_means = PUBLISHED.get(task, {}), _PUBLISHED_MEAN.get(task, {})
