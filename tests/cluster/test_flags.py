@@ -14,7 +14,7 @@ SHORT = ["--output", "o", "--ray-address", "10.0.0.1:6379"]
     ("module", "words"),
     [
         ("data2rec", ["--input", ".", *SHORT]),
-        ("data2rec", ["--verify", "x/none", *SHORT]),
+        ("data2rec", ["--verify", "x/none", *SHORT[2:]]),
         ("alip.caption.pipeline", ["--input", ".", *SHORT]),
         ("alip.caption.pipeline", ["--merge", "p.jsonl", "--captioner", "blip", *SHORT]),
         ("alip.eval.gates.__main__", ["--checkpoint", "c", "--data", "d", *SHORT]),
