@@ -63,7 +63,7 @@ def open_input(arguments: argparse.Namespace) -> Source:
         arguments.source_type,
         fields=Fields(arguments.key_field, arguments.image_field, arguments.text_field),
         image_root=arguments.image_root,
-        splits=tuple(arguments.splits.split(",")) if arguments.splits else (),
+        splits=None if arguments.splits is None else tuple(one for one in arguments.splits.split(",") if one),
     )
 
 
