@@ -12,6 +12,7 @@ import io
 import json
 import lzma
 import random
+import re
 import struct
 import tarfile
 import zlib
@@ -282,7 +283,11 @@ def _parts(rng: random.Random, folder: Path) -> None:
     """Words of a record's parts: the continue flag, the length, the magic; parts without a first or last one."""
     path = rng.choice(sorted(folder.glob("*.rec")))
     data = bytearray(path.read_bytes())
-    starts = [int(line.split()[1]) for line in path.with_suffix(".idx").read_text().splitlines()]
+    # Another mutation may have cut the file, or changed the index.
+    starts = map(int, re.findall(r"^\d+\t(\d{1,9})$", path.with_suffix(".idx").read_text("latin-1"), re.MULTILINE))
+    starts = [start for start in starts if start + 12 <= len(data)]
+    if not starts:
+        return
     at = rng.choice(starts)
     length = struct.unpack_from("<I", data, at + 4)[0] & (2**29 - 1)
     action = rng.randrange(6)
