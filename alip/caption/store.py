@@ -41,6 +41,7 @@ from alip.files import (
     refusals_named,
     write_json,
 )
+from alip.schema import check
 
 FORMAT, VERSION = "alip-captions", 1
 LONGEST_LINE = 1 << 24  # bytes: a longer one was not written here
@@ -197,6 +198,7 @@ class CaptionStore:
             raise UserError(
                 f"{self.run_file} is not a record of this command (version {VERSION}): choose another --output"
             )
+        check(record, _RECORD, self.run_file, "correct it, or run with --restart")
         return record
 
     def write_run(self, record: dict[str, Any]) -> None:
@@ -314,6 +316,26 @@ def _with_new_names(record: dict[str, Any]) -> dict[str, Any]:
         if isinstance(settings.get("decoding"), dict):
             settings["decoding"] = {_OLD_NAMES.get(k, k): value for k, value in settings["decoding"].items()}
     return record
+
+
+_COUNTS = {
+    "type": "object",
+    "properties": {"failed_by_reason": {"type": "object", "additionalProperties": {"type": "integer"}}},
+}
+_RECORD = {
+    "type": "object",
+    "required": ["settings", "runs"],
+    "properties": {
+        "settings": {
+            "type": "object",
+            "properties": {"shard": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}},
+        },
+        "runs": {"type": "integer", "minimum": 0},
+        "metadata": {"type": "object"},
+        "costs": {"type": "object"},
+        "counts": _COUNTS,
+    },
+}
 
 
 def check_settings(earlier: dict[str, Any], now: dict[str, Any], output: Path) -> None:

@@ -30,8 +30,8 @@ def measure_pixels(data_root: Path) -> dict[str, dict[str, float]]:
         images = [Path(folder) / record["image"] for record in records]
         names = list(zip(images, (record["name"] for record in records), strict=True))
         labels = list(zip(images, (record["class"] for record in records), strict=True))
-        for name, (pairs, pictures) in tests.items():
-            accuracy = pixel_classification(labels, pictures, list(CLASSES))
+        for name, (pairs, classes) in tests.items():
+            accuracy = pixel_classification(labels, classes, list(CLASSES))
             numbers[name] = {**pixel_retrieval(names, pairs), **accuracy}
     return numbers
 

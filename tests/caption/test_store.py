@@ -112,6 +112,16 @@ def test_refusals(tmp_path):
     assert (tmp_path / "mine.jsonl").read_text() == "{}\n"
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"settings": 3}, {"settings": {"shard": 1}}, {"runs": "x"}, {"metadata": [], "runs": 1}]
+)
+def test_a_record_of_wrong_types_is_one_line(tmp_path, wrong):
+    record = {"format": "alip-captions", "version": 1, "settings": {}, "runs": 1} | wrong
+    (tmp_path / "c-run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"c-run\.json.*correct it, or run with --restart"):
+        CaptionStore(tmp_path / "c.jsonl").begin_run({"captioner": "blip"}, {})
+
+
 def test_a_record_with_the_names_from_before_resumes(tmp_path):
     old = {"beams": 3, "max_tokens": 30, "min_tokens": 0, "seed": 0}
     new = {"num_beams": 3, "max_new_tokens": 30, "min_new_tokens": 0, "seed": 0}

@@ -1,6 +1,6 @@
 """What images carry besides pixels: profiles, EXIF, animations, AVIF's boxes; sound, contradictory or garbage.
 
-Whatever it is, the picture is read as it is without, turned by a sound orientation alone, or is a named reject.
+Whatever it is, the image is read as it is without, turned by a sound orientation alone, or is a named reject.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def boxes(rng: random.Random) -> bytes:
 
 
 def with_metadata(rng: random.Random) -> bytes:
-    """A picture with odd metadata of one or several kinds."""
+    """An image with odd metadata of one or several kinds."""
     form = rng.choice(FORMATS)
     options: dict = {"speed": 10} if form == "AVIF" else {}
     kinds = rng.sample(("icc_profile", "exif", "xmp"), rng.choice((1, 1, 2)))
