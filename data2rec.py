@@ -119,7 +119,7 @@ def _input_flags(parser: argparse.ArgumentParser) -> None:
     for what in ("key", "image", "text", "caption"):
         add(f"--{what}-field", metavar="NAME", help=f"JSON field or table column of the {what}, if not the usual one")
     add("--image-root", metavar="DIR", help="where relative image paths start (default: beside the table)")
-    add("--splits", help="of Karpathy's JSON (default: train,restval)")
+    add("--splits", type=command.names, help="of Karpathy's JSON; '' for all (default: train,restval)")
     add("--missing-caption", choices=MISSING_CAPTION, default="skip", help="a sample without a caption")
     add("--missing-text", choices=MISSING_TEXT, default="skip", help="a sample without a raw text")
 
@@ -221,8 +221,7 @@ def build(args: argparse.Namespace) -> int:
     if args.caption_sentences and args.captions_per_image == 1:
         raise UserError("--caption-sentences stores several captions: give --captions-per-image K, such as 8")
     fields = Fields(args.key_field, args.image_field, args.text_field, args.caption_field)
-    splits = None if args.splits is None else tuple(one for one in args.splits.split(",") if one)
-    source = open_source(args.input, args.source_type, fields=fields, image_root=args.image_root, splits=splits)
+    source = open_source(args.input, args.source_type, fields=fields, image_root=args.image_root, splits=args.splits)
     captions = CaptionPolicy(args.captions_per_image, args.caption_sentences)
     image = ImagePolicy(args.short_side, args.quality, args.max_pixels, args.min_side, args.any_name)
     summary = writer.build(

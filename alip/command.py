@@ -84,6 +84,11 @@ def pattern(text: str) -> re.Pattern[str]:
         raise argparse.ArgumentTypeError(f"should be a regular expression, not {text[:80]!r}: {error}") from None
 
 
+def names(text: str) -> tuple[str, ...]:
+    """A flag's type: names between commas; none for an empty text."""
+    return tuple(name for name in text.split(",") if name)
+
+
 count = whole(1, 2**31 - 1)  # of samples, steps, images …
 natural = whole(0, 2**31 - 1)
 workers = whole(0, MOST_WORKERS)

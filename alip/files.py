@@ -148,13 +148,22 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def read_json_lines(path: str | Path, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The JSON objects of a file with one in each line, every one with the keys; UserError with the line otherwise."""
     rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            rows.append(parse_json(line, f"{path}, line {number}"))
-            missing = [key for key in keys if not isinstance(rows[-1], dict) or key not in rows[-1]]
-            if missing or not isinstance(rows[-1], dict):
-                raise UserError(f"{path}, line {number}: not an object with {', '.join(keys)}; remove that line")
+    for where, row in json_lines(read_text(path), path):
+        if not isinstance(row, dict) or not row.keys() >= set(keys):
+            raise UserError(f"{where}: not an object with {', '.join(keys)}; remove that line")
+        rows.append(row)
     return rows
+
+
+def json_lines(text: str, source: object) -> Iterator[tuple[str, Any]]:
+    """("SOURCE, line N", value) of each line that is not empty; UserError with the line where it is no JSON.
+
+    A line ends with a line feed only: JSON texts may hold the other characters that end lines elsewhere.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"{source}, line {number}"
+            yield where, parse_json(line, where)
 
 
 def check_regular(path: str | os.PathLike) -> None:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from alip.caption.store import read_lines
+from alip.caption.lines import read_lines
 from alip.data.score_table import ScoreTable
 from alip.errors import UserError, run_command
 from alip.files import (

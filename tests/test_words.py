@@ -41,7 +41,7 @@ WORDS = {
 # A generic caption that a captioner writes; and readers of old files, which know the old names.
 ALLOWED = {r"\bpictures?\b": r"(this|small|car|a) picture|\"picture\"|picture( of|\|)|--no-pictures"}
 OLD_NAMES = {
-    *("CHANGELOG.md", "alip/caption/store.py", "alip/eval/plots/training.py", "alip/eval/results.py"),
+    *("CHANGELOG.md", "alip/caption/run_record.py", "alip/eval/plots/training.py", "alip/eval/results.py"),
     *("alip/train/older_runs.py", "alip/train/open_clip_flags.py", "tests/eval/test_plots.py"),
     *("tests/eval/test_results.py", "tests/fuzz/evaluation.py", "tests/test_words.py", "tests/eval/test_report.py"),
 }

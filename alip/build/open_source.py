@@ -37,8 +37,7 @@ def open_source(
     spec: a file, a folder, a pattern with {000..099} braces, {a,b} braces and globs, or several of these.
     source_type: webdataset, table, coco, karpathy or folder; None: recognised from the names and contents.
     fields: names of columns or JSON fields. image_root: where relative image paths of tables and JSON start
-    (None: beside the file). splits: of Karpathy's JSON, the ones to read (None: train and
-    restval).
+    (None: beside the file). splits: of Karpathy's JSON, the ones to read (None: train and restval; none: all).
     """
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     paths = expand([local_path(str(one)) for one in specs])
@@ -66,9 +65,8 @@ def open_source(
     if source_type == "table":
         return TableSource(paths, fields, image_root)
     if source_type in ("coco", "karpathy"):
-        return AnnotationSource(
-            paths, fields, image_root, source_type, ("train", "restval") if splits is None else splits
-        )
+        splits = ("train", "restval") if splits is None else splits
+        return AnnotationSource(paths, fields, image_root, source_type, splits)
     raise UserError(f"unknown source type {source_type!r}: use webdataset, table, coco, karpathy or folder")
 
 

@@ -297,11 +297,10 @@ class _Pool:
         return [self._last_try(sample, future) for sample, future in again]
 
     def _last_try(self, sample: Sample, future: Future) -> PreparedSample | Rejected:
-        for attempt in (lambda: future, lambda: self.submit([sample])):
-            with contextlib.suppress(WorkerDied):
-                (one,) = attempt().result()
-                self._killed = 0
-                return one
+        with contextlib.suppress(WorkerDied):
+            (one,) = self._workers.result(future, prepare, [sample], self._policy)
+            self._killed = 0
+            return one
         self._killed += 1
         if self._killed > _HOPELESS:
             raise UserError(

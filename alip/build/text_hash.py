@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 
 def digest(data: bytes) -> str:
@@ -18,3 +19,8 @@ def number(text: str) -> int:
 def text_digest(text: str) -> str:
     """16 hex digits that tell one text from another."""
     return digest(text.encode("utf-8", "surrogatepass"))
+
+
+def texts_digest(texts: Iterable[str]) -> str:
+    """16 hex digits that change when one of the texts, or their order, does."""
+    return text_digest("\0".join(texts))

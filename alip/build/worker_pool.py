@@ -31,18 +31,14 @@ class WorkerDied(Exception):
     """The process that worked on a job has ended before the job did."""
 
 
-def _nothing() -> None:
-    """Prepares a worker that needs no preparation."""
-
-
 class WorkerPool:
     """Up to `most` processes of a context ("fork", "spawn"), each started when there is work for it.
 
-    prepare: called first in each process, with `given`. worth: jobs under way, for each process that there is, before
-    one more is started: where a job takes less time than the start of a process.
+    prepare: called first in each process, with `given` (bool() does nothing). worth: jobs under way, for each process
+    that there is, before one more is started: where a job takes less time than the start of a process.
     """
 
-    def __init__(self, most: int, context: BaseContext, prepare: Callable = _nothing, given: tuple = (), worth=1):
+    def __init__(self, most: int, context: BaseContext, prepare: Callable = bool, given: tuple = (), worth: int = 1):
         self._most, self._context, self._worth = most, context, worth
         self._first = (prepare, given)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -61,6 +57,12 @@ class WorkerPool:
             self._start()
         self._jobs.put((future, function, given))
         return future
+
+    def result(self, future: Future, function: Callable, *given: Any) -> Any:
+        """The result of a submitted job, which is tried once more where its process died; WorkerDied after that."""
+        with contextlib.suppress(WorkerDied):
+            return future.result()
+        return self.submit(function, *given).result()
 
     def _start(self) -> None:
         worker = _Worker(self._context, self._first)
@@ -138,9 +140,8 @@ class _Worker:
             finally:
                 theirs.close()
         with contextlib.suppress(OSError):  # dead at once: found when its answer is read
-            self._pipe.send_bytes(
-                pickle.dumps(first)
-            )  # by the pipe, for `start` would wait for a dead process to read it
+            # By the pipe: `start` would wait for a dead process to read it.
+            self._pipe.send_bytes(pickle.dumps(first))
 
     def prepared(self) -> _Worker:
         """Itself, once the process is ready for jobs; raises what its preparation raised, or WorkerDied."""

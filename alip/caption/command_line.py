@@ -69,7 +69,7 @@ def input_flags(group, output: str = "FILE.jsonl; its record, failures and figur
     group.add_argument("--image-field", help="column with the image's path")
     group.add_argument("--key-field", help="column with the sample's key")
     group.add_argument("--text-field", help="column with the raw text, for --rewrite")
-    group.add_argument("--splits", help="of Karpathy's JSON; '' for all (default: train,restval)")
+    group.add_argument("--splits", type=command.names, help="of Karpathy's JSON; '' for all (default: train,restval)")
     group.add_argument("--limit", type=command.natural, help="only the first LIMIT samples of the input")
     group.add_argument(
         "--max-pixels",

@@ -8,7 +8,7 @@ from typing import Any
 
 from alip.build.caption_table import CaptionTable
 from alip.build.sources import Sample
-from alip.build.text_hash import text_digest
+from alip.build.text_hash import texts_digest
 from alip.caption.work import CaptionWork, Failed, Item, Result
 from alip.errors import UserError
 
@@ -52,9 +52,9 @@ class ExistingWork(CaptionWork):
     def digest(self, sample: Sample) -> str:
         """Of the captions that a sample's line would have."""
         line = self._line(Item(sample, None), self.captioner.captions(sample.key))
-        return "" if isinstance(line, Failed) else digest_of(line)
+        return "" if isinstance(line, Failed) else line_digest(line)
 
 
-def digest_of(line: dict[str, Any]) -> str:
+def line_digest(line: dict[str, Any]) -> str:
     """16 hex digits that change when one of a line's captions does."""
-    return text_digest("\0".join(line.get("captions") or [line.get("caption", "")]))
+    return texts_digest(line.get("captions") or [line.get("caption", "")])

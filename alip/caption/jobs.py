@@ -12,7 +12,7 @@ import torch
 from alip.build.sources import Sample
 from alip.caption.captioners import Decoding
 from alip.caption.choice import ENGINES, CaptionerChoice, decoding_for, open_captioner
-from alip.caption.existing import ExistingWork, digest_of
+from alip.caption.existing import ExistingWork, line_digest
 from alip.caption.preprocessing import PreparedImage, Preprocessing, without_image
 from alip.caption.run import image_identity
 from alip.caption.store import CaptionStore, DoneImages
@@ -55,7 +55,7 @@ class ExistingJob(Job):
         done = DoneImages()
         for path in reversed(store.caption_files()):
             for line in store.lines_of(path):
-                done.append(line["key"], digest_of(line))
+                done.append(line["key"], line_digest(line))
         return lambda sample: "" if done.image(sample.key) == self.work.digest(sample) else None
 
 

@@ -7,16 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from alip.build.text_hash import number
-from alip.caption.store import (
-    FORMAT,
-    VERSION,
-    CaptionStore,
-    NumberSet,
-    check_settings,
-    identity,
-    read_lines,
-    to_line,
-)
+from alip.caption.lines import identity, read_lines, to_line
+from alip.caption.run_record import FORMAT, VERSION, check_settings
+from alip.caption.store import CaptionStore, NumberSet
 from alip.errors import UserError
 from alip.files import atomic_write
 

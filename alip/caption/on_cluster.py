@@ -27,8 +27,9 @@ import torch
 from alip.build.division import Key, divide_units, key_of, pieces_of
 from alip.build.sources import ByteRange, Cut, Source
 from alip.caption.jobs import choice_of, job_of
+from alip.caption.lines import PartWriter
 from alip.caption.run import Output, Pass, Tally, images_of
-from alip.caption.store import CaptionStore, PartWriter
+from alip.caption.store import CaptionStore
 from alip.cluster.pieces import Engine, Outcomes, collect
 from alip.distributed import pick_device
 from alip.files import read_json, write_json

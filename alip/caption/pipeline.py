@@ -15,10 +15,11 @@ from alip.build.sources import Fields, Source
 from alip.caption.choice import CaptionerChoice
 from alip.caption.command_line import parse
 from alip.caption.jobs import Job, choice_of, job_of, settings_of
+from alip.caption.lines import PartWriter
 from alip.caption.merging import merge_outputs
 from alip.caption.reporting import Bar, count_folder, describe_run, judge, read_pairs, report
 from alip.caption.run import Output, Pass, RankShard, Tally
-from alip.caption.store import CaptionStore, PartWriter
+from alip.caption.store import CaptionStore
 from alip.caption.summary import CaptionSummary, plot_pairs
 from alip.cluster.pieces import Engine
 from alip.cluster.ray_engine import engine_of
@@ -63,7 +64,7 @@ def open_input(arguments: argparse.Namespace) -> Source:
         arguments.source_type,
         fields=Fields(arguments.key_field, arguments.image_field, arguments.text_field),
         image_root=arguments.image_root,
-        splits=None if arguments.splits is None else tuple(one for one in arguments.splits.split(",") if one),
+        splits=arguments.splits,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import queue
 import threading
@@ -121,10 +120,10 @@ class _Pool:
         return self._workers.submit(_run, image_data, known)
 
     def result(self, future: Future, image_data: ByteRange | bytes, known: str | None) -> PreparedImage:
-        for attempt in (lambda: future, lambda: self.submit(image_data, known)):
-            with contextlib.suppress(WorkerDied):
-                return attempt().result()
-        return PreparedImage(reason="killed-its-worker", detail="the process that decoded it died")
+        try:
+            return self._workers.result(future, _run, image_data, known)
+        except WorkerDied:
+            return PreparedImage(reason="killed-its-worker", detail="the process that decoded it died")
 
     def close(self) -> None:
         self._workers.close(wait=False)

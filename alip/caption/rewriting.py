@@ -20,8 +20,8 @@ from alip.caption.clean import clean
 from alip.caption.endpoint.captioner import chat_body, request_fields
 from alip.caption.endpoint.client import Endpoint
 from alip.caption.endpoint.settings import EndpointSettings
+from alip.caption.lines import identity
 from alip.caption.preprocessing import PreparedImage
-from alip.caption.store import identity
 from alip.caption.work import Failed, Item, Pending, PendingTexts, Result, caption_seed
 from alip.errors import UserError
 

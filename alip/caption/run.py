@@ -15,8 +15,9 @@ import torch
 
 from alip.build.sources import ByteRange, Sample, Source
 from alip.build.text_hash import number
+from alip.caption.lines import PartWriter
 from alip.caption.preprocessing import PreparedImage, Preprocessing, feed, in_background
-from alip.caption.store import NumberSet, PartWriter
+from alip.caption.store import NumberSet
 from alip.caption.work import Failed, Item, Pending, Result, Work
 from alip.errors import UserError
 

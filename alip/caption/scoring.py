@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from alip.build.caption_scores import METADATA_KEY, ROWS, VERSION, CaptionScores
 from alip.build.caption_table import CaptionTable
 from alip.build.sources import Sample
-from alip.build.text_hash import text_digest
+from alip.build.text_hash import texts_digest
+from alip.caption.lines import read_lines
 from alip.caption.preprocessing import PreparedImage
-from alip.caption.store import CaptionStore, DoneImages, read_lines
+from alip.caption.store import CaptionStore, DoneImages
 from alip.caption.text_rules import boilerplate, phrases, repetition, script, suspicious_word, words_of
 from alip.caption.work import Item, Result
 from alip.files import atomic_path, parquet_path
@@ -101,7 +102,7 @@ class ScoreWork:
             for target, found in zip((one for of in scores for one in of), self._similarities(items, flat, owners)):
                 target.update(found)
         return [
-            {"key": item.key, "image": item.digest, "digest": digest_of(texts), "captions": texts, "scores": found}
+            {"key": item.key, "image": item.digest, "digest": texts_digest(texts), "captions": texts, "scores": found}
             for item, texts, found in zip(items, captions, scores)
         ]
 
@@ -149,7 +150,7 @@ class ScoreWork:
 
     def texts_digest(self, sample: Sample) -> str:
         """The digest of a sample's captions."""
-        return digest_of(self.texts(sample.key))
+        return texts_digest(self.texts(sample.key))
 
     def texts(self, key: str) -> list[str]:
         """The captions of a key, each once, in the file's order."""
@@ -164,11 +165,6 @@ class ClipPixels:
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.transform(image)
-
-
-def digest_of(captions: list[str]) -> str:
-    """16 hex digits that change when one of the captions does."""
-    return text_digest("\0".join(captions))
 
 
 class ScoredCaptions:
@@ -207,12 +203,12 @@ class ScoreStore(CaptionStore):
             for i, key in enumerate(columns["key"]):
                 if columns["number"][i] == 0:
                     if line is not None:
-                        yield line | {"digest": digest_of(line["captions"])}
+                        yield line | {"digest": texts_digest(line["captions"])}
                     line = {"key": key, "image": columns["image"][i], "captions": [], "scores": []}
                 line["captions"].append(columns["caption"][i])
                 line["scores"].append({name: columns[name][i] for name in names if name != "caption"})
         if line is not None:
-            yield line | {"digest": digest_of(line["captions"])}
+            yield line | {"digest": texts_digest(line["captions"])}
 
     def write_output(self, lines: Iterator[dict[str, Any]], record: dict[str, Any] | None = None) -> None:
         """Replaces the table, ROWS rows at a time."""

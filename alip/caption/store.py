@@ -18,9 +18,6 @@ Scores of captions and rewritten texts are kept in the same way (`CaptionStore.s
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -30,21 +27,11 @@ from typing import Any
 import numpy as np
 
 from alip.build.text_hash import number
+from alip.caption.lines import identity, read_lines, to_line
+from alip.caption.run_record import FORMAT, VERSION, check_settings, read_record
 from alip.errors import UserError
-from alip.files import (
-    FileLock,
-    LockedError,
-    atomic_write,
-    bounded_lines,
-    check_regular,
-    read_json,
-    refusals_named,
-    write_json,
-)
-from alip.schema import check
+from alip.files import FileLock, LockedError, atomic_write, write_json
 
-FORMAT, VERSION = "alip-captions", 1
-LONGEST_LINE = 1 << 24  # bytes: a longer one was not written here
 LOCK_WAIT = 2.0  # seconds: a run that was just killed may still be dying
 
 
@@ -108,38 +95,6 @@ class DoneImages:
         return len(self._keys)
 
 
-class PartWriter:
-    """Appends lines to one part file; after each `flush` they survive a kill of this process."""
-
-    def __init__(self, path: Path, sync_seconds: float = 30.0) -> None:
-        self._file = path.open("x", encoding="utf-8")
-        self._sync_seconds, self._synced = sync_seconds, time.monotonic()
-
-    def write(self, line: dict[str, Any]) -> None:
-        """One JSON line."""
-        with refusals_named(self._file.name):
-            self._file.write(to_line(line))
-
-    def flush(self) -> None:
-        """Passes the lines to the system (they survive a kill), and every sync_seconds to the disk (a power cut)."""
-        with refusals_named(self._file.name):
-            self._file.flush()
-            if time.monotonic() - self._synced > self._sync_seconds:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
-
-    def close(self) -> None:
-        """Flushes to the disk and closes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-
-def identity(line: dict[str, Any]) -> str:
-    """What there is one line of: an image, or one of the raw texts of an image (rewritten texts have their digest)."""
-    return f"{line['key']}\0{line['text']}" if "text" in line else line["key"]
-
-
 class CaptionStore:
     """The files of one captions output. One process creates the run (`begin_run`); then each rank opens its part."""
 
@@ -191,15 +146,7 @@ class CaptionStore:
 
     def read_run(self) -> dict[str, Any] | None:
         """The record of earlier runs, or None."""
-        if not self.run_file.exists():
-            return None
-        record = _with_new_names(read_json(self.run_file))
-        if record.get("format") != FORMAT or record.get("version") != VERSION:
-            raise UserError(
-                f"{self.run_file} is not a record of this command (version {VERSION}): choose another --output"
-            )
-        check(record, _RECORD, self.run_file, "correct it, or run with --restart")
-        return record
+        return read_record(self.run_file) if self.run_file.exists() else None
 
     def write_run(self, record: dict[str, Any]) -> None:
         """Replaces the record in one rename."""
@@ -296,116 +243,3 @@ class CaptionStore:
         self.close()
         with contextlib.suppress(OSError):  # it has other files, or another run's lock
             self.parts.rmdir()
-
-
-# Names in records that were written before version 0.2.
-_OLD_PRECISIONS = {"bf16": "amp_bf16", "fp16": "amp"}
-_OLD_NAMES = {"beams": "num_beams", "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
-
-
-def _with_new_names(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as this version writes it, from one of any version."""
-    if "facts" in record:
-        record["metadata"] = record.pop("facts")
-    settings = record.get("settings")
-    if isinstance(settings, dict):
-        if isinstance(settings.get("precision"), str):
-            settings["precision"] = _OLD_PRECISIONS.get(settings["precision"], settings["precision"])
-        if "part" in settings:
-            settings["shard"] = settings.pop("part")
-        if isinstance(settings.get("decoding"), dict):
-            settings["decoding"] = {_OLD_NAMES.get(k, k): value for k, value in settings["decoding"].items()}
-    return record
-
-
-_COUNTS = {
-    "type": "object",
-    "properties": {"failed_by_reason": {"type": "object", "additionalProperties": {"type": "integer"}}},
-}
-_RECORD = {
-    "type": "object",
-    "required": ["settings", "runs"],
-    "properties": {
-        "settings": {
-            "type": "object",
-            "properties": {"shard": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}},
-        },
-        "runs": {"type": "integer", "minimum": 0},
-        "metadata": {"type": "object"},
-        "costs": {"type": "object"},
-        "counts": _COUNTS,
-    },
-}
-
-
-def check_settings(earlier: dict[str, Any], now: dict[str, Any], output: Path) -> None:
-    """Raises UserError that names the settings that differ from those of earlier runs of this output."""
-    now = json.loads(json.dumps(now))
-    changed = [name for name in sorted({*earlier, *now}) if earlier.get(name) != now.get(name)]
-    if changed:
-        differences = "; ".join(f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}" for name in changed)
-        raise UserError(
-            f"{output} was written with other settings ({differences}): choose another --output, or --restart to "
-            "discard it"
-        )
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a captions or failures file. Other lines (truncated, since the process died while writing
-    it, or edited) are skipped: their images are captioned again."""
-    check_regular(path)
-    with open(path, "rb", buffering=1 << 20) as file:
-        for text in bounded_lines(file, LONGEST_LINE):
-            if len(text) >= LONGEST_LINE:
-                raise UserError(
-                    f"{path}: a line of more than {LONGEST_LINE:,} bytes, which this command never writes; remove that "
-                    "line or the file"
-                )
-            if not text.endswith(b"\n"):
-                return
-            try:
-                line = json.loads(text.decode("utf-8", "replace"))
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(line, dict) and _is_whole(line):
-                yield line
-
-
-_TEXTS = ("key", "caption", "image", "reason", "rewrite", "text", "digest")
-_CONTENTS = ("caption", "captions", "rewrite", "reason", "costs")  # one of these makes a line
-
-
-def _is_whole(line: dict[str, Any]) -> bool:
-    texts = all(isinstance(line.get(name, ""), str) for name in _TEXTS)
-    digests = texts and all(_is_digest(line.get(name, "")) for name in ("image", "text", "digest"))
-    captions, scores, costs = line.get("captions", [""]), line.get("scores", []), line.get("costs", {})
-    lists = isinstance(captions, list) and isinstance(scores, list) and isinstance(costs, dict)
-    return (
-        digests
-        and "key" in line
-        and any(name in line for name in _CONTENTS)
-        and lists
-        and bool(captions)
-        and all(isinstance(caption, str) for caption in captions)
-        and all(isinstance(one, dict) for one in scores)
-        and ("scores" not in line or len(scores) == len(captions))
-        and all(isinstance(value, int | float) and abs(value) < 1e300 for value in costs.values())
-    )
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) <= 16 and all(letter in "0123456789abcdef" for letter in text)
-
-
-def to_line(line: dict[str, Any]) -> str:
-    """One JSON line, readable where possible; keys that are not UTF-8 (odd file names) are escaped."""
-    text = json.dumps(line, ensure_ascii=False)
-    return (text if text.isascii() or _is_utf8(text) else json.dumps(line)) + "\n"
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

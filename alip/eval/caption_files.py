@@ -18,7 +18,7 @@ from typing import Any
 
 from alip.errors import UserError
 from alip.eval.image_readers import ImageFiles, Images
-from alip.files import parse_json, read_text
+from alip.files import json_lines, parse_json, read_text
 from alip.schema import check
 
 CaptionedImage = tuple[str, list[str]]  # an image's path as the file has it, and its captions
@@ -114,11 +114,9 @@ def _entries(text: str, path: Path) -> list[CaptionedImage]:
         check(whole, _list_of(_ROW), path, _ROW_FORM)
         return _merged(whole)
     rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            source = f"{path}, line {number}"
-            rows.append(parse_json(line, source))
-            check(rows[-1], _ROW, source, _ROW_FORM)
+    for where, row in json_lines(text, path):
+        check(row, _ROW, where, _ROW_FORM)
+        rows.append(row)
     return _merged(rows)
 
 

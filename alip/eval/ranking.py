@@ -58,7 +58,7 @@ def ranks_from_scores(scores: Tensor, caption_owner: Tensor) -> Ranks:
     owner = _checked_owner(caption_owner, images, captions, scores.device)
     positives = scores[owner, torch.arange(captions, device=scores.device)]
     # A NaN among the wrong answers would count as worse than the right one.
-    if not bool(torch.isfinite(positives).all()) or bool(scores.isnan().any()):
+    if not bool(torch.isfinite(positives).all()) or bool(scores.amax().isnan()):
         raise ValueError("the scores hold NaN or infinity")
     if scores.dtype not in (torch.float32, torch.float64):
         scores, positives = scores.float(), positives.float()

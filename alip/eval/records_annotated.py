@@ -14,7 +14,7 @@ from alip.eval.image_readers import ImageFiles, Images
 from alip.eval.layouts import IMAGE_SUFFIXES, letters, lines_of, table_of
 from alip.eval.named_lists import classes
 from alip.eval.record_types import ClassificationRecord, first_of, needed, record
-from alip.files import parse_json, read_text
+from alip.files import json_lines, parse_json, read_text
 from alip.schema import check
 
 
@@ -96,12 +96,10 @@ def _hateful_memes(folder: Path, part: str) -> Images:
     names = ("dev.jsonl", "dev_seen.jsonl") if part == "test" else ("train.jsonl",)
     path = needed(first_of(folder, names), "lines of img and label")
     paths, labels = [], []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            row = parse_json(line, f"{path}, line {number}")
-            check(row, _MEME, f"{path}, line {number}", 'each line must be {"img": path, "label": 0 or 1}')
-            paths.append(folder / row["img"])
-            labels.append(row["label"])
+    for where, row in json_lines(read_text(path), path):
+        check(row, _MEME, where, 'each line must be {"img": path, "label": 0 or 1}')
+        paths.append(folder / row["img"])
+        labels.append(row["label"])
     return ImageFiles(paths, labels)
 
 

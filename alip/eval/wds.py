@@ -50,14 +50,19 @@ def dataset_type(folder: Path) -> str:
 def tars_of(folder: Path, split: str) -> list[Path]:
     """The split's tars, which nshards.txt counts; UserError names the first that is missing."""
     path = folder / split / "nshards.txt"
-    text = read_text(path).strip()
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 0 < int(text) <= _MOST_SHARDS:
-        raise UserError(f"{path}: {text[:40]!r}; a number of tars is expected")
-    tars = [folder / split / f"{number}.tar" for number in range(int(text))]
+    tars = [folder / split / f"{number}.tar" for number in range(number_of_tars(read_text(path), path))]
     missing = next((tar for tar in tars if not tar.is_file()), None)
     if missing is not None:
         raise UserError(f"{missing} is missing: {path} counts {len(tars)} tars, 0.tar to {len(tars) - 1}.tar")
     return tars
+
+
+def number_of_tars(text: str, source: object) -> int:
+    """The content of an nshards.txt; UserError, which names the source, for anything but a number from 1 on."""
+    text = text.strip()
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 0 < int(text) <= _MOST_SHARDS:
+        raise UserError(f"{source}: {text[:40]!r}; a number of tars is expected")
+    return int(text)
 
 
 def open_wds_classification(

@@ -25,8 +25,8 @@ __all__ = ["FORMAT", "Weights", "apply", "find_checkpoint", "read_file", "read_w
 
 FORMAT = "alip-checkpoint"
 HF_CONFIG = "config.json"
-# In order of preference, as open_clip and transformers write them; each also in shards, named by an index.
 _STEP_FILE = re.compile(r"step-[0-9]+\.pt")
+# In order of preference, as open_clip and transformers write them; each also in shards, named by an index.
 _SINGLE_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",

@@ -6,7 +6,7 @@ import pytest
 
 from alip.build import archives, prepare, table_rows
 from alip.build.images import ImageError, StoredImage
-from tests.fuzz import Escaped, containers, image_metadata, inputs, run_case
+from tests.fuzz import Escaped, binary_containers, containers, image_metadata, inputs, run_case
 
 CASES = 12
 
@@ -17,7 +17,9 @@ def test_mutated_inputs(target, seed, tmp_path):
     run_case(target.make(random.Random(f"{target.name}/{seed}"), tmp_path), target.allowed)
 
 
-@pytest.mark.parametrize("target", [*containers.TARGETS, *image_metadata.TARGETS], ids=lambda target: target.name)
+@pytest.mark.parametrize(
+    "target", [*containers.TARGETS, *binary_containers.TARGETS, *image_metadata.TARGETS], ids=lambda target: target.name
+)
 def test_rare_rules_of_containers_and_images(target, tmp_path):
     for seed in range(2):
         (tmp_path / str(seed)).mkdir()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from alip.caption.lines import PartWriter
 from alip.caption.pipeline import main
-from alip.caption.store import PartWriter
 from alip.errors import UserError
 from tests.helpers.captioning import caption_of, numbered, png, read_captions, read_failures, write_captioner, write_tar
 

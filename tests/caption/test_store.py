@@ -4,8 +4,9 @@ import random
 import pytest
 
 from alip.build.text_hash import number
-from alip.caption import store
-from alip.caption.store import CaptionStore, DoneImages, NumberSet, PartWriter, read_lines, to_line
+from alip.caption import lines
+from alip.caption.lines import PartWriter, read_lines, to_line
+from alip.caption.store import CaptionStore, DoneImages, NumberSet
 from alip.errors import UserError
 from alip.files import FileLock, bounded_lines
 
@@ -166,7 +167,7 @@ def test_a_run_that_ends_while_another_one_waits_for_it(tmp_path, monkeypatch):
 def test_a_file_of_gigabytes_without_line_ends_is_never_in_memory(tmp_path, monkeypatch):
     path = tmp_path / "part.jsonl"
     path.write_bytes(b"{" * 1000 + b"\n" + to_line({"key": "b", "caption": "x"}).encode())
-    monkeypatch.setattr(store, "LONGEST_LINE", 100)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 100)
     with pytest.raises(UserError, match=r"part.jsonl: a line of more than 100 bytes"):
         list(read_lines(path))
     with path.open() as file:
