@@ -18,7 +18,7 @@ from alip import distributed
 from alip.checkpoint import load_model
 from alip.command import CommandParser
 from alip.errors import UserError, run_command
-from alip.eval.datasets import open_classification
+from alip.eval.datasets import has_fields, open_classification
 from alip.eval.evaluate import results_folder, split_names, zeroshot
 from alip.eval.features import Encoding
 from alip.eval.labelled_rows import RowFields
@@ -52,9 +52,12 @@ def main(argv: list[str] | None = None) -> int:
         encoding = encoding_from(args, world)
         if args.suite:
             return _suite(args, tasks, encoding)
+        names = split_names(args.datasets)
+        if (args.image_field or args.label_field) and not any(map(has_fields, [*names, args.probe_train or ""])):
+            raise UserError("--image-field and --label-field belong to tables and shards: leave them out")
         fields = RowFields(args.image_field, args.label_field)
         lists = {"protocol": args.protocol, "classnames": args.classnames, "prompts": args.prompts, "fields": fields}
-        datasets = [open_classification(name, args.data_root, **lists) for name in split_names(args.datasets)]
+        datasets = [open_classification(name, args.data_root, **lists) for name in names]
         if args.probe_train:
             datasets = give_training_images(datasets, args.probe_train, args.data_root, fields)
         model = load_model(

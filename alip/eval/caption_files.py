@@ -33,6 +33,7 @@ class RetrievalDataset:
     expected_images: how many the benchmark has; None where that is not known.
     reader: what reads the images where they are no files of their own; `images` are their names then.
     language: of the captions, where it is another one than English may be; None: not known.
+    without_captions: how many images of the file have no caption and are left out.
     """
 
     name: str
@@ -43,6 +44,7 @@ class RetrievalDataset:
     expected_images: int | None = None
     reader: Images | None = None
     language: str | None = None
+    without_captions: int = 0
 
     def opened(self) -> Images:
         """The images, in the order of `images`."""
@@ -89,15 +91,18 @@ def read_caption_file(path: Path, image_folders: Sequence[Path], name: str | Non
     """Reads a caption file of any of the four forms.
 
     image_folders: where to look for the images, in order, after the file's own folder.
-    Raises UserError: not such a file, an image without captions, images not found.
+    Images without captions, as COCO's annotations may list them, are left out and counted. Raises UserError: not such
+    a file, no image with captions, images not found.
     """
-    entries = _entries(read_text(path), path)
+    listed = _entries(read_text(path), path)
+    entries = [(file, own) for file, own in listed if own]
     if not entries:
         raise UserError(f"{path} holds no image with captions")
     base = _image_base(path, [file for file, _ in entries], image_folders)
     captions = [caption for _, own in entries for caption in own]
     owner = [number for number, (_, own) in enumerate(entries) for _ in own]
-    return RetrievalDataset(name or path.stem, [base / file for file, _ in entries], captions, owner)
+    images = [base / file for file, _ in entries]
+    return RetrievalDataset(name or path.stem, images, captions, owner, without_captions=len(listed) - len(entries))
 
 
 def _entries(text: str, path: Path) -> list[CaptionedImage]:
@@ -174,7 +179,7 @@ def _from_coco(data: dict[str, Any], path: Path) -> list[CaptionedImage]:
                 "take both from the same file"
             )
         captions[annotation["image_id"]].append(annotation["caption"])
-    return [(image["file_name"], captions[image["id"]]) for image in data["images"] if captions[image["id"]]]
+    return [(image["file_name"], captions[image["id"]]) for image in data["images"]]
 
 
 def _plainly_fits(row: Any, number: str, text: str) -> bool:

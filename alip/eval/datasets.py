@@ -92,6 +92,11 @@ def open_classification(
     return replace(dataset, given=given)
 
 
+def has_fields(name: str) -> bool:
+    """Whether what `name` names has columns of image and label: a table, or shards."""
+    return name.startswith(SHARDS) or Path(name).is_file() or (Path(name) / "classes.jsonl").is_file()
+
+
 def _open_classification(
     name: str,
     data_root: str | Path | None,

@@ -109,6 +109,8 @@ def record_texts(recorder: Recorder, model: nn.Module, dataset: RetrievalDataset
             primary_metric="mean R@1",
             **prompts,
         )
+        if dataset.without_captions:
+            print(f"note: {dataset.name}: {dataset.without_captions:,} images have no caption and are left out")
         recorder.plot("gallery", lambda path: _draw_gallery(found, path))
         _note_texts(model, dataset.name, found.numbers, len(dataset.captions), dataset.language)
     recorder.count(found.unreadable)

@@ -72,6 +72,7 @@ def test_cocos_own_annotations(tmp_path):
     (tmp_path / "annotations" / "captions_val2014.json").write_text(json.dumps(data))
     found = open_retrieval(tmp_path / "annotations" / "captions_val2014.json", tmp_path / "val2014")
     check(found, tmp_path / "val2014")
+    assert found.without_captions == 1
 
 
 @pytest.mark.parametrize("row_per_caption", [False, True])

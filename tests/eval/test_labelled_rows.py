@@ -211,3 +211,9 @@ def test_probes_by_one_command(run, tmp_path, source):
     found = {entry["task"]: entry["numbers"] for entry in results.load(tmp_path / "out")}
     assert found["probe"]["train_images"] == 12 and found["probe"]["images"] == 6
     assert found["probe"]["top1"] >= 80 and found["few-shot"]["train_images"] == 6
+
+
+def test_fields_where_nothing_has_columns_are_refused(tmp_path):
+    (tmp_path / "red").mkdir()
+    with pytest.raises(UserError, match="belong to tables and shards"):
+        eval_zeroshot.main(["--checkpoint", "c", "--datasets", str(tmp_path), "--label-field", "x", "--device", "cpu"])
