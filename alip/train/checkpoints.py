@@ -32,6 +32,11 @@ class CheckpointFolder:
         """The step files, newest first."""
         return step_files(self.folder)
 
+    def named(self) -> list[Path]:
+        """The files under further names, newest epoch first, the best last."""
+        epochs = sorted(self.folder.glob("epoch-*.pt"), reverse=True)
+        return [*epochs, *self.folder.glob("best.pt")]
+
     def save(self, content: dict[str, Any], epoch_end: int | None = None, best: bool = False) -> Path | None:
         """Writes a checkpoint; None if the disk refused, in which case the older ones are all still there.
 

@@ -79,6 +79,10 @@ def create_evaluations(
             opened = datasets.open_classification(name, data_root=data_root)
             training_images(opened)
             evaluations.append(_evaluation(task, opened, measure, encoding))
+    names = [evaluation.name for evaluation in evaluations]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:  # lines of the log, and the best checkpoint's mean, know them by their names
+        raise UserError(f"two evaluations are called {twice}: name it once, or rename the folder of one of them")
     return evaluations
 
 

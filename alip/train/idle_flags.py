@@ -17,8 +17,21 @@ _BELONGS: dict[str, tuple[Callable[[argparse.Namespace], Any], str]] = {
     "lock_text_unlocked_layers": (lambda args: args.lock_text, "--lock-text"),
     "lock_text_freeze_layer_norm": (lambda args: args.lock_text, "--lock-text"),
     "cooldown": (lambda args: args.lr_scheduler == "const-cooldown", "--lr-scheduler const-cooldown"),
+    "beta1": (lambda args: not args.cycle_beta1 or args.lr_scheduler != "one-cycle", "--no-cycle-beta1"),
+    "gamma_sample": (lambda args: _gated(args) and not args.no_sample_weight, "--objective alip with the weight W^s"),
+    "gamma_pair": (
+        lambda args: _gated(args) and not (args.no_text_weight and args.no_caption_weight),
+        "--objective alip with the weights W^t or W^c",
+    ),
+    "no_sample_weight": (lambda args: _gated(args), "--objective alip"),
+    "no_text_weight": (lambda args: _gated(args), "--objective alip"),
+    "no_caption_weight": (lambda args: _gated(args), "--objective alip"),
     "cycle_beta1": (lambda args: args.lr_scheduler == "one-cycle", "--lr-scheduler one-cycle"),
 }
+
+
+def _gated(args: argparse.Namespace) -> bool:
+    return args.objective == "alip"
 
 
 def idle_flags(given: argparse.Namespace, args: argparse.Namespace, defaults: dict[str, Any]) -> list[str]:

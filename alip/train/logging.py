@@ -77,10 +77,11 @@ class RunLog:
             self.say(f"step {position['step']:>{width}}/{self.total_steps} epoch {position['epoch']:.2f} {text}")
 
     def weights(self, step: int, weights: dict[str, torch.Tensor]) -> None:
-        """Histograms of the gates' weights of one batch, (B,) each."""
-        if self._tensorboard is not None:
-            for name, values in weights.items():
-                self._guard(self._tensorboard.add_histogram, f"weights/{name}", values.float().cpu(), step)
+        """Histograms of the gates' weights of one batch, (B,) each; of a step that was not finite what is finite."""
+        for name, values in weights.items() if self._tensorboard is not None else ():
+            finite = values[values.isfinite()].float().cpu()
+            if len(finite) and self._tensorboard is not None:  # TensorBoard refuses one of nothing
+                self._guard(self._tensorboard.add_histogram, f"weights/{name}", finite, step)
 
     def evaluation(self, position: dict[str, Any], task: str, dataset: str, values: dict[str, Any]) -> None:
         """Numbers of one evaluation dataset."""

@@ -11,6 +11,7 @@ from alip.errors import UserError
 from alip.train.optimizer import own_parameters
 from alip.train.sharding import full_of_part, part_of_full
 
+_SCHEDULED = ("params", "lr", "betas")  # what is set from outside: what a schedule moved last is no state
 _FIX = "start from the weights alone with --pretrained CHECKPOINT and another --output"
 
 
@@ -106,7 +107,7 @@ class OptimizerState:
             self.optimizer.param_groups, self.settings, saved["settings"], saved["param_groups"]
         ):
             for key, value in last.items():
-                if key == "params":
+                if key in _SCHEDULED:
                     continue
                 settled = key in now and key in before and now[key] == before[key] and type(now[key]) is type(value)
                 if settled or (key not in now and key not in before):  # such as timm's step count

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alip.data.shards import Manifest
-from alip.distributed import World, broadcast_object, gather_objects
+from alip.distributed import World, broadcast_object, gather_objects, launcher_number
 from alip.errors import UserError
 from alip.train.checkpoint_content import check_shapes
 from alip.train.checkpoints import CheckpointFolder, read_checkpoint
@@ -80,11 +80,14 @@ def find_start(
     1. `--resume PATH`: that file, or the newest readable one of that run folder.
     2. `--resume auto`: the newest readable one of --output, if there is any.
     3. no --resume: --output must hold no checkpoints, so that nobody's run is overwritten by accident.
+    4. Started again by its launcher, after a rank was lost: as `--resume auto`, if there is a checkpoint by then.
 
     A file counts as readable only if every rank could read it; others are skipped with a warning, on all ranks alike.
     model: this run's state dict. UserError if there are checkpoints, but not one that can be read.
     """
-    kind, found = broadcast_object(find_candidates(resume, folder) if world.is_main else None, world)
+    kind, found = broadcast_object(
+        find_candidates(_after_restart(resume, folder), folder) if world.is_main else None, world
+    )
     if kind == "error":
         raise UserError(found)
     problems: list[str] = []
@@ -107,16 +110,26 @@ def find_start(
     return None
 
 
+def _after_restart(resume: str | None, folder: CheckpointFolder) -> str | None:
+    """A job that its launcher has started again goes on from the newest checkpoint, whatever it was started from."""
+    restarted = launcher_number(("TORCHELASTIC_RESTART_COUNT",), 0) > 0
+    return "auto" if restarted and folder.steps() else resume
+
+
 def find_candidates(resume: str | None, folder: CheckpointFolder) -> tuple[str, Any]:
     """("ok", checkpoint files to try, best first) or ("error", why there can be none)."""
-    if resume is None:
-        if not folder.steps():
-            return "ok", []
+    if resume is None and folder.steps():
         return "error", (
             f"{folder.folder.parent} already holds a run (newest checkpoint: {folder.steps()[0].name}); "
             "resume it with --resume auto, or choose another --output"
         )
-    if resume == "auto":
+    if resume in (None, "auto"):
+        kept = folder.named()
+        if kept and not folder.steps():  # a new run would replace them
+            return "error", (
+                f"{folder.folder.parent} holds a run's {kept[0].name}, and no step-*.pt to resume from; go on from it "
+                f"with --resume {kept[0]}, or choose another --output"
+            )
         return "ok", [str(path) for path in folder.steps()]
     path = Path(resume)
     if path.is_file():

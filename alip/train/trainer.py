@@ -166,10 +166,12 @@ class Trainer:
             results = evaluate_all(self.evaluations, state.model, state.ema, self.world.device, seconds)
             primary = {e.name: e.primary(results[e.name]) for e in self.evaluations}
             for evaluation in self.evaluations:
-                numbers = results[evaluation.name]
+                numbers = results[evaluation.name] | ({"weights": "ema"} if state.ema else {})
                 self.run.log.evaluation(self._position(), evaluation.task, evaluation.dataset, numbers)
             mean = sum(primary.values()) / len(primary)
-            improved = mean > state.best.get("mean", float("-inf"))
+            # After a resume with other evaluations the earlier mean is of something else.
+            comparable = state.best.keys() == {*primary, "mean", "step"}
+            improved = mean > (state.best["mean"] if comparable else float("-inf"))
             if improved:
                 state.best = {**primary, "mean": mean, "step": state.step}
         self._log_evaluation_time(seconds)

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import random
+import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 from alip.errors import UserError
@@ -109,6 +111,34 @@ def test_classification_and_probes_equal_the_command(flags, tmp_path):
     assert 0 < cost["fraction"] < 1 and "every 1 epoch" in cost["message"] and "% of the run's time" in cost["message"]
     with pytest.raises(UserError, match="no training images"):
         train_here(*flags, "--eval-probe", f"{folder}/test", "--output", tmp_path / "other")
+
+
+def test_two_evaluations_of_one_name_are_refused(flags, captions, tmp_path):
+    """Their lines could not be told apart, and one's numbers were logged as the other's."""
+    other = tmp_path / "other" / captions.parent.name
+    shutil.copytree(captions.parent, other)
+    with pytest.raises(UserError, match="two evaluations are called retrieval/"):
+        train_here(*flags, "--eval-retrieval", captions, other, "--output", tmp_path / "run")
+
+
+def test_the_best_checkpoint_is_that_of_the_evaluations_of_now(flags, captions, tmp_path):
+    """After a resume with other evaluations a mean over others counts for nothing."""
+    shutil.copytree(captions.parent, tmp_path / "other")
+    options = [*flags, "--precision", "fp32", "--ema", "0.5", "--output", tmp_path / "run"]
+    assert train_here(*options, "--epochs", "1", "--eval-retrieval", captions) == 0
+    (newest,) = (tmp_path / "run" / "checkpoints").glob("step-*.pt")
+    saved = torch.load(newest, weights_only=True)
+    saved["best"] = {name: 1e6 if name != "step" else value for name, value in saved["best"].items()}
+    torch.save(saved, newest)
+    again = ["--epochs", "2", "--resume", "auto", "--resume-force", "--eval-retrieval", tmp_path / "other"]
+    assert train_here(*options, *again) == 0
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)
+    assert "retrieval/other" in best["best"] and best["step"] > newest_step(newest)
+    assert {line["weights"] for line in lines_of(tmp_path / "run", "eval")} == {"ema"}
+
+
+def newest_step(path):
+    return int(path.stem.removeprefix("step-"))
 
 
 def test_costly_evaluations_are_a_warning():

@@ -72,6 +72,15 @@ def test_utilisation_and_memory_are_shown_where_they_are_known(tmp_path, capsys)
     assert not (tmp_path / "tensorboard").exists()
 
 
+def test_histograms_of_a_step_that_was_not_finite(tmp_path):
+    log = RunLog(tmp_path, 9)
+    log.weights(1, {"sample_weight": torch.full((4,), math.nan), "text_weight": torch.tensor([0.5, math.nan])})
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert board.Tags()["histograms"] == ["weights/text_weight"]
+    assert board.Histograms("weights/text_weight")[0].histogram_value.num == 1
+
+
 def test_numbers_that_json_lacks_are_null(tmp_path):
     RunLog(tmp_path, 9, tensorboard=False).train(position(1), {**VALUES, "loss": math.nan, "lr": math.inf}, 0.0)
     text = (tmp_path / "metrics.jsonl").read_text()

@@ -101,6 +101,15 @@ def test_new_settings_apply_and_the_moments_stay(setting):
     assert not torch.equal(weights[0]["text_projection"], weights[2]["text_projection"])
 
 
+def test_the_beta1_that_a_schedule_moved_is_not_kept_by_a_run_without_it():
+    cycled = make_state(steps=1)
+    make_train_step(cycled)([make_batch(4, seed=9)], 1e-3, 0.87)
+    state = make_state()
+    state.restore(content_of(cycled), World(), seed=0)
+    make_train_step(state)([make_batch(4, seed=9)], 1e-3, None)
+    assert {group["betas"] for group in state.optimizer.param_groups} == {(0.9, 0.98)}
+
+
 def test_what_cannot_be_restored_is_named():
     saved = content_of(make_state(steps=1))["optimizer"]
     locked = make_state()

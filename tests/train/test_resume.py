@@ -111,6 +111,31 @@ def test_a_run_is_not_overwritten_by_accident(flags, tmp_path):
         train_here(*flags, "--steps", "1", "--output", tmp_path / "run")
 
 
+@pytest.mark.parametrize("resume", [[], ["--resume", "auto"]])
+def test_a_kept_best_checkpoint_is_not_overwritten_by_a_new_run(flags, tmp_path, resume):
+    """Whoever deletes the step files to save space keeps best.pt."""
+    folder = tmp_path / "run" / "checkpoints"
+    train_here(*flags, "--steps", "1", "--output", tmp_path / "run")
+    next(folder.glob("step-*.pt")).rename(folder / "best.pt")
+    with pytest.raises(UserError, match=r"holds a run's best\.pt.*--resume .*best\.pt"):
+        train_here(*flags, "--steps", "1", "--output", tmp_path / "run", *resume)
+    assert train_here(*flags, "--steps", "1", "--output", tmp_path / "run", "--resume", folder / "best.pt") == 0
+
+
+@pytest.mark.parametrize("start", [[], ["--resume", "ANOTHER"]])
+def test_a_job_that_its_launcher_starts_again_goes_on(flags, tmp_path, cut_at, monkeypatch, start):
+    train_here(*flags, "--steps", "2", "--output", tmp_path / "other")
+    first = [str(tmp_path / "other") if word == "ANOTHER" else word for word in start]
+    options = [*flags, "--steps", "6", "--save-every", "1", "--output", tmp_path / "run", "--resume-force", *first]
+    with pytest.raises(Cut):
+        cut_at(4 if not start else 2)
+        train_here(*options)
+    cut_at(10_000)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert train_here(*options) == 0
+    assert events(tmp_path / "run", "resumed")[-1]["step"] == 4
+
+
 @pytest.mark.parametrize(
     "change, named",
     [
