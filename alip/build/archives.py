@@ -15,8 +15,9 @@ from alip.remote.urls import redact
 class TarSource(Source):
     """WebDataset tars: neighbouring members that share a name up to its first dot are one sample.
 
-    A part of a tar that cannot be read is a sample of its own with the error `broken-input`; the samples beside it,
-    of which a member may be lost, have the error `damaged-sample`.
+    Hidden files (`._a.jpg`, as macOS adds one to each file) belong to none; an image among them has the error
+    `hidden-file`. A part of a tar that cannot be read is a sample of its own with the error `broken-input`; the samples
+    beside it, of which a member may be lost, have the error `damaged-sample`.
     """
 
     source_type = "webdataset"
@@ -31,6 +32,7 @@ class TarSource(Source):
             return
         try:
             group: list[_Member] = []
+            hidden: list[Sample] = []  # named behind the sample that they are in, so that positions hold
             damaged = False
             for found in members:
                 if isinstance(found, Damage):
@@ -41,12 +43,19 @@ class TarSource(Source):
                 elif not found.isdir():
                     member = _member(path, found, members)
                     member.position = members.position
+                    if member.is_hidden:
+                        hidden += _named(path, member)
+                        continue
                     if group and group[0].key != member.key:
                         yield self._sample(path, group, damaged, self.progress(unit, members.done))
                         group, damaged = [], False
+                    if not group:
+                        yield from hidden
+                        hidden = []
                     group.append(member)
             if group:
                 yield self._sample(path, group, damaged, self.progress(unit, members.done))
+            yield from hidden
         finally:
             members.close()
 
@@ -97,9 +106,21 @@ class _Member:
     position: tuple[int, ...] | None = None
 
     @property
+    def is_hidden(self) -> bool:
+        """Whether its name begins with a dot: by WebDataset's rule it has no key."""
+        return self.name.rpartition("/")[2].startswith(".")
+
+    @property
     def is_plain(self) -> bool:
         """Whether nothing stands between key and extension: of a.txt and a.de.txt the first is the sample's text."""
         return len(self.name) == len(self.key) + 1 + len(self.extension)
+
+
+def _named(path: str, member: _Member) -> list[Sample]:
+    """A hidden file as a sample with an error, if it is called an image."""
+    if member.extension not in EXTENSIONS and member.extension not in OTHER_IMAGES:
+        return []
+    return [Sample(member.name, f"{path}:{member.name}", error=f"hidden-file: {member.name} belongs to no sample")]
 
 
 class _TwoAlike(Exception):

@@ -202,16 +202,16 @@ def _load_rgb(image: Image.Image, data: bytes, short_side: int) -> np.ndarray | 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            turn = _TURNS.get(_orientation(image))
             rgb: np.ndarray | Image.Image
             if image.format in ("JPEG", "MPO"):
+                turn = _TURNS.get(_orientation(image))
                 rgb = _decode_jpeg(image, data, reduction)
-            elif reduction > 1 and image.width * image.height > _REDUCED_PIXELS:
-                rgb = _reduced_rgb(image, reduction)
             else:
                 image.load()
-                turn = _TURNS.get(_orientation(image))  # a PNG may have its EXIF behind its pixels
-                rgb = _to_rgb(image)
+                # Asked now: a PNG may have its EXIF behind its pixels, and Pillow turns a TIFF upright as it loads it.
+                turn = _TURNS.get(_orientation(image))
+                is_reduced = reduction > 1 and image.width * image.height > _REDUCED_PIXELS
+                rgb = _reduced_rgb(image, reduction) if is_reduced else _to_rgb(image)
             if turn is not None:
                 rgb = (rgb if isinstance(rgb, Image.Image) else Image.fromarray(rgb)).transpose(turn)
             return rgb
@@ -242,8 +242,7 @@ def _decode_jpeg(image: Image.Image, data: bytes, reduction: int) -> np.ndarray 
 
 
 def _reduced_rgb(image: Image.Image, reduction: int) -> Image.Image:
-    """The image at 1/reduction of its size, by the mean of squares, converted strip by strip."""
-    image.load()
+    """The loaded image at 1/reduction of its size, by the mean of squares, converted strip by strip."""
     width, height = image.size
     out = Image.new("RGB", (-(-width // reduction), -(-height // reduction)))
     rows = max(1, _REDUCED_PIXELS // 8 // width // reduction) * reduction

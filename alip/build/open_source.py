@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from alip.build.annotations import AnnotationSource
 from alip.build.archives import TarSource
 from alip.build.folders import FolderSource
+from alip.build.images import EXTENSIONS
 from alip.build.sources import Fields, Source
 from alip.build.tables import TABLES, TableSource
 from alip.errors import UserError
@@ -20,6 +21,8 @@ from alip.remote.urls import folder_of, is_url, local_path, name_of, redact, sch
 _MOST_NAMES = 1_000_000  # that one pattern may expand to
 _MOST_BRACES = 16
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# What a folder of tars may hold beside them that is samples, too, and is not read with them.
+_OTHER_SAMPLES = (*(f".{one}" for one in EXTENSIONS), ".tar.zst", ".tar.lz4", ".tbz2", ".txz")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _SPAN = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 
@@ -50,8 +53,7 @@ def open_source(
     _check_flags(source_type, fields, {"--image-root": image_root, "--splits": splits})
     if source_type == "webdataset":
         if any(os.path.isdir(path) for path in paths):
-            found = [tar for path in paths for tar in (_tars_in(path) if os.path.isdir(path) else [path])]
-            paths = list(dict.fromkeys(found))  # a tar may be named beside its folder
+            paths = _each_once(tar for path in paths for tar in (_all_tars(path) if os.path.isdir(path) else [path]))
         return TarSource(paths, fields)
     if source_type == "folder":
         if is_url(paths[0]):
@@ -120,6 +122,28 @@ def _tars_in(folder: str) -> list[str]:
     return sorted(name for name in names if name.lower().endswith(_TARS))
 
 
+def _all_tars(folder: str) -> list[str]:
+    """The tars of a folder. UserError where it holds samples that would be passed over."""
+    beside = [path for path in glob.glob(os.path.join(glob.escape(folder), "*")) if not path.lower().endswith(_TARS)]
+    below = glob.glob(os.path.join(glob.escape(folder), "*", "*"))
+    others = [path for path in beside if path.lower().endswith(_OTHER_SAMPLES)]
+    others += [path for path in below if path.lower().endswith(_TARS)]
+    if others:
+        raise UserError(
+            f"{folder} holds tars, and also {min(others)}: name the tars, as in '{os.path.join(folder, '*.tar')}', and "
+            "build the others by themselves"
+        )
+    return _tars_in(folder)
+
+
+def _each_once(paths: Iterable[str]) -> list[str]:
+    """The paths, in order, without those that name the same file: a tar beside its folder, ./a.tar beside a.tar."""
+    found: dict[str, str] = {}
+    for path in paths:
+        found.setdefault(path if is_url(path) else os.path.abspath(path), path)
+    return list(found.values())
+
+
 def expand(specs: list[str], most: int = _MOST_NAMES) -> list[str]:
     """The files and folders behind patterns, in order, each once. UserError where a pattern finds nothing, or expands
     to more than `most` names."""
@@ -135,7 +159,7 @@ def expand(specs: list[str], most: int = _MOST_NAMES) -> list[str]:
             if not matches:
                 raise UserError(f"no such file or folder: {pattern}")
             found += matches
-    return list(dict.fromkeys(found))
+    return _each_once(found)
 
 
 def _at_url(pattern: str) -> list[str]:

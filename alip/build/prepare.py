@@ -18,7 +18,7 @@ import numpy as np
 
 from alip.build.images import ImageError, ImagePolicy, to_jpeg
 from alip.build.sentences import split_sentences
-from alip.build.sources import Sample
+from alip.build.sources import Sample, writable
 from alip.build.worker_pool import WorkerDied, WorkerPool
 from alip.errors import UserError
 from alip.remote.access import RemoteError, in_use
@@ -164,12 +164,6 @@ def _forget_rare_words(cache: dict[str, str]) -> None:
             del cache[word]
 
 
-def _printable(text: str) -> str:
-    """The text with lone surrogates (file names that are no UTF-8, JSON escapes) as escapes: no file format takes
-    them as they are."""
-    return text if text.isascii() else text.encode("utf-8", errors="backslashreplace").decode("utf-8")
-
-
 def _prepared(sample: Sample, captions: list[str], rows: dict, policy: Policy) -> PreparedSample | Rejected:
     try:
         return _record(sample, captions, rows, policy)
@@ -189,7 +183,7 @@ def _prepared(sample: Sample, captions: list[str], rows: dict, policy: Policy) -
 
 
 def _rejected(sample: Sample, reason: str, message: str, fatal: bool = False) -> Rejected:
-    key, where, message = (_printable(one) for one in (sample.key, sample.where, " ".join(message.split())))
+    key, where, message = (writable(one) for one in (sample.key, sample.where, " ".join(message.split())))
     return Rejected(key, where, reason, message, sample.unit, sample.number, sample.progress, fatal)
 
 
@@ -204,9 +198,9 @@ def _record(sample: Sample, captions: list[str], rows: dict, policy: Policy) -> 
         raise _Reject("missing-image", "no image")
     stored = to_jpeg(sample.image, policy.image, sample.image_name)
     metadata = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True, default=str)
-    row: tuple = tuple(_printable(one) for one in (sample.key, text, captions[0], metadata, sample.where))
+    row: tuple = tuple(writable(one) for one in (sample.key, text, captions[0], metadata, sample.where))
     if policy.captions.per_image > 1:
-        row += ([_printable(caption) for caption in captions],)
+        row += ([writable(caption) for caption in captions],)
     label = pack_label(rows[text], rows[captions[0]], [rows[caption] for caption in captions[1:]])
     return PreparedSample(label, stored.data, row, stored.untouched, sample.unit, sample.number, sample.progress)
 

@@ -127,10 +127,8 @@ class Source:
         """The samples of the given units (all if None), without the first `skip` of the first of them."""
         for unit in range(len(self.units)) if units is None else units:
             for number, sample in enumerate(self.read_unit(unit)):
-                if number < skip:
-                    continue
-                sample.unit, sample.number = unit, number
-                yield sample
+                if number >= skip:
+                    yield _placed(sample, unit, number)
             skip = 0
 
     def __iter__(self) -> Iterator[Sample]:
@@ -148,8 +146,7 @@ class Source:
         for number, sample in enumerate(self.read_unit(unit, cut.position), cut.first):
             if number == cut.last:
                 return
-            sample.unit, sample.number = unit, number
-            yield sample
+            yield _placed(sample, unit, number)
 
     def positions(self, unit: int) -> Iterator[tuple[int, ...] | None]:
         """The positions of a unit's samples."""
@@ -171,6 +168,18 @@ class Source:
     def describe(self) -> list[list]:
         """The units by name and size in bytes: two runs over the same input have the same list, in any folder."""
         return [[name_of(unit), size] for unit, size in zip(self.units, self.sizes)]
+
+
+def _placed(sample: Sample, unit: int, number: int) -> Sample:
+    """The sample with its place, and its key as every later file has it: captions are looked up by it."""
+    sample.unit, sample.number, sample.key = unit, number, writable(sample.key)
+    return sample
+
+
+def writable(text: str) -> str:
+    """The text with lone surrogates (file names that are no UTF-8, JSON escapes) as escapes: no file format takes
+    them as they are."""
+    return text if text.isascii() else text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def take_texts(sample: Sample, fields: Fields, text_file: str | None = None) -> None:

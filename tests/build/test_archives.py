@@ -128,6 +128,25 @@ def test_of_two_texts_the_one_with_a_plain_name_counts_and_two_alike_are_named(t
     assert got == {"a": ("a", ""), "b": ("de", ""), "c": (None, "ambiguous:"), "d": (None, "ambiguous:")}
 
 
+def test_the_hidden_files_of_macos_break_no_sample(tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in (f"{dots}{key}.{end}" for key in KEYS for end in ("jpg", "json") for dots in ("d/._", "d/")):
+            content = b"AppleDouble" if "._" in name else JPEG if "jpg" in name else b'{"text": "said"}'
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    (tmp_path / "x.tar").write_bytes(buffer.getvalue())
+    source = open_source(str(tmp_path / "x.tar"))
+    samples = list(source)
+    good = [(sample.key, sample.text) for sample in samples if not sample.error]
+    assert good == [(f"d/{key}", "said") for key in KEYS]
+    assert sum(sample.error is not None for sample in samples) == len(KEYS)
+    assert "hidden-file: d/._k0.jpg" in samples[0].error
+    parts = [sample for cut in source.divide(0, 2) for sample in source.read_part(0, cut)]
+    assert [(one.key, one.number) for one in parts] == [(one.key, one.number) for one in samples]
+
+
 def test_images_of_other_formats_are_named(tmp_path):
     def other(tar):
         info = tarfile.TarInfo("z.heic")

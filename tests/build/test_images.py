@@ -243,6 +243,18 @@ def test_a_large_png_is_reduced_as_it_is_converted(mode, monkeypatch):
     assert np.abs(pixels(strips.data) - pixels(whole.data)).mean() < (12 if mode in ("1", "P") else 2)
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_a_large_image_is_turned_once(form, monkeypatch):
+    """Pillow turns a TIFF itself, as it loads it."""
+    monkeypatch.setattr("alip.build.images._REDUCED_PIXELS", 30_000)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(make_image(1, 1200, 903), form, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).resize((256, 340), Image.Resampling.BOX)
+    stored = to_jpeg(data, ImagePolicy(quality=95))
+    assert np.abs(pixels(stored.data) - np.asarray(upright.convert("RGB")).astype(int)).mean() < 3
+
+
 @pytest.mark.parametrize("name, value", [("short_side", -5), ("quality", 0), ("max_pixels", 0), ("min_side", -1)])
 def test_a_policy_out_of_range_is_refused(name, value):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} should be from"):

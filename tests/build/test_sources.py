@@ -57,8 +57,25 @@ def test_a_folder_of_tars_is_all_of_them_each_once(tmp_path):
     make_tars(tmp_path, 4, per_tar=2)
     (tmp_path / "00001.tar.gz").write_bytes(gzip.compress((tmp_path / "00001.tar").read_bytes()))
     (tmp_path / "00001.tar").unlink()
-    source = open_source([str(tmp_path), str(tmp_path / "00000.tar")])
+    source = open_source([str(tmp_path), str(tmp_path / "00000.tar"), f"{tmp_path}/./00000.tar"])
     assert [sample.key for sample in source] == [f"{i:07d}" for i in range(4)]
+
+
+@pytest.mark.parametrize("other", ["a.JPG", "below/1.tar", "1.tar.zst"])
+def test_a_folder_of_tars_with_other_samples_is_refused(tmp_path, other):
+    make_tars(tmp_path, 1)
+    (tmp_path / "below").mkdir()
+    (tmp_path / other).touch()
+    with pytest.raises(UserError, match=f"holds tars, and also .*{other}"):
+        open_source(str(tmp_path))
+
+
+def test_a_name_that_is_no_utf8_becomes_a_key_that_can_be_looked_up(tmp_path):
+    for ending, content in ((b"jpg", JPEG), (b"txt", b"said")):
+        with open(os.fsencode(tmp_path) + b"/\xff." + ending, "wb") as file:
+            file.write(content)
+    (sample,) = open_source(str(tmp_path))
+    assert sample.key == "\\udcff" and sample.image == JPEG and sample.text == "said"
 
 
 def test_webdataset_as_img2dataset_writes_it(tmp_path):
