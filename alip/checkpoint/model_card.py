@@ -116,10 +116,13 @@ def _results_lines(run: Path | None, weights: str) -> str:
         if entry.get("weights_hash") != weights:
             continue
         task = entry.get("task", entry.get("kind"))  # `kind` until version 0.1
-        details = [str(entry.get(key)) for key in ("protocol", "precision") if entry.get(key)]
+        shots = entry.get("shots")
+        details = [f"{shots} shot{'s' * (shots != 1)}"] if shots else []
+        details += [str(entry[key]) for key in ("protocol", "precision") if entry.get(key)]
         details += [f"{name} from {Path(file).name}" for name, file in (entry.get("given") or {}).items()]
+        mark = f" ({entry['mark']}; not comparable)" if entry.get("mark") else ""
         rows += [
-            [_short(entry["dataset"]), f"{task} ({', '.join(details)})", name, f"{value:.2f}"]
+            [_short(entry["dataset"] + mark), f"{task} ({', '.join(details)})", name, f"{value:.2f}"]
             for name, value in entry["numbers"].items()
             if isinstance(value, float)
         ]
@@ -143,6 +146,7 @@ _ENTRIES = {
         "required": ["dataset", "numbers"],
         "properties": {
             "dataset": {"type": "string"},
+            "mark": {"type": ["string", "null"]},
             "numbers": {"type": "object"},
             "given": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
         },

@@ -227,7 +227,7 @@ class Recorder:
         results.check_folder(folder)
         self.entries: list[results.Entry] = []
         self.left_out = 0
-        self._probe_hashes: dict[str, str] = {}
+        self._probe_hashes: dict[int, tuple[ClassificationDataset, str]] = {}  # two datasets may have one name
         self._marks: set[str] = set()
         metadata = getattr(model, "metadata", {})
         self.about: dict[str, Any] = {
@@ -252,6 +252,8 @@ class Recorder:
             about["intervals"] = {name: ends for name, ends in found.items() if name in numbers}
             about["interval_method"] = bootstrap.describe(items, about["primary_metric"])
         one = results.entry(task, self.protocol, numbers, unreadable, **dataset_about, **self.about, **about)
+        if mark := results.mark_of(one):
+            one["mark"] = mark  # for those who show the number elsewhere
         self.entries.append(one)
         if items:
             outcomes.save(self.folder, one["id"], items)
@@ -268,10 +270,10 @@ class Recorder:
 
     def train_and_test_hash(self, dataset: ClassificationDataset) -> str:
         """Of test and training images together; read once for all probes of a dataset."""
-        if dataset.name not in self._probe_hashes:
+        if id(dataset) not in self._probe_hashes:
             parts = [dataset.images.content_hash(), dataset.train().content_hash()]
-            self._probe_hashes[dataset.name] = results.text_hash(parts)
-        return self._probe_hashes[dataset.name]
+            self._probe_hashes[id(dataset)] = (dataset, results.text_hash(parts))
+        return self._probe_hashes[id(dataset)][1]
 
     def count(self, unreadable: Sequence) -> None:
         """Images that were left out cost the exit status, on every rank."""
@@ -304,8 +306,10 @@ class Recorder:
             if self.plots:
                 from alip.eval import report
 
-                name = Path(self.about["checkpoint"]).name
-                report.write({name: results.load(self.folder)}, self.folder, folders={name: self.folder})
+                runs: dict[str, list[results.Entry]] = {}
+                for one in results.load(self.folder):  # other models' numbers may be there
+                    runs.setdefault(results.model_name(one), []).append(one)
+                report.write(runs, self.folder, folders=dict.fromkeys(runs, self.folder))
             beside = ", report.md and plots beside it" if self.plots else ""
             print(f"written: {self.folder / results.FILE_NAME}{beside}")
         return 1 if self.left_out else 0

@@ -145,6 +145,12 @@ def mark_of(one: Entry) -> str:
     return ", ".join(marks)
 
 
+def model_name(one: Entry) -> str:
+    """What an entry's model is called: its run folder, or the file, folder or name that it was loaded from."""
+    path = Path(one.get("checkpoint") or "unknown")
+    return path.parent.parent.name if path.parent.name == "checkpoints" and path.parent.parent.name else path.name
+
+
 def with_interval(entry: Entry, name: str, digits: int = 2) -> str:
     """A number with its 95 % interval, where the entry has one: 46.80 (45.42–48.18)."""
     value = f"{entry['numbers'][name]:.{digits}f}"

@@ -79,6 +79,45 @@ def test_two_checkpoints_of_one_folder(two_steps, tmp_path):
         assert len(rows) == 1 and rows[0].endswith(value)
 
 
+def test_two_models_in_one_output(two_steps, model, tmp_path):
+    """Each has its own name in the report that the second command writes, though both are of one step."""
+    captions, out = write_pairs(tmp_path / "pairs", images=5), tmp_path / "out"
+    other = tmp_path / "other"
+    shutil.copytree(two_steps, other)
+    path = other / "checkpoints/step-00000040.pt"
+    content = torch.load(path, weights_only=True)
+    atomic_save({**content, "model": content["ema"]}, path)
+    for run in (two_steps, other):
+        eval_retrieval.main(["--checkpoint", str(run), "--dataset", str(captions), "--output", str(out), *QUIET[:-1]])
+    page = (out / "report.md").read_text()
+    assert "| run (standard)" in page and "| other (standard)" in page
+    labels = {row.label for row in report.rows_of({"out": entries_of(out)}, "retrieval")}
+    assert labels == {"out (standard, model run, step 40)", "out (standard, model other, step 40)"}
+    for one in (entries := entries_of(out)):
+        one["checkpoint"] = "run"
+    labels = {row.label for row in report.rows_of({"out": entries}, "retrieval")}
+    assert labels == {f"out (standard, weights {one['weights_hash']})" for one in entries}
+
+
+def test_probes_of_two_folders_of_one_name(run, tmp_path):
+    """Both stay; and a card tells shots, and a wrong number of images."""
+    for number, place in enumerate(("a", "b")):
+        for part in ("train", "test"):
+            classes = write_classes(tmp_path / place / "sorts" / part)
+            Image.new("RGB", (30, 30), (number, 0, 0)).save(next(classes.rglob("*.png")))
+    flags = ("--datasets", tmp_path / "a/sorts", tmp_path / "b/sorts", "--task", "few-shot", "--shots", 1, 2)
+    zeroshot("--checkpoint", run, *flags, "--seeds", 1, "--output", tmp_path / "results")
+    entries = entries_of(tmp_path / "results")
+    assert len(entries) == 4 and len({one["dataset_hash"] for one in entries}) == 2
+    entries[0]["mark"] = "9 images where sorts has 10"
+    content = {"format": "alip-results", "version": 2, "entries": entries}
+    (tmp_path / "results/results.json").write_text(json.dumps(content))
+    exporting.export(load_model(run), "open_clip", tmp_path / "card", run=tmp_path)
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "few-shot (1 shot, standard" in card and "few-shot (2 shots, standard" in card
+    assert "sorts (9 images where sorts has 10; not comparable)" in card
+
+
 def test_ema_is_recorded_and_beside_the_plain_weights(two_steps, tmp_path):
     captions = write_pairs(tmp_path / "pairs", images=5)
     for weights in ("model", "ema"):

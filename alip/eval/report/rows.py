@@ -105,15 +105,14 @@ def _step(row: Row) -> int:
 
 def _shared_details(row: Row) -> list[str]:
     """What all runs of a group have in common: not the step."""
-    return [one for one in row.details[1:] if not one.startswith(("step ", "weights "))]
+    return [one for one in row.details[1:] if not one.startswith(("model ", "step ", "weights "))]
 
 
 def _details(entry: Entry, entries: Sequence[Entry], attempt: int) -> list[str]:
     """The protocol always; the rest where the run's entries differ in it."""
     details = [entry["protocol"]]
     if len({one.get("weights_hash") for one in entries}) > 1:
-        step = entry.get("step")
-        details.append(f"weights {entry.get('weights_hash') or 'unknown'}" if step is None else f"step {step:,}")
+        details += _which_weights(entry, entries)
     if entry.get("weights") == "ema":
         details.append("EMA")
     if len({one.get("precision") for one in entries}) > 1:
@@ -125,6 +124,19 @@ def _details(entry: Entry, entries: Sequence[Entry], attempt: int) -> list[str]:
     if attempt:
         details.append(f"lists {results.identity(entry)[:6]}")
     return details
+
+
+def _which_weights(entry: Entry, entries: Sequence[Entry]) -> list[str]:
+    """The model's name where there are several, then the step or, where that does not tell them apart, the hash."""
+    found = []
+    if len({results.model_name(one) for one in entries}) > 1:
+        found.append(f"model {results.model_name(entry)}")
+    about = [(results.model_name(one), one.get("weights"), one.get("step")) for one in entries]
+    own = (results.model_name(entry), entry.get("weights"), entry.get("step"))
+    hashes = {one.get("weights_hash") for one, other in zip(entries, about) if other == own}
+    if own[2] is not None and len(hashes) == 1:
+        return [*found, f"step {own[2]:,}"]
+    return found if found and len(hashes) == 1 else [*found, f"weights {entry.get('weights_hash') or 'unknown'}"]
 
 
 def columns_of(rows: Sequence[Row], task: str) -> dict[Column, str]:
