@@ -13,9 +13,11 @@ from torch import nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
+from alip.distributed import launcher_number
 from alip.errors import UserError
 from alip.files import sha256_of_file
 from alip.model.bi_path import create_model
+from alip.model.config import likely_models
 from alip.model.pretrained import check_activation, read_tag
 from alip.model.weight_files import INDEX_SUFFIX, shard_names
 from alip.model.weights import Weights, apply, find_checkpoint, read_weights, strip_prefix
@@ -64,6 +66,8 @@ def load_model(
     """
     found = _find(path)
     state = _choose(found, weights)
+    if model_name is None and found.config is None and not found.openai:
+        _note_guess(found)
     with _WithoutRandomWeights():
         model = create_model(model_name or found.described(), pretrained=replace(found, state=state))
     if not model.text_format.is_clip:
@@ -83,6 +87,14 @@ class _WithoutRandomWeights(TorchFunctionMode):
         if function in _RANDOM:
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
+
+
+def _note_guess(found: Weights) -> None:
+    """Says so where the shapes fit several models: the activation, for one, changes every number."""
+    taken, *others = likely_models(found.state) or [""]
+    if others and launcher_number(("RANK", "SLURM_PROCID"), 0) == 0:
+        rest = " and ".join(others)
+        print(f"note: {found.path} does not name its model: read as {taken}; {rest} fit too (--model NAME)")
 
 
 def _find(path: str | Path) -> Weights:

@@ -52,23 +52,25 @@ _TOWER = {
     "hidden_act": {"type": "string"},
     "layer_norm_eps": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
 }
+_TEXT = {
+    "type": ["object", "null"],
+    "properties": {
+        **_TOWER,
+        "max_position_embeddings": _COUNT | {"minimum": 2},
+        "vocab_size": _COUNT | {"maximum": 10_000_000},
+        "eos_token_id": {"type": "integer", "minimum": 0, "maximum": 10_000_000},
+    },
+}
+_VISION = {
+    "type": ["object", "null"],
+    "properties": {**_TOWER, "image_size": SIDE, "patch_size": SIDE, "num_channels": {"enum": [3]}},
+}
 _SCHEMA = {
     "type": "object",
     "properties": {
         "projection_dim": _COUNT,
-        "text_config": {
-            "type": ["object", "null"],
-            "properties": {
-                **_TOWER,
-                "max_position_embeddings": _COUNT | {"minimum": 2},
-                "vocab_size": _COUNT | {"maximum": 10_000_000},
-                "eos_token_id": {"type": "integer", "minimum": 0, "maximum": 10_000_000},
-            },
-        },
-        "vision_config": {
-            "type": ["object", "null"],
-            "properties": {**_TOWER, "image_size": SIDE, "patch_size": SIDE, "num_channels": {"enum": [3]}},
-        },
+        **dict.fromkeys(("text_config", "text_config_dict"), _TEXT),
+        **dict.fromkeys(("vision_config", "vision_config_dict"), _VISION),
     },
 }
 _BLOCK = {
@@ -239,8 +241,7 @@ def _tower_sizes(config: dict[str, Any], source: Path) -> tuple[dict[str, Any], 
     if kind != "clip":
         raise UserError(f"{source}: a Hugging Face model of type {str(kind)[:40]!r}; only 'clip' is read")
     schema.check(config, _SCHEMA, source)
-    text = _TEXT_DEFAULTS | (config.get("text_config") or {})
-    vision = _VISION_DEFAULTS | (config.get("vision_config") or {})
+    text, vision = _TEXT_DEFAULTS | _own(config, "text_config"), _VISION_DEFAULTS | _own(config, "vision_config")
     acts = {text["hidden_act"], vision["hidden_act"]}
     if len(acts) > 1 or not acts <= {"gelu", "quick_gelu"}:
         found = ", ".join(map(repr, sorted(acts)))[:80]
@@ -250,6 +251,12 @@ def _tower_sizes(config: dict[str, Any], source: Path) -> tuple[dict[str, Any], 
             width, heads = tower["hidden_size"], tower["num_attention_heads"]
             raise UserError(f"{source}: {name}: hidden_size {width} is no multiple of num_attention_heads {heads}")
     return text, vision
+
+
+def _own(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A tower's settings in the file: under the older name, `…_dict`, where it is there, as transformers takes them."""
+    older = config.get(f"{name}_dict")
+    return (config.get(name) or {}) if older is None else older
 
 
 def _renamed(

@@ -76,13 +76,21 @@ def read_huggingface(folder: Path, image_size: int) -> dict[str, Any]:
 
     {} (CLIP's own) if the folder describes none. Raises UserError that names what cannot be followed.
     """
+    found = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
-        path = folder / name
-        if path.is_file():
-            content = read_json(path)
-            content = content.get("image_processor", content) if name == "processor_config.json" else content
-            return from_huggingface(content, image_size, path)
-    return {}
+        content = read_json(folder / name) if (folder / name).is_file() else None
+        if name == "processor_config.json" and content is not None:
+            content = content.get("image_processor")
+        if content is not None:
+            found[name] = from_huggingface(content, image_size, folder / name)
+    for other in list(found.values())[1:]:
+        differing = [key for key, value in found["preprocessor_config.json"].items() if value != other[key]]
+        if differing:
+            raise UserError(
+                f"{folder}: preprocessor_config.json and processor_config.json differ in {', '.join(differing)}, and "
+                "versions of transformers take one or the other; remove the wrong one"
+            )
+    return next(iter(found.values()), {})
 
 
 def from_huggingface(content: Any, image_size: int, source: object) -> dict[str, Any]:

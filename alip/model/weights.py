@@ -119,7 +119,8 @@ def read_weights(path: str | Path) -> Weights:
 
     path: a run folder, one of its checkpoint files, a bare state dict (`.pt`, `.pth`, `.bin`, `.safetensors`, also
     sharded, nested as `state_dict`, with `module.` prefixes), a TorchScript archive of OpenAI's, an open_clip folder,
-    a Hugging Face CLIP folder, or a repository of the hub (see `alip.model.hub`).
+    a Hugging Face CLIP folder, or a repository of the hub (see `alip.model.hub`). A file of such a folder, given by
+    its path, has the folder's description and tokenizer.
     """
     if hub.is_hub_name(str(path)):
         found = _read_folder(_hub_folder(str(path)))
@@ -136,7 +137,25 @@ def read_weights(path: str | Path) -> Weights:
             content = content[key]
     check_tensors(content, path)
     state = strip_prefix(content)
-    return Weights(path, state, openai=all(name in state for name in _OPENAI_BUFFERS))
+    found = Weights(path, state, openai=all(name in state for name in _OPENAI_BUFFERS))
+    if path.name in FOLDER_FILES:
+        _describe(found, path.parent)
+    return found
+
+
+def _describe(found: Weights, folder: Path) -> None:
+    """Adds the description that a model folder has of its weights file, if it has one."""
+    with_open_clip, with_huggingface = ((folder / name).is_file() for name in (OPEN_CLIP_CONFIG, HF_CONFIG))
+    if is_huggingface(found.state) and with_huggingface:
+        config = read_json(folder / HF_CONFIG)
+        found.config, found.state = from_huggingface(config, found.state, folder)
+        check_config(found.config, folder / HF_CONFIG)
+    elif with_open_clip:
+        found.config = read_json(folder / OPEN_CLIP_CONFIG)
+        check_config(found.config, folder / OPEN_CLIP_CONFIG)
+    else:
+        return
+    found.folder = folder
 
 
 def _read_checkpoint(path: Path, content: dict[str, Any]) -> Weights:
@@ -162,14 +181,8 @@ def _read_folder(folder: Path) -> Weights:
             continue
         weights = read_weights(folder / name)
         weights.folder = folder
-        with_open_clip = (folder / OPEN_CLIP_CONFIG).is_file()
-        if is_huggingface(weights.state) or ((folder / HF_CONFIG).is_file() and not with_open_clip):
-            config = read_json(folder / HF_CONFIG)
-            weights.config, weights.state = from_huggingface(config, weights.state, folder)
-            check_config(weights.config, folder / HF_CONFIG)
-        elif with_open_clip:
-            weights.config = read_json(folder / OPEN_CLIP_CONFIG)
-            check_config(weights.config, folder / OPEN_CLIP_CONFIG)
+        if weights.config is None and (is_huggingface(weights.state) or (folder / HF_CONFIG).is_file()):
+            from_huggingface(read_json(folder / HF_CONFIG), weights.state, folder)  # says what is missing or unknown
         return weights
     raise UserError(
         f"{folder}: neither a run folder (checkpoints/step-*.pt) nor an open_clip or Hugging Face folder "

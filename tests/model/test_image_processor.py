@@ -91,6 +91,9 @@ def test_both_files_are_read_and_none_is_clips_own(tmp_path):
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": CLIP | {"resample": 2}}))
     assert read_huggingface(tmp_path, 32)["interpolation"] == "bilinear"
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP))
+    with pytest.raises(UserError, match="differ in interpolation, and versions of transformers take one or the other"):
+        read_huggingface(tmp_path, 32)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
     assert read_huggingface(tmp_path, 32)["interpolation"] == "bicubic"
 
 

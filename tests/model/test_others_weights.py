@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from alip import checkpoint, tokens
 from alip.checkpoint import export
@@ -87,6 +87,25 @@ def test_quick_gelu_of_the_weights_and_of_the_model(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["open_clip", "hf"])
+def test_a_folders_file_by_its_path_has_the_folders_description(form, tmp_path, capsys):
+    model = tiny(quick_gelu=True)
+    export.export(model, form, tmp_path / "out")
+    loaded = checkpoint.load_model(next((tmp_path / "out").glob("*.safetensors")))
+    assert loaded.config["model_cfg"]["quick_gelu"] and loaded.config["preprocess_cfg"]["resize_mode"] == "squash"
+    same(loaded, model)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_guess_by_shapes_is_said(tmp_path, capsys):
+    save_file(create_model("ViT-S-32").state_dict(), tmp_path / "w.safetensors")
+    checkpoint.load_model(tmp_path / "w.safetensors")
+    assert capsys.readouterr().out == ""  # there is one such model
+    save_file(create_model("RN50").state_dict(), tmp_path / "w.safetensors")
+    checkpoint.load_model(tmp_path / "w.safetensors")
+    assert "does not name its model: read as RN50; RN50-quickgelu fit too (--model NAME)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["open_clip", "hf"])
 def test_sharded_safetensors(form, tmp_path):
     pytest.importorskip("transformers")
     model = tiny()
@@ -103,7 +122,7 @@ def test_sharded_safetensors(form, tmp_path):
 def sharded(folder):
     """Cuts a folder's safetensors file in three, as transformers and open_clip name them."""
     (whole,) = folder.glob("*.safetensors")
-    state = checkpoint.read_weights(whole).state
+    state = load_file(whole)
     weight_map = {}
     for number in range(3):
         part = dict(list(state.items())[number::3])
@@ -366,6 +385,24 @@ def test_hugging_face_pools_at_its_own_end_token(end, tmp_path):
         found = theirs.get_text_features(input_ids=rows)
         found = getattr(found, "pooler_output", found)
         torch.testing.assert_close(model.encode_text(rows), found, rtol=0, atol=1e-5)
+
+
+def test_towers_described_under_their_older_names(tmp_path):
+    """`text_config_dict` replaces `text_config`, with CLIPConfig's defaults for what it leaves out."""
+    transformers = pytest.importorskip("transformers")
+    export.export(tiny(), "hf", tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("text_config", "vision_config"):
+        config[f"{name}_dict"] = {key: value for key, value in config[name].items() if key != "hidden_act"}
+    path.write_text(json.dumps(config))
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "hf").eval()
+    model, image = checkpoint.load_model(tmp_path / "hf"), torch.randn(2, 3, 32, 32)
+    assert model.config["model_cfg"]["quick_gelu"]
+    with torch.no_grad():
+        found = theirs.get_image_features(pixel_values=image)
+        found = getattr(found, "pooler_output", found)
+        torch.testing.assert_close(model.encode_image(image), found, rtol=0, atol=1e-5)
 
 
 def test_hugging_face_folder_with_a_vocabulary_of_its_own(tmp_path):
