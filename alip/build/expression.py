@@ -11,6 +11,7 @@ allowed, and evaluated here with numpy. Nothing in it is ever run as code.
     random(seed)      a number in [0, 1) for each record, always the same for the same seed
 
 Numbers are float64 and follow IEEE 754: x / 0 is infinite or NaN, and a comparison with NaN is false (`!=`: true).
+Where a table has no value, a number is NaN, a text compares like NaN, and true or false is false.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Expression:
     type: str
     _tree: ast.expr
     _whole_table: list[ast.Call]  # quantile and rank calls, inner ones first
+    _booleans: frozenset[str] = frozenset()  # the columns of true or false
     _resolved: dict[int, Any] = field(default_factory=dict)
 
     def prepare(self, batches: Callable[[], Iterable[Columns]]) -> None:
@@ -82,6 +84,8 @@ class Expression:
             if node.id in ("true", "false"):
                 return np.full(rows, node.id == "true")
             column = batch[node.id]
+            if node.id in self._booleans:
+                return column.astype(bool)  # a missing one is None
             return column.astype(np.float64) if column.dtype.kind in "iuf" else column
         if isinstance(node, ast.UnaryOp):
             value = self._compute(node.operand, batch)
@@ -93,7 +97,7 @@ class Expression:
             return combine.reduce([self._compute(value, batch) for value in node.values])
         if isinstance(node, ast.Compare):
             sides = [self._compute(side, batch) for side in (node.left, *node.comparators)]
-            links = [_COMPARE[type(op)](a, b) for op, a, b in zip(node.ops, sides, sides[1:])]
+            links = [_compared(_COMPARE[type(op)], a, b) for op, a, b in zip(node.ops, sides, sides[1:])]
             return np.logical_and.reduce(links).astype(bool)
         return self._call(node, batch)
 
@@ -110,6 +114,15 @@ class Expression:
         values = self._compute(node.args[0], batch)
         smaller = np.searchsorted(resolved, values, side="left") / max(1, len(resolved))
         return np.where(np.isnan(values), np.nan, smaller)
+
+
+def _compared(compare: Callable, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if object not in (a.dtype, b.dtype):
+        return compare(a, b)
+    both = np.not_equal(a, None) & np.not_equal(b, None)
+    result = np.full(len(a), compare is np.not_equal)
+    result[both] = compare(a[both], b[both])
+    return result
 
 
 def parse(text: str, columns: dict[str, str], flag: str = "expression") -> Expression:
@@ -130,7 +143,8 @@ def parse(text: str, columns: dict[str, str], flag: str = "expression") -> Expre
         raise UserError(f"{flag} {_quote(text)}: cannot be parsed as an expression") from None
     checker = _Checker(source, columns, flag)
     value_type = checker.check(tree, 0)
-    return Expression(text, tuple(checker.used), value_type, tree, checker.whole_table)
+    booleans = frozenset(name for name in checker.used if columns[name] == BOOLEAN)
+    return Expression(text, tuple(checker.used), value_type, tree, checker.whole_table, booleans)
 
 
 def parse_condition(text: str, columns: dict[str, str], flag: str) -> Expression:
@@ -261,8 +275,14 @@ def _quote(text: str) -> str:
 
 def _quantile(values: np.ndarray, fraction: float) -> float:
     """NaN is no value; of none there is no quantile: NaN."""
-    values = values[~np.isnan(values)]
-    return float(np.quantile(values, fraction)) if len(values) else float("nan")
+    values = np.sort(values[~np.isnan(values)])
+    if not len(values) or np.isfinite(values[[0, -1]]).all():
+        return float(np.quantile(values, fraction)) if len(values) else float("nan")
+    at = fraction * (len(values) - 1)  # NumPy's own is NaN wherever a neighbour is infinite
+    low, high = values[[int(at), min(int(at) + 1, len(values) - 1)]]
+    if np.isneginf(low) or not at % 1:
+        return float(low)
+    return float(low + (high - low) * (at % 1)) if np.isfinite(high) else float(high if low < high else low)
 
 
 def column_types(types: dict[str, Any]) -> dict[str, str]:
@@ -275,7 +295,7 @@ def column_types(types: dict[str, Any]) -> dict[str, str]:
             found[name] = NUMBER
         elif t.is_boolean(one):
             found[name] = BOOLEAN
-        elif t.is_string(one) or t.is_large_string(one):
+        elif t.is_string(one.value_type if t.is_dictionary(one) else one) or t.is_large_string(one):
             found[name] = STRING
     return found
 

@@ -10,6 +10,7 @@ from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
+from alip.build.shared_keys import count_shared_keys, shared_keys_text
 from alip.data.shards import Manifest, load_manifest
 from alip.errors import UserError
 from alip.files import atomic_write
@@ -36,11 +37,14 @@ def merge(output: str | os.PathLike, *, overwrite: bool = False) -> int:
     rejects: Counter = Counter()
     for one in inputs:
         rejects.update(one.rejects)
+    one_text = sum(one.metadata.get("one_text", 0) for one in inputs)
+    shards = tuple(shard for one in inputs for shard in one.shards)
+    shared = count_shared_keys(first.metadata.get("options", {}), folder, shards)
     merged = Manifest(
         name=name,
         folder=folder,
         samples=sum(one.samples for one in inputs),
-        shards=tuple(shard for one in inputs for shard in one.shards),
+        shards=shards,
         context_length=first.context_length,
         tokenizer=first.tokenizer,
         vocab_size=first.vocab_size,
@@ -48,14 +52,16 @@ def merge(output: str | os.PathLike, *, overwrite: bool = False) -> int:
         image=first.image,
         captions_per_image=first.captions_per_image,
         metadata={
-            **first.metadata,
+            **{name: value for name, value in first.metadata.items() if name not in ("one_text", "shared_keys")},
             "untouched": sum(one.metadata["untouched"] for one in inputs),
+            **{name: count for name, count in (("one_text", one_text), ("shared_keys", shared)) if count},
             "input_shard": [1, 1],
             "input_shards": [one.name for one in inputs],
         },
     )
     _publish(merged, [one.name for one in inputs])
     print(f"{folder / name}: {merged.samples:,} samples in {len(merged.shards)} shards, merged from {len(inputs)}")
+    print(*shared_keys_text(merged.metadata), sep="", end="\n" if shared else "")
     return 0
 
 

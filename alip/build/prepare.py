@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import re
 import sys
@@ -80,7 +81,8 @@ class Policy:
 @dataclass(frozen=True)
 class PreparedSample:
     """A record to be written. label: float32, as tokens.pack_label makes it; row: key, text, caption, metadata, source
-    as strings, and a list of all captions where there may be several."""
+    as strings, and a list of all captions where there may be several. one_text: its text stands for the caption, too,
+    or its caption for the text."""
 
     label: np.ndarray
     image: bytes
@@ -89,6 +91,7 @@ class PreparedSample:
     unit: int
     number: int
     progress: float | None
+    one_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,20 +196,30 @@ def _record(sample: Sample, captions: list[str], rows: dict, policy: Policy) -> 
     if sample.error:
         reason, _, message = sample.error.partition(": ")
         raise _Reject(reason, message)
-    text, captions = _texts(sample.text, captions, rows, policy)
+    text, captions, one_text = _texts(sample.text, captions, rows, policy)
     if sample.image_data is None:
         raise _Reject("missing-image", "no image")
     stored = to_jpeg(sample.image, policy.image, sample.image_name)
-    metadata = json.dumps(sample.metadata, ensure_ascii=False, sort_keys=True, default=str)
+    metadata = json.dumps(_strict(sample.metadata), ensure_ascii=False, sort_keys=True, default=str)
     row: tuple = tuple(writable(one) for one in (sample.key, text, captions[0], metadata, sample.where))
     if policy.captions.per_image > 1:
         row += ([writable(caption) for caption in captions],)
     label = pack_label(rows[text], rows[captions[0]], [rows[caption] for caption in captions[1:]])
-    return PreparedSample(label, stored.data, row, stored.untouched, sample.unit, sample.number, sample.progress)
+    place = sample.unit, sample.number, sample.progress
+    return PreparedSample(label, stored.data, row, stored.untouched, *place, one_text=one_text)
 
 
-def _texts(text: str | None, captions: list[str], rows: dict, policy: Policy) -> tuple[str, list[str]]:
-    """Raw text and captions, each with token ids; _Reject where the policy demands it.
+def _strict(value: Any) -> Any:
+    """A value as JSON allows it: tables hold NaN and infinity, which only Python's reader takes."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if isinstance(value, dict):
+        return {name: _strict(one) for name, one in value.items()}
+    return [_strict(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _texts(text: str | None, captions: list[str], rows: dict, policy: Policy) -> tuple[str, list[str], bool]:
+    """Raw text and captions, each with token ids, and whether one stands for both; _Reject where the policy demands it.
 
     Of captions with the same token ids the first counts. One that cannot be used is left out, save an only one.
     """
@@ -230,7 +243,7 @@ def _texts(text: str | None, captions: list[str], rows: dict, policy: Policy) ->
         fatal = policy.missing_caption == "error"
         raise _Reject("missing-caption", f"no caption{left if captions else ''}", fatal)
     chosen = list(usable.values()) or [text]
-    return (chosen[0] if known is None else text), chosen
+    return (chosen[0] if known is None else text), chosen, known is None or not usable
 
 
 def prepare_all(

@@ -48,7 +48,7 @@ def prepare_unit(job: UnitJob, unit: int, cut: Cut | None = None, careful: bool 
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=job.units) as temporary:
         shard = ShardWriter(done.parent, done.stem, Path(temporary), job.several)
         rejects = RejectsFile(Path(temporary) / "rejects.jsonl", None)
-        untouched = 0
+        counts: Counter = Counter(untouched=0)
         for result in _results(job, unit, cut, texts, careful):
             if isinstance(result, Rejected):
                 if result.fatal:
@@ -56,14 +56,14 @@ def prepare_unit(job: UnitJob, unit: int, cut: Cut | None = None, careful: bool 
                 rejects.add(result.key, result.where, result.reason, result.message)
             else:
                 shard.add(result)
-                untouched += result.untouched
+                counts.update(untouched=result.untouched, one_text=result.one_text)
         rejects.sync()
         rejects.close()
         os.replace(rejects.path, job.unit_path(key, "-rejects.jsonl"))
         samples = shard.samples
         shard.commit()
     found = {what: table.found for what in ("captions", "rewrites") if (table := getattr(texts, what))}
-    content = {"samples": samples, "untouched": untouched, "rejects": dict(rejects.counts), "found": found}
+    content = {"samples": samples, **counts, "rejects": dict(rejects.counts), "found": found}
     write_json(done, content)
     return content
 
@@ -131,7 +131,7 @@ def build_units(
     done = do_pass(engine, prepare_unit, job, pieces, sizes, what="files", last_try=last_try, **names, **shared)
     counts, found = Counter(), Counter()
     for key in pieces:
-        counts.update(samples=done[key]["samples"], untouched=done[key]["untouched"])
+        counts.update({name: done[key].get(name, 0) for name in ("samples", "untouched", "one_text")})
         found.update(done[key]["found"])
         rejects.extend(job.unit_path(key, "-rejects.jsonl"), done[key]["rejects"])
     in_order: list[tuple[Any, int]] = [(key, done[key]["samples"]) for key in pieces]

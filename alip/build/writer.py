@@ -20,6 +20,7 @@ from alip.build.prepare import Policy, PreparedSample, Rejected, prepare_all
 from alip.build.progress import ProgressBar
 from alip.build.remote_output import disk_of, open_output
 from alip.build.shard_writer import ShardWriter
+from alip.build.shared_keys import count_shared_keys, shared_keys_text
 from alip.build.shuffle import ExternalShuffle
 from alip.build.sources import Sample, Source
 from alip.build.unit_job import UnitJob
@@ -57,6 +58,9 @@ class BuildSummary:
         dropped = manifest.metadata.get("caption_filter", {}).get("keys_without_caption", 0)
         if dropped:
             lines.append(f"--keep left {dropped:,} keys of the captions file without a caption")
+        if one_text := manifest.metadata.get("one_text"):
+            lines.append(f"{one_text:,} samples had one text only, which is stored as both raw text and caption")
+        lines += shared_keys_text(manifest.metadata)
         if manifest.rejects:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejects.items()))
             lines.append(f"rejected: {reasons}; each is named in {manifest.folder / manifest.name}-rejects.jsonl")
@@ -222,6 +226,7 @@ class _Build:
             else:
                 self.counts["samples"] += 1
                 self.counts["untouched"] += result.untouched
+                self.counts["one_text"] += result.one_text
                 yield result
             bar.show(result.progress)
 
@@ -284,6 +289,12 @@ class _Build:
 
             self._write(stream(), lambda: {"gathered": list(position)})
 
+    def _noted(self) -> dict[str, int]:
+        """What the user should hear of the texts, for the manifest; nothing where nothing is odd."""
+        shared = count_shared_keys(self.options, self.output.target or self.folder, self.shards)
+        counts = {"one_text": self.counts["one_text"], "shared_keys": shared}
+        return {name: count for name, count in counts.items() if count}
+
     def _finish(self) -> Manifest:
         """Rejects and manifest get their names; the work folder is removed."""
         if not self.shards:
@@ -305,6 +316,7 @@ class _Build:
             captions_per_image=self.policy.captions.per_image,
             metadata={
                 "untouched": self.counts["untouched"],
+                **self._noted(),
                 "input_shard": self.options["input_shard"],
                 "options": _recorded(self.options),
                 **provenance(self.texts, (self.journal.last("captions_dropped") or {}).get("captions_dropped", 0)),

@@ -4,9 +4,10 @@ import math
 import random
 
 import numpy as np
+import pyarrow
 import pytest
 
-from alip.build.expression import BOOLEAN, NUMBER, STRING, evaluate_all, parse, parse_condition
+from alip.build.expression import BOOLEAN, NUMBER, STRING, column_types, evaluate_all, parse, parse_condition
 from alip.errors import UserError
 from tests.fuzz import OK, REFUSED, expressions, run_case
 
@@ -184,6 +185,24 @@ def test_division_and_nan_follow_ieee():
     assert evaluate("a == a or a != a", columns).all() and evaluate("not (a < 100)", columns).sum() == 12
     assert np.isnan(evaluate("rank(a)", columns)).sum() == 12
     assert (evaluate("quantile(a, 0.5)", columns) == 1).all()  # NaN is no value
+    assert (evaluate("quantile(1 / a, 0.25)", columns) == 1).all()  # 0.5, 12 times 1, 12 times infinity
+    assert np.isinf(evaluate("quantile(1 / a, 0.9)", columns)).all()
+
+
+def test_what_a_table_does_not_have():
+    table = pyarrow.table({"b": [True, None, False], "s": ["x", None, "y"], "a": [1.0, None, 3.0], "n": [None] * 3})
+    table = table.append_column("d", table["s"].dictionary_encode()).set_column(
+        3, "n", pyarrow.nulls(3, pyarrow.bool_())
+    )
+    types = column_types({field.name: field.type for field in table.schema})
+    batch = {name: table[name].to_numpy() for name in table.column_names} | {"index": np.arange(3)}
+    expected = {
+        "not b": [0, 1, 1], "not (b or a > 5)": [0, 1, 1], "b == false": [0, 1, 1], "not n": [1, 1, 1],
+        "s < 'y'": [1, 0, 0], "s != 'x'": [0, 1, 1], "d == 'x'": [1, 0, 0], "a > 1": [0, 0, 1], "a != 1": [0, 1, 1],
+    }  # fmt: skip
+    for text, values in expected.items():
+        found = parse_condition(text, types, "--keep").evaluate(batch)
+        assert found.dtype == bool and found.tolist() == [bool(one) for one in values], text
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,30 @@ MISSING = [{"text": "t", "caption": "c"}, {"text": "t"}, {"caption": "c"}, {}]
 def test_missing_texts(tmp_path, policy, kept, rejects):
     manifest = build_shards(table(tmp_path, MISSING), tmp_path / "out" / "set", policy=Policy(**policy))
     assert keys(manifest) == kept and manifest.rejects == rejects
+    assert manifest.metadata.get("one_text", 0) == len(kept) - 1
+    text = writer.BuildSummary(manifest).text()
+    assert ("1 samples had one text only, which is stored as both" in text) == (len(kept) > 1)
+
+
+def test_samples_of_one_key_get_the_same_captions_and_that_is_said(tmp_path, capsys):
+    make_tars(tmp_path / "a", 3)
+    make_tars(tmp_path / "b", 5)
+    (tmp_path / "c.tsv").write_text("".join(f"{i:07d}\tcaption {i}\n" for i in range(5)))
+    tars, texts = f"{tmp_path}/{{a,b}}/*.tar", TextFiles((str(tmp_path / "c.tsv"),))
+    manifest = build_shards(tars, tmp_path / "set", texts=texts)
+    assert manifest.metadata["shared_keys"] == 3
+    assert "3 samples have the key of another one, and so the same captions" in writer.BuildSummary(manifest).text()
+    assert "shared_keys" not in build_shards(tars, tmp_path / "other").metadata
+    for shard in ("1/2", "2/2"):
+        one = build_shards(tars, tmp_path / "two", texts=texts, input_shard=InputShard.parse(shard))
+        assert "shared_keys" not in one.metadata
+    assert merge.merge(tmp_path / "two") == 0 and "3 samples have the key of another one" in capsys.readouterr().out
+
+
+def test_what_is_no_number_in_json_is_none_in_the_sidecar(tmp_path):
+    rows = [{"text": "t", "caption": "c", "a": float("nan"), "b": [float("inf"), {"c": float("nan")}]}]
+    (row,) = read_texts(build_shards(table(tmp_path, rows), tmp_path / "set"))
+    assert row["metadata"] == '{"a": null, "b": ["inf", {"c": null}]}'
 
 
 def test_missing_caption_as_an_error_names_the_row(tmp_path):
