@@ -87,7 +87,7 @@ def train(args: argparse.Namespace, world: World) -> int:
         show(describe(*parts, args.precision, args.torchcompile), world)
     if args.check:
         show(check_output(Path(args.output), model), world)
-        show(check_start(Path(args.output), loader, model, fingerprint, world, **options(args, "run")), world)
+        show(check_start(Path(args.output), loader, state, fingerprint, world, **options(args, "run")), world)
         return 0
     with lock_folder(Path(args.output), world):
         run = open_run(

@@ -267,7 +267,7 @@ def _from_parts(
     }
 
     def train() -> Images:
-        own = _from_folder(path / "train", None, None)
+        own = _from_folder(path / "train", None, None, in_prompts=False)
         names = [file.relative_to(path / "train").parts[0] for file in own.images.paths]
         unknown = next((name for name in names if name not in label_of), None)
         if unknown is not None:
@@ -278,7 +278,11 @@ def _from_parts(
 
 
 def _from_folder(
-    path: Path, classnames: str | Path | None, prompts: str | Path | None, name: str | None = None
+    path: Path,
+    classnames: str | Path | None,
+    prompts: str | Path | None,
+    name: str | None = None,
+    in_prompts: bool = True,
 ) -> ClassificationDataset:
     """A folder with one folder per class; the class names are the folders' names, or the list given (sorted order)."""
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
@@ -295,7 +299,7 @@ def _from_folder(
         labels += [folder.name] * len(inside)
     own = [folder.name for folder in folders]
     name = name or path.resolve().name
-    names = read_lists(classnames, name, "class names") if classnames else spoken(own)
+    names = read_lists(classnames, name, "class names") if classnames else spoken(own, path) if in_prompts else own
     if len(names) != len(own):
         raise UserError(f"{path} has {len(own)} class folders, but {classnames} names {len(names)} classes")
     if set(names) == set(own):

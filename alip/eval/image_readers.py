@@ -100,7 +100,8 @@ class TorchvisionImages:
     def cache_key(self) -> str:
         if hasattr(self.dataset, "data"):
             return self.content_hash()
-        return stat_key([self.name(index) for index in range(len(self))], [type(self.dataset).__name__])
+        labels = [_label_of(self.dataset, position) for position in self.indices]
+        return stat_key([self.name(index) for index in range(len(self))], [type(self.dataset).__name__, labels])
 
     def content_hash(self) -> str:
         if hasattr(self.dataset, "data"):  # CIFAR: everything is in memory

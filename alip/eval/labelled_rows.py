@@ -74,9 +74,14 @@ def open_shards(
     return _dataset(rows, lambda *some: ShardImages(manifest, *some), Path(path), name, classnames, prompts)
 
 
-def spoken(names: Sequence[str]) -> list[str]:
-    """Names of folders and labels as words for a prompt."""
-    return [name.replace("_", " ").replace("-", " ") for name in names]
+def spoken(names: Sequence[str], source: object) -> list[str]:
+    """Names of folders and labels as words for a prompt; UserError for two that become one: the first would win."""
+    words = [name.replace("_", " ").replace("-", " ") for name in names]
+    if len(set(words)) < len(words):
+        same = next(word for word in words if words.count(word) > 1)
+        both = " and ".join(repr(name) for name, word in zip(names, words) if word == same)
+        raise UserError(f"{source}: the classes {both} are both {same!r} in a prompt; join them, or give --classnames")
+    return words
 
 
 def own_templates(prompts: str | Path | None, name: str) -> list[str]:
@@ -94,6 +99,9 @@ def _dataset(
 ) -> ClassificationDataset:
     names, number = _classes(rows, path, name, classnames)
     splits = {row.split for row in rows}
+    if None in splits and len(splits) > 1:  # such rows would be in no part
+        where = next(row.where for row in rows if row.split is None)
+        raise UserError(f"{where}: no {_SPLIT}, which other rows have; name one, or remove the rows")
     if len(splits) == 1:
         rows, splits = [row._replace(split=None) for row in rows], {None}
     test = next((split for split in _TEST_SPLITS if split in splits), None)
@@ -117,7 +125,7 @@ def _classes(
     numeric = all(label.isascii() and label.isdigit() and len(label) <= _MOST_DIGITS for label in labels)
     if not classnames:
         own = sorted(labels, key=int) if numeric else sorted(labels)
-        return spoken(own), {label: number for number, label in enumerate(own)}
+        return spoken(own, path), {label: number for number, label in enumerate(own)}
     names = read_lists(classnames, name, "class names")
     if numeric and not labels <= set(names):
         last = max(map(int, labels))

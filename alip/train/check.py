@@ -18,6 +18,7 @@ from alip.train.evaluation import Evaluation
 from alip.train.plan import Plan
 from alip.train.resume import check_fingerprint, find_start
 from alip.train.schedule import Schedule
+from alip.train.state import TrainState
 
 _PASSED = "check        passed: nothing was trained or written"
 _COPIES = 3  # of the weights in a checkpoint: themselves, and AdamW's two moments
@@ -69,25 +70,27 @@ def _settings(optimizer: torch.optim.Optimizer) -> str:
 def check_start(
     folder: Path,
     loader: Any,
-    model: nn.Module,
+    state: TrainState,
     fingerprint: dict[str, Any],
     world: World,
     *,
     resume: str | None,
     force: bool,
+    seed: int,
     **others: Any,
 ) -> list[str]:
-    """Lines about how the run would begin; UserError where it cannot. Reads one batch and the checkpoint, if any.
+    """Lines about how the run would begin; UserError where it cannot. Reads one batch, and restores the checkpoint.
 
-    resume, force and others: as for `alip.train.run_folder.open_run`.
+    resume, force, seed and others: as for `alip.train.run_folder.open_run`.
     """
     batch = next(iter(loader.epoch(0)))
     lines = [f"first batch  images {tuple(batch.image.shape)}, texts {tuple(batch.text_tokens.shape)}, decoded"]
     checkpoints = CheckpointFolder(folder / "checkpoints", 1, warn=lambda text: lines.append(f"warning      {text}"))
-    saved = find_start(resume, checkpoints, world, model.state_dict(), fingerprint)
+    saved = find_start(resume, checkpoints, world, state.model.state_dict(), fingerprint)
     if saved is None:
         return [*lines, "start        from the beginning", _PASSED]
     lines += [f"note         {text}" for text in check_fingerprint(saved["fingerprint"], fingerprint, force)]
+    state.restore(saved, world, seed)
     return [*lines, f"start        resumes at step {saved['step']}", _PASSED]
 
 

@@ -9,6 +9,7 @@ from alip.data.loader import check_tokens, open_data
 from alip.distributed import World, check_device
 from alip.errors import UserError
 from alip.eval.gates.labels import read_mismatch_labels
+from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model, hub
 from alip.model.text_format import read_text_format
 from alip.train.arguments import fingerprint_settings, options
@@ -16,9 +17,11 @@ from alip.train.batch_size import planned_batch
 from alip.train.check import check_output
 from alip.train.checkpoints import CheckpointFolder
 from alip.train.evaluation import create_evaluations
+from alip.train.meter import Meter
 from alip.train.optimizer import create_optimizer
 from alip.train.plan import create_plan
 from alip.train.resume import check_fingerprint, create_fingerprint, find_candidates, find_start
+from alip.train.state import TrainState
 
 
 def check_command(args: argparse.Namespace, world_size: int = 1) -> None:
@@ -43,7 +46,7 @@ def check_command(args: argparse.Namespace, world_size: int = 1) -> None:
     check_tokens(data, read_text_format(args.model))
     model = create_model(args.model, **{**options(args, "model"), "compile": False})
     check_output(folder, model)
-    create_optimizer(model, **options(args, "optimizer"))
+    optimizer = create_optimizer(model, **options(args, "optimizer"))
     create_evaluations(world=World(), **options(args, "evaluations"))
     if args.mismatch_column:
         read_mismatch_labels(data, args.mismatch_column)
@@ -51,3 +54,6 @@ def check_command(args: argparse.Namespace, world_size: int = 1) -> None:
     saved = find_start(args.resume, checkpoints, World(), model.state_dict(), fingerprint)
     if saved is not None:
         check_fingerprint(saved["fingerprint"], fingerprint, args.resume_force)
+        if args.resume_force:  # what differs may be more than settings: the model, the optimizer, what is trained
+            loss = AdaptiveContrastiveLoss(**options(args, "loss"))
+            TrainState(model, loss, optimizer, Meter(World().device)).restore(saved, world, args.seed)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from alip.eval.caption_files import RetrievalDataset
 from alip.eval.datasets import ClassificationDataset, open_retrieval
 from alip.eval.features import Encoding, FeatureMemory, batches_of_texts, encode_images, encode_texts
 from alip.eval.image_loader import ImageBatches
-from alip.eval.image_readers import ImageFiles, JoinedImages, read_rgb
+from alip.eval.image_readers import ImageFiles, JoinedImages, TorchvisionImages, read_rgb
 from alip.eval.zeroshot import build_classifier
 from alip.model import create_model
 from alip.model.weights import weights_hash
@@ -118,6 +119,14 @@ def test_joined_images(tmp_path):
     before = joined.cache_key()
     os.utime(paths[4], (1, 1))
     assert joined.cache_key() != before
+
+
+def test_cached_features_of_corrected_labels_are_not_used(tmp_path):
+    """torchvision's datasets keep labels in files of their own."""
+    paths = open_retrieval(write_pairs(tmp_path, images=3)).images
+    one, other = (SimpleNamespace(_image_files=paths, _labels=labels) for labels in ([0, 1, 2], [0, 2, 1]))
+    keys = {TorchvisionImages(dataset, [0, 1, 2]).cache_key() for dataset in (one, other, one)}
+    assert len(keys) == 2
 
 
 def test_pixel_baseline(tmp_path):

@@ -112,6 +112,7 @@ def test_numbers_as_labels(tmp_path):
         ("image,label\na.png,cat,dog\n", "row 1: 3 cells for 2 columns"),
         ("image,label,split\na.png,cat,train\nb.png,cat,more\n", "no row has the split test, val"),
         ("image,label,split\na.png,cat,\n", "row 1: split is ''"),
+        ("image,label\na.png,hot_dog\nb.png,hot-dog\n", "'hot-dog' and 'hot_dog' are both 'hot dog' in a prompt"),
         ("image,label\n", "lists no images"),
         ("", "is empty"),
     ],
@@ -122,6 +123,14 @@ def test_what_is_wrong_with_a_table_is_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         open_classification(path)
     assert "\n" not in str(caught.value) and "mine.csv" in str(caught.value)
+
+
+def test_a_row_without_the_split_that_others_have(tmp_path):
+    """It was in neither part, and nothing said so."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"image": "a.png", "label": "cat", "split": "test"}\n{"image": "b.png", "label": "dog"}')
+    with pytest.raises(UserError, match="line 2: no split, which other rows have"):
+        open_classification(path)
 
 
 def test_odd_labels(tmp_path):

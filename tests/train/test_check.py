@@ -6,6 +6,8 @@ import pytest
 
 from alip.errors import UserError
 from alip.train import check
+from alip.train.arguments import parse_arguments
+from alip.train.preflight import check_command
 from tests.helpers.train_runs import train_here
 
 
@@ -46,6 +48,19 @@ def test_reports_where_a_run_would_resume(flags, tmp_path, capsys):
     assert train_here(*options, "--check", "--resume", "latest", "--lr", "0.5", "--resume-force") == 0
     assert "recipe lr: was 0.001, now 0.5" in capsys.readouterr().out
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("words", [["--lock-text"], ["--opt", "timm/lion"]])
+def test_what_cannot_be_resumed_is_found_by_both_checks(flags, tmp_path, words):
+    """--resume-force lets the settings pass; whether the state fits is seen when it is restored."""
+    options = [*flags, "--output", tmp_path / "run", "--steps", "2"]
+    train_here(*options)
+    again = [*options, "--resume", "latest", "--resume-force", *words]
+    message = "checkpoint trains other parameters" if "--lock-text" in words else "checkpoint's optimizer is AdamW"
+    with pytest.raises(UserError, match=message):
+        train_here(*again, "--check")
+    with pytest.raises(UserError, match=message):
+        check_command(parse_arguments([str(word) for word in again]))
 
 
 @pytest.mark.parametrize(
