@@ -259,7 +259,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise ImageError("unsupported-format", "pixels of 32 bits, of which nobody knows what is white")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        grey = (values >> 8).astype(np.uint8)
+        if isinstance(one := image.info.get("transparency"), int):  # of a PNG: this value is transparent
+            grey[values == one] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and 1 < values.max() <= 255):  # NaN too
@@ -271,6 +274,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def rgb_on_white(image: Image.Image) -> Image.Image:
     """RGB; where the image is transparent, it is put on white. The one place where transparency is resolved."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        one = image.info.get("transparency")
+        if isinstance(one, tuple) and max(one) > 255:  # of a PNG with 16 bits, of which Pillow has read the upper 8
+            image.info["transparency"] = tuple(value >> 8 for value in one)
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image.getchannel("A"))

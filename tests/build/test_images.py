@@ -1,6 +1,8 @@
 """Images in, safe JPEGs out; rejects name their reason."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -57,6 +59,18 @@ def test_orientation_is_honoured(orientation):
     assert np.abs(pixels(stored.data) - np.asarray(scaled).astype(int)).mean() < 3
 
 
+def png_16_bits(value: int, colours: int) -> bytes:
+    """A PNG of one value, 64 × 64, with 16 bits, in which that value is transparent."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 0 if colours == 1 else 2, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", value) * colours),
+        (b"IDAT", zlib.compress((b"\0" + struct.pack(">H", value) * (64 * colours)) * 64)),
+        (b"IEND", b""),
+    ]
+    parts = [struct.pack(">I", len(data)) + kind + data for kind, data in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(one + struct.pack(">I", zlib.crc32(one[4:])) for one in parts)
+
+
 def colour_cases():
     rgba = BIG.convert("RGBA")
     rgba.putalpha(Image.new("L", BIG.size, 0))
@@ -68,6 +82,8 @@ def colour_cases():
     yield "alpha", encoded(rgba, "PNG"), (255, 255, 255)
     yield "webp with alpha", encoded(rgba, "WEBP", lossless=True), (255, 255, 255)
     yield "16 bits", encoded(grey16, "PNG"), (128, 128, 128)
+    yield "16 bits, transparent", png_16_bits(0x1234, 1), (255, 255, 255)
+    yield "16 bits, transparent colour", png_16_bits(0x1234, 3), (255, 255, 255)
     yield "palette", encoded(palette, "PNG"), (255, 0, 0)
     yield "palette with transparency", encoded(clear, "PNG", transparency=1), (255, 255, 255)
     yield "grey", encoded(Image.new("L", (64, 64), 77)), (77, 77, 77)
