@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from alip.errors import UserError
@@ -82,6 +83,14 @@ def pattern(text: str) -> re.Pattern[str]:
         return re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"should be a regular expression, not {text[:80]!r}: {error}") from None
+
+
+def file_path(text: str) -> Path:
+    """A flag's type: where a file can be written: a path that ends in a name."""
+    path = Path(text)
+    if path.name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"should end in the name of a file, not {text[:80]!r}")
+    return path
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -166,6 +166,12 @@ def json_lines(text: str, source: object) -> Iterator[tuple[str, Any]]:
             yield where, parse_json(line, where)
 
 
+def real_path(path: str | os.PathLike) -> Path:
+    """The absolute path without links. One in a circle stays as it is, for the system to refuse: `Path.resolve` raises
+    RuntimeError for it before Python 3.13."""
+    return Path(os.path.realpath(path))
+
+
 def check_regular(path: str | os.PathLike) -> None:
     """UserError for what is there and no regular file: opening a FIFO would wait for ever, a device never end."""
     if os.path.exists(path) and not os.path.isfile(path):

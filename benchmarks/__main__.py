@@ -1,6 +1,6 @@
 """Every side-by-side measurement that this machine allows, one after the other: `python -m benchmarks`.
 
-    python -m benchmarks                          # about two hours on two cores → build/benchmarks/report.md
+    python -m benchmarks                          # about an hour on two cores → build/benchmarks/report.md
     python -m benchmarks --only step loss
     python -m benchmarks --quick                  # seconds each: shows that they run; the figures mean nothing
 
@@ -24,11 +24,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from comparisons import ROWS, Row, advantage, read_rows  # noqa: E402
+from comparisons import ROWS, Row, advantage, cores, read_rows  # noqa: E402
 
 from alip.command import CommandParser, positive_number  # noqa: E402
 from alip.errors import run_command  # noqa: E402
-from alip.files import atomic_write  # noqa: E402
+from alip.files import atomic_write, real_path  # noqa: E402
 from alip.text_table import markdown_table  # noqa: E402
 
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "open_clip_torch", "numpy", "pillow")
@@ -36,28 +36,48 @@ PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "open_clip_torch", "n
 
 @dataclass(frozen=True)
 class Benchmark:
-    """script: its file here; quick: arguments of a tiny run; needs: what it cannot do without."""
+    """script: its file here; quick: arguments of a tiny run; arguments: of a run that means something, where its own
+    defaults take longer than needed beside all others; needs: what it cannot do without."""
 
     script: str
     quick: str
+    arguments: str = ""
     needs: str | None = None
 
+    def command_line(self, quick: bool) -> str:
+        """What follows `python`."""
+        return f"benchmarks/{self.script} {self.quick if quick else self.arguments}".strip()
 
-TINY = "--model " + str(ROOT / "benchmarks" / "tiny.json")
+
+TINY = f"--model {ROOT / 'benchmarks' / 'tiny.json'}"
 BENCHMARKS = {
-    "step": Benchmark("step.py", f"{TINY} --batch-size 2 --turns 1 --rounds 1 --warmup 0 --precisions fp32"),
-    "loss": Benchmark("loss.py", "--sizes 32 --dim 8 --rounds 1 --repeats 1"),
-    "trainer": Benchmark("trainer.py", f"{TINY} --samples 16 --batch-size 4 --rounds 1", "network"),
-    "loader": Benchmark("loader.py", "--samples 64 --batch-size 8 --threads 1 --rounds 1", "network"),
-    "data2rec": Benchmark("data2rec.py", "--samples 400 --rounds 1 --inputs ready", "mxnet"),
+    "step": Benchmark(
+        "step.py",
+        f"{TINY} --batch-size 2 --turns 1 --rounds 1 --warmup 0 --precisions fp32",
+        "--turns 2 --rounds 2 --warmup 1",
+    ),
+    "loss": Benchmark("loss.py", "--sizes 32 --dim 8 --rounds 1 --repeats 1", "--sizes 2048 8192 --repeats 2"),
+    "loss-busy": Benchmark(
+        "loss.py",
+        "--sizes 32 --dim 8 --rounds 1 --repeats 1 --busy 1",
+        "--sizes 8192 --rounds 2 --repeats 1 --busy 1",
+    ),
+    "trainer": Benchmark("trainer.py", f"{TINY} --samples 16 --batch-size 4 --rounds 1", needs="network"),
+    "loader": Benchmark("loader.py", "--samples 64 --batch-size 8 --threads 1 --rounds 1", "--rounds 2", "network"),
+    "data2rec": Benchmark("data2rec.py", "--samples 400 --rounds 1 --inputs ready", "--samples 1000", "mxnet"),
     "engine": Benchmark("engine.py", "--width 8 --batch-size 8 --steps 2 --rounds 1 --micro 2"),
     "eval": Benchmark("eval.py", "--images 50 --captions 250 --width 16"),
-    "evaluation": Benchmark("eval_peer.py", "--model tiny --images 10 --rounds 1 --precision fp32 --cases zeroshot"),
+    "evaluation": Benchmark(
+        "eval_peer.py",
+        "--model tiny --images 10 --rounds 1 --precision fp32 --cases zeroshot",
+        "--images 100 --rounds 1 --cases zeroshot retrieval all",
+    ),
     "reading": Benchmark("reading.py", "--records 200 --lines 1000"),
     "growth": Benchmark(
         "growth.py",
         f"{TINY} --batch-sizes 1 2 --lengths 4 8 --ranks 1 2 --rank-batch 2 --shards 1 2 --dataset-sizes 1000 2000"
         " --rounds 1",
+        "--rounds 2",
     ),
     "breakdown": Benchmark("breakdown.py", f"{TINY} --batch-size 2 --steps 1"),
 }
@@ -85,15 +105,14 @@ def run(name: str, output: Path, quick: bool, minutes: float) -> str:
     for path in (rows, log):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-    words = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / one.script)]
-    if quick:
-        words += one.quick.split()
+    script, *arguments = one.command_line(quick).split()
+    words = [sys.executable, "-W", "ignore", str(ROOT / script), *arguments]
     if name in PLOTS:
         words += ["--output", str(output / PLOTS[name])]
     if name in ("reading", "loader", "data2rec", "trainer"):
         words += ["--work", str(output / "work" / f"{name}{'-quick' if quick else ''}")]
     start = time.monotonic()
-    environment = {**os.environ, ROWS: str(rows.resolve())}
+    environment = {**os.environ, ROWS: str(real_path(rows))}
     try:
         with log.open("w") as file:
             done = subprocess.run(
@@ -119,9 +138,8 @@ def machine() -> list[str]:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} not installed")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return [f"{model}, {cores} cores{load}; {gpu()}; Python {platform.python_version()}", ", ".join(versions)]
+    return [f"{model}, {cores()} cores{load}; {gpu()}; Python {platform.python_version()}", ", ".join(versions)]
 
 
 def gpu() -> str:
@@ -199,7 +217,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny runs: shows that they work")
     parser.add_argument("--minutes", type=positive_number, default=40, help="of one benchmark at most")
     args = parser.parse_args()
-    output = args.output.resolve()
+    output = real_path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     head = machine()
     states = {}
@@ -215,7 +233,8 @@ def main() -> int:
     if by_themselves(rows):
         headings.remove("ours is better by")
         lines += ["## Compared with nothing", "", markdown_table(headings, by_themselves(rows)), ""]
-    lines += [f"- {name}: {state}" for name, state in states.items()]
+    commands = {name: f"python {BENCHMARKS[name].command_line(args.quick)}" for name in states}
+    lines += [f"- {name}: {state}, `{commands[name]}`" for name, state in states.items()]
     plots = ["comparisons", *(PLOTS[name] for name in args.only if name in PLOTS)]
     lines += [f"\n![{name}]({name}.png)" for name in plots if (output / f"{name}.png").exists()]
     with atomic_write(output / "report.md", text=True) as file:

@@ -2,7 +2,7 @@
 
     python benchmarks/breakdown.py [--model ViT-B-32] [--batch-size 32] [--steps 2] [--output docs/images/step_time]
 
-Measured with torch.profiler on the CPU or the GPU, in bf16, after a warm-up step.
+Measured with torch.profiler on the CPU or the GPU, after a warm-up step; in bf16 where the hardware has it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from comparisons import record
 from step import batches
 
 from alip import plot_style
-from alip.command import CommandParser, count
+from alip.command import CommandParser, count, file_path
 from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
+from alip.model.precision import canonical, resolve
 from alip.text_table import markdown_table
 from alip.train.optimizer import create_optimizer
 from alip.train.setup import set_up
@@ -48,10 +49,10 @@ def group_of(name: str) -> str:
 
 def measure(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Milliseconds a step of each group."""
-    set_up(device, "amp_bf16", seed=0, deterministic=False, cpu_threads=0)
+    set_up(device, args.precision, seed=0, deterministic=False, cpu_threads=0)
     model = create_model(args.model).to(device)
     loss = AdaptiveContrastiveLoss(check_finite=False, even_batches=True).to(device)
-    step = TrainStep(model, loss, create_optimizer(model, lr=1e-6), device, precision="amp_bf16")
+    step = TrainStep(model, loss, create_optimizer(model, lr=1e-6), device, precision=args.precision)
     stream = batches(args.batch_size, model.image_size, str(device))
     data = [next(stream) for _ in range(args.steps + 1)]
     step([data[0]], 1e-6)
@@ -87,11 +88,13 @@ def main() -> None:
     """Prints the table, draws the plot."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file, for images of 224 pixels")
-    parser.add_argument("--batch-size", type=count, default=32)
+    parser.add_argument("--batch-size", type=count, default=512 if torch.cuda.is_available() else 32)
     parser.add_argument("--steps", type=count, default=2)
-    parser.add_argument("--output", type=Path, help="of the plot, without suffix")
+    parser.add_argument("--precision", type=canonical, default="auto", help="auto, amp_bf16, amp or fp32")
+    parser.add_argument("--output", type=file_path, help="of the plot, without suffix")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    args.precision = resolve(args.precision, device)
     groups = measure(args, device)
     total = sum(groups.values())
     rows = [[group, f"{value:.1f}", f"{value / total:.0%}"] for group, value in groups.items()]
@@ -99,7 +102,7 @@ def main() -> None:
     for group, value in groups.items():
         record("where a step's time goes", group, "ms", [value], more_is_better=False)
     if args.output:
-        draw(groups, args.output, f"{Path(args.model).stem}, batch {args.batch_size}, bf16, {device}")
+        draw(groups, args.output, f"{Path(args.model).stem}, batch {args.batch_size}, {args.precision}, {device}")
 
 
 if __name__ == "__main__":

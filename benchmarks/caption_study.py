@@ -29,7 +29,7 @@ import noise_study_report as report  # noqa: E402
 import noise_study_train as study  # noqa: E402
 from texts import corrupt_texts, sample, spoiled_caption, wordings  # noqa: E402
 
-from alip.command import CommandParser, count, pattern  # noqa: E402
+from alip.command import CommandParser, count, file_path, pattern  # noqa: E402
 from alip.data.captions import choose_captions  # noqa: E402
 from alip.errors import run_command  # noqa: E402
 from alip.eval.gates.labels import matched_auc  # noqa: E402
@@ -179,7 +179,7 @@ def _table(rows: list[dict], arms: list[str], reference: str) -> str:
 def main() -> int:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=study.ROOT / "runs/caption_study", help="folder for scores")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a finished run")
+    parser.add_argument("--results", type=file_path, default=RESULTS, help="JSON lines, one a finished run")
     parser.add_argument("--seeds", type=count, default=3, help="seeds 0, 1, … of every arm (default 3)")
     parser.add_argument("--only", type=pattern, help="the runs whose key matches, e.g. 'right' or 's0$'")
     parser.add_argument("--limit", type=count, metavar="N", help="at most N runs, then the tables")

@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alip.command import CommandParser, count  # noqa: E402
+from alip.command import CommandParser, count, file_path  # noqa: E402
 from alip.errors import run_command  # noqa: E402
 from alip.files import read_json, write_json  # noqa: E402
 
@@ -141,7 +141,7 @@ def measured(results: Path, name: str, measure: Callable[[], dict[str, Any]]) ->
 def main() -> None:
     """Prints the figures."""
     parser = CommandParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--results", type=Path, default=Path("cluster.json"), help="default: %(default)s")
+    parser.add_argument("--results", type=file_path, default=Path("cluster.json"), help="default: %(default)s")
     parser.add_argument("--pieces", type=count, default=300)
     parser.add_argument("--files", type=count, default=100_000)
     parser.add_argument("--tars", type=count, default=12, help=f"of {PER_TAR} images, for the build")

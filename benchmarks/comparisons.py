@@ -53,6 +53,21 @@ def output_of(command: Sequence[str]) -> str:
     return done.stdout
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_hardware() -> list[str]:
+    """fp32, and amp_bf16 where GPU or CPU multiplies it: elsewhere a measurement would show how it is emulated."""
+    import torch
+
+    from alip.model.precision import resolve
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return ["fp32", "amp_bf16"] if resolve("auto", device) == "amp_bf16" else ["fp32"]
+
+
 def record(what: str, variant: str, unit: str, values: Sequence[float], more_is_better: bool = True) -> None:
     """Notes a result. See `Row`."""
     path = os.environ.get(ROWS)

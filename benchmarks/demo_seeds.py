@@ -32,13 +32,13 @@ from unpack import SPLITS  # noqa: E402
 
 from alip import distributed  # noqa: E402
 from alip.checkpoint.load import load_model  # noqa: E402
-from alip.command import CommandParser, count, pattern  # noqa: E402
+from alip.command import CommandParser, count, file_path, pattern  # noqa: E402
 from alip.errors import UserError, run_command  # noqa: E402
 from alip.eval.datasets import open_classification, open_retrieval  # noqa: E402
 from alip.eval.features import Encoding  # noqa: E402
 from alip.eval.retrieval import measure_retrieval  # noqa: E402
 from alip.eval.zeroshot import measure_zeroshot  # noqa: E402
-from alip.files import atomic_write, read_json, read_json_lines  # noqa: E402
+from alip.files import atomic_write, read_json, read_json_lines, real_path  # noqa: E402
 
 OBJECTIVES = {"clip-text": "CLIP on the raw texts", "alip": "ALIP"}
 COLUMNS = {f"{way}_R@{k}": f"{arrow} R@{k}" for way, arrow in
@@ -116,13 +116,13 @@ def main() -> int:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "data/demo", help="the quickstart's data folder")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/demo_seeds", help="folder for the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a finished run")
+    parser.add_argument("--results", type=file_path, default=RESULTS, help="JSON lines, one a finished run")
     parser.add_argument("--seeds", type=count, default=3, help="seeds 0, 1, … of both (default 3)")
     parser.add_argument("--jobs", type=count, default=1, help="trainings at a time, which share the cores (default 1)")
     parser.add_argument("--only", type=pattern, default="", help="runs whose name matches, e.g. 'alip-0'")
     parser.add_argument("--table", action="store_true", help="train nothing")
     arguments = parser.parse_args()
-    data, rows = arguments.data.resolve(), read_rows(arguments.results)
+    data, rows = real_path(arguments.data), read_rows(arguments.results)
     if not (data / "eval").is_dir():
         raise UserError(f"{data} has no shards and benchmarks of the demo: run `bash scripts/quickstart.sh` once")
     keys = [(objective, seed) for seed in range(arguments.seeds) for objective in OBJECTIVES]
@@ -130,7 +130,7 @@ def main() -> int:
     one_at_a_time = Lock()
 
     def run(key: Key) -> None:
-        folder = arguments.runs.resolve() / f"{key[0]}-{key[1]}"
+        folder = real_path(arguments.runs) / f"{key[0]}-{key[1]}"
         train(key, folder, data, max(1, (os.cpu_count() or 1) // arguments.jobs))
         with one_at_a_time:
             rows[key] = row = measure(key, folder, data)

@@ -250,7 +250,7 @@ def main() -> None:
     add("--size", type=command.count, nargs=2, default=[500, 375], metavar=("WIDTH", "HEIGHT"))
     add("--workers", type=command.count, default=2, help="worker processes of both sides")
     add("--rounds", type=command.count, default=2)
-    add("--precision", nargs="+", default=["fp32", "amp_bf16"], choices=("fp32", "amp_bf16", "amp"))
+    add("--precision", nargs="+", choices=("fp32", "amp_bf16", "amp"), help="default: fp32, and amp_bf16 in hardware")
     add("--cases", nargs="+", default=CASES, choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
     for hidden in ("--side", "--case", "--output"):
         add(hidden, help=argparse.SUPPRESS)
@@ -293,7 +293,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Path:
 
 def compare(args: argparse.Namespace, folder: Path) -> None:
     """Prints a row for each precision and case, as they are measured."""
-    from comparisons import record
+    from comparisons import in_hardware, record
 
     from alip.eval.datasets import open_classification
 
@@ -306,7 +306,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         "| case | precision | ours, wall | peer, wall | ratio | ours, processor | peer, processor | ratio | decoding |"
     )
     print("|---|---|--:|--:|--:|--:|--:|--:|--:|")
-    for precision in args.precision:
+    for precision in args.precision or in_hardware():
         for case in args.cases:
             times: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
             for _ in range(args.rounds):

@@ -29,6 +29,7 @@ from alip.errors import run_command
 from alip.eval.gates.page import write_page
 from alip.eval.gates.page_data import collect
 from alip.eval.gates.scoring import write_scores
+from alip.files import real_path
 
 WORDS = (
     "red",
@@ -56,7 +57,7 @@ def repeat(manifest: Manifest, samples: int, folder: Path) -> Manifest:
         for shard in manifest.shards:
             name = f"{manifest.name}-{len(shards):05d}"
             for suffix, file in ((".rec", shard.rec), (".idx", shard.idx)):
-                (folder / (name + suffix)).symlink_to(manifest.path(file).resolve())
+                (folder / (name + suffix)).symlink_to(real_path(manifest.path(file)))
             shards.append(replace(shard, rec=name + ".rec", idx=name + ".idx", sidecar=None))
         found += manifest.samples
     return replace(manifest, folder=folder, samples=found, shards=tuple(shards))

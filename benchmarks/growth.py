@@ -28,16 +28,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comparisons import output_of, record
 
 from alip import plot_style
-from alip.command import CommandParser, count
+from alip.command import CommandParser, count, file_path
 from alip.data.batch import Batch
 from alip.errors import run_command
+from alip.model.precision import canonical, resolve
 from alip.text_table import markdown_table
 
 
 def step_cost(
-    model_name: str, size: int, length: int, device: torch.device | None = None, parallel: bool = False
+    model_name: str, precision: str, size: int, length: int, device: torch.device | None = None, parallel: bool = False
 ) -> dict[str, float]:
-    """Seconds of a training step in bf16, the best of three, and the process's peak of memory.
+    """Seconds of a training step, the best of three, and the process's peak of memory.
 
     parallel: inside DistributedDataParallel, one of the ranks of the process group that there is.
     """
@@ -53,7 +54,7 @@ def step_cost(
     loss = AdaptiveContrastiveLoss(check_finite=False, even_batches=True).to(device)
     wrapped = torch.nn.parallel.DistributedDataParallel(model) if parallel else None
     optimizer = create_optimizer(model, lr=1e-6)
-    step = TrainStep(model, loss, optimizer, device, precision="amp_bf16", parallel_model=wrapped)
+    step = TrainStep(model, loss, optimizer, device, precision=precision, parallel_model=wrapped)
     generator = torch.Generator().manual_seed(0)
     tokens = random_tokens(torch.full((2 * size,), length), generator)
     image = torch.randn(size, 3, model.image_size, model.image_size, generator=generator)
@@ -68,15 +69,15 @@ def step_cost(
     return {"seconds": best, "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
 
-def ranks_cost(model_name: str, size: int, ranks: int) -> dict[str, float]:
+def ranks_cost(model_name: str, precision: str, size: int, ranks: int) -> dict[str, float]:
     """`step_cost` of `size` samples on each of so many ranks: of the slowest, and of the one with most memory."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (model_name, size, ranks, folder), nprocs=ranks)
+        torch.multiprocessing.spawn(_rank, (model_name, precision, size, ranks, folder), nprocs=ranks)
         found = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
     return {name: max(one[name] for one in found) for name in ("seconds", "bytes")}
 
 
-def _rank(rank: int, model_name: str, size: int, ranks: int, folder: str) -> None:
+def _rank(rank: int, model_name: str, precision: str, size: int, ranks: int, folder: str) -> None:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
     if on_gpu:
@@ -86,7 +87,7 @@ def _rank(rank: int, model_name: str, size: int, ranks: int, folder: str) -> Non
     store = f"file://{folder}/store"
     dist.init_process_group("nccl" if on_gpu else "gloo", init_method=store, rank=rank, world_size=ranks)
     try:
-        found = step_cost(model_name, size, 16, device, parallel=True)
+        found = step_cost(model_name, precision, size, 16, device, parallel=True)
     finally:
         dist.destroy_process_group()
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
@@ -146,10 +147,11 @@ def families(args: argparse.Namespace) -> dict[str, list[tuple[int, list]]]:
     """By what grows: its values, and what is measured for each of them."""
     middle = args.batch_sizes[len(args.batch_sizes) // 2]
     most = torch.cuda.device_count() or max(args.ranks)
+    model = (args.model, resolve(args.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     return {
-        "samples of a step": [(n, ["step", args.model, n, 16]) for n in args.batch_sizes],
-        "tokens of a text": [(n, ["step", args.model, middle, n]) for n in args.lengths],
-        "ranks": [(n, ["ranks", args.model, args.rank_batch, n]) for n in args.ranks if n <= most],
+        "samples of a step": [(n, ["step", *model, n, 16]) for n in args.batch_sizes],
+        "tokens of a text": [(n, ["step", *model, middle, n]) for n in args.lengths],
+        "ranks": [(n, ["ranks", *model, args.rank_batch, n]) for n in args.ranks if n <= most],
         "shards": [(n, ["shards", n]) for n in args.shards],
         "samples of the dataset (order)": [(n, ["order", n]) for n in args.dataset_sizes],
     }
@@ -193,14 +195,16 @@ def main() -> None:
     """Prints a table of each."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file")
-    parser.add_argument("--batch-sizes", type=count, nargs="+", default=[8, 16, 32, 64])
+    scale = 32 if torch.cuda.is_available() else 1  # a GPU's batches
+    parser.add_argument("--batch-sizes", type=count, nargs="+", default=[scale * n for n in (8, 16, 32, 64)])
     parser.add_argument("--lengths", type=count, nargs="+", default=[8, 16, 32, 77], help="tokens of every text")
     parser.add_argument("--ranks", type=count, nargs="+", default=[1, 2])
-    parser.add_argument("--rank-batch", type=count, default=8, help="samples of each rank")
+    parser.add_argument("--rank-batch", type=count, default=8 * scale, help="samples of each rank")
     parser.add_argument("--shards", type=count, nargs="+", default=[1, 4, 16, 64], help="of 256 samples each")
     parser.add_argument("--dataset-sizes", type=count, nargs="+", default=[10**5, 10**6, 10**7, 10**8])
+    parser.add_argument("--precision", type=canonical, default="auto", help="auto, amp_bf16, amp or fp32")
     parser.add_argument("--rounds", type=count, default=3)
-    parser.add_argument("--output", type=Path, help="of a plot, without suffix")
+    parser.add_argument("--output", type=file_path, help="of a plot, without suffix")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:

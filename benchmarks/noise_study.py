@@ -26,8 +26,9 @@ import noise_study_report as report  # noqa: E402
 import noise_study_train as study  # noqa: E402
 from noise_study_train import Run  # noqa: E402
 
-from alip.command import CommandParser, count, pattern  # noqa: E402
+from alip.command import CommandParser, count, file_path, pattern  # noqa: E402
 from alip.errors import run_command  # noqa: E402
+from alip.files import real_path  # noqa: E402
 
 RESULTS = study.ROOT / "benchmarks/notes/noise_study.jsonl"
 RATES = [(40, 10), (0, 10), (60, 10), (20, 10), (40, 0), (40, 30)]  # % of raw texts mismatched, % of captions wrong
@@ -135,7 +136,7 @@ def train_missing(runs: list[Run], done: set[str], jobs: int, folder: Path, resu
 def main() -> int:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=study.ROOT / "runs/noise_study", help="folder for gate scores")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one a finished run")
+    parser.add_argument("--results", type=file_path, default=RESULTS, help="JSON lines, one a finished run")
     parser.add_argument("--images", type=Path, default=study.ROOT / "docs/images", help="folder for the plots")
     parser.add_argument("--jobs", type=count, default=1, help="runs at a time, one CPU thread each (default 1)")
     parser.add_argument("--seeds", type=count, default=3, help="seeds 0, 1, … of every arm (default 3)")
@@ -154,7 +155,7 @@ def main() -> int:
     if not arguments.table:
         missing = sum(run.key not in done for run in wanted)
         print(f"{missing} of {len(runs)} runs to train, {study.STEPS} steps of {study.BATCH} samples each", flush=True)
-        failed = train_missing(wanted, done, arguments.jobs, arguments.output.resolve(), arguments.results)
+        failed = train_missing(wanted, done, arguments.jobs, real_path(arguments.output), arguments.results)
     report.write(arguments.results, len(runs), arguments.results.with_suffix(".md"), arguments.images)
     return 1 if failed else 0
 

@@ -2,6 +2,8 @@
 
     python benchmarks/step.py [--batch-size 32] [--turns 3] [--precisions fp32 bf16] [--device cpu]
 
+Without flags: 32 samples on a CPU and 512 on a GPU, there with a compiled row; bf16 where the hardware has it.
+
 A step is forward, loss, backward, gradient clipping and AdamW, on synthetic images and texts of realistic lengths.
 The variants take turns, and each runs alone, in a process of its own, on the same batches: as in a real run, where ours
 sets up its process as train.py does (threads, memory) and takes train.py's own step. The released design is re-created
@@ -26,7 +28,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from comparisons import record
+from comparisons import in_hardware, record
 
 from alip.command import CommandParser, count, natural
 from alip.data.batch import Batch
@@ -208,14 +210,17 @@ def main() -> None:
     """Measures and prints the table."""
     parser = CommandParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file, for images of 224 pixels")
-    parser.add_argument("--batch-size", type=count, default=32)
+    on_gpu, precisions = torch.cuda.is_available(), [name.removeprefix("amp_") for name in in_hardware()]
+    parser.add_argument("--batch-size", type=count, default=512 if on_gpu else 32)
     parser.add_argument("--turns", type=count, default=3, help="how often each variant's process is started")
     parser.add_argument("--rounds", type=count, default=3, help="steps that count in each turn and precision")
     parser.add_argument("--warmup", type=natural, default=2, help="steps before them that do not")
-    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=precisions)
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--threads", type=count, default=2, help="CPU threads")
-    parser.add_argument("--compile", action="store_true", help="add a row with torch.compile")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=on_gpu, help="add a row with torch.compile"
+    )
     arguments = parser.parse_args()
     check_device(arguments.device)
     torch.set_num_threads(arguments.threads)

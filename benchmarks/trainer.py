@@ -21,11 +21,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from comparisons import record
+import torch
+from comparisons import cores, record
 from loader import prepare
 
 from alip.command import CommandParser, count
 from alip.errors import run_command
+from alip.files import real_path
+from alip.model.precision import canonical, resolve
 from alip.text_table import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,17 +86,19 @@ def theirs(args: argparse.Namespace, python: str) -> float:
 def main() -> None:
     """Prints the table."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_gpu = torch.cuda.is_available()
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-trainer", help="work folder")
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file")
-    parser.add_argument("--samples", type=count, default=640)
-    parser.add_argument("--batch-size", type=count, default=32)
+    parser.add_argument("--samples", type=count, default=16384 if on_gpu else 640)
+    parser.add_argument("--batch-size", type=count, default=512 if on_gpu else 32)
     parser.add_argument("--rounds", type=count, default=2)
-    parser.add_argument("--workers", type=count, default=2)
-    parser.add_argument("--precision", default="amp_bf16", help="open_clip's name")
+    parser.add_argument("--workers", type=count, default=cores())
+    parser.add_argument("--precision", type=canonical, default="auto", help="auto, amp_bf16, amp or fp32")
     args = parser.parse_args()
-    args.work = args.work.resolve()
+    args.work = real_path(args.work)
+    args.precision = resolve(args.precision, torch.device("cuda" if on_gpu else "cpu"))
     if args.model.endswith(".json"):
-        args.model = str(Path(args.model).resolve())
+        args.model = str(real_path(args.model))
     python = prepare(args.work, args.samples)
     rates: dict[str, list[float]] = {"ours": [], "open_clip": []}
     for _ in range(args.rounds):

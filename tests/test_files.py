@@ -1,5 +1,6 @@
 """Locks: exclusive, free after any death of their holder, not kept by its children. Atomic writes: whole or nothing."""
 
+import argparse
 import errno
 import os
 import random
@@ -8,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from alip.caption.lines import read_lines
+from alip.command import file_path
 from alip.data.score_table import ScoreTable
 from alip.errors import UserError, run_command
 from alip.files import (
@@ -23,6 +26,7 @@ from alip.files import (
     check_regular,
     read_json,
     read_text,
+    real_path,
     remove_leftovers,
     write_json,
 )
@@ -234,3 +238,22 @@ def test_bounded_lines_are_the_beginnings_of_lines(tmp_path, monkeypatch):
             assert list(bounded_lines(file, longest)) == expected
         with (tmp_path / "lines").open(newline="") as text:
             assert [line.encode() for line in bounded_lines(text, longest)] == expected
+
+
+def test_a_link_in_a_circle_is_the_systems_to_refuse(tmp_path):
+    """Path.resolve() raises RuntimeError for it before Python 3.13, so nothing that users name goes through it."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert real_path(loop).name == "loop"
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    assert real_path(tmp_path / "link" / ".." / "x") == Path(os.path.realpath(tmp_path)) / "x"
+    sources = [path for folder in ("alip", "benchmarks", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    lines = [(path.name, line) for path in sources for line in path.read_text().splitlines() if ".resolve()" in line]
+    assert [line for line in lines if "__file__" not in line[1]] == []
+
+
+def test_a_file_to_write_has_a_name():
+    assert file_path("plots/step") == Path("plots/step")
+    for nameless in ("", ".", "/", "plots/.."):
+        with pytest.raises(argparse.ArgumentTypeError, match="should end in the name of a file"):
+            file_path(nameless)

@@ -28,7 +28,7 @@ from alip.data.recordio import IndexedReader, RecordError, pack, unpack_label
 from alip.data.score_table import CAPTION_INDEX, ScoreTable
 from alip.data.shards import CAPTIONS_COLUMN, SIDECAR_COLUMNS, Manifest, Shard, load_manifest, read_texts, row_metadata
 from alip.errors import UserError
-from alip.files import sha256_of_file
+from alip.files import real_path, sha256_of_file
 from alip.remote.urls import UrlPath, is_url, local_path, name_of, redact
 from alip.tokens import pack_label, unpack_captions
 
@@ -113,7 +113,7 @@ def _check_another(manifest: Manifest, output: str) -> None:
     if isinstance(manifest.folder, UrlPath) or is_url(output):
         is_same = is_url(output) and (manifest.folder / manifest.name) == UrlPath(output)
     else:
-        is_same = Path(output).resolve() == (manifest.folder / manifest.name).resolve()
+        is_same = real_path(output) == real_path(manifest.folder / manifest.name)
     if is_same:
         raise UserError(f"--output {redact(output)} is the dataset to read: give another name")
 

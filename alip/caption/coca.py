@@ -21,6 +21,7 @@ from PIL import Image
 from alip.caption.captioners import Decoding
 from alip.caption.sampling import Sampler
 from alip.errors import UserError
+from alip.files import real_path
 
 DEFAULT_MODEL = ("coca_ViT-L-14", "mscoco_finetuned_laion2b_s13b_b90k")
 
@@ -176,7 +177,7 @@ def _load(model_name: str | None) -> tuple[torch.nn.Module, Any, Any]:
     if model_name is None:
         name, pretrained = DEFAULT_MODEL
     elif Path(model_name).is_dir():
-        name, pretrained = f"local-dir:{Path(model_name).resolve()}", None
+        name, pretrained = f"local-dir:{real_path(model_name)}", None
     else:
         name, _, pretrained = model_name.partition("/")
         if not pretrained:

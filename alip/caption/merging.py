@@ -11,7 +11,7 @@ from alip.caption.lines import identity, read_lines, to_line
 from alip.caption.run_record import FORMAT, VERSION, check_settings
 from alip.caption.store import CaptionStore, NumberSet
 from alip.errors import UserError
-from alip.files import atomic_write
+from alip.files import atomic_write, real_path
 
 
 def merge_outputs(
@@ -23,7 +23,7 @@ def merge_outputs(
     """
     records = [_finished(part) for part in parts]
     _check_parts(parts, records)
-    if any(part.output.resolve() == output.output.resolve() for part in parts):
+    if any(real_path(part.output) == real_path(output.output) for part in parts):
         raise UserError(f"--output {output.output} is one of the inputs: choose another name")
     output.output.parent.mkdir(parents=True, exist_ok=True)
     record = _joined(parts, records)

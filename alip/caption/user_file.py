@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from alip.errors import UserError
+from alip.files import real_path
 
 
 def load_captioner_file(path: str | Path) -> ModuleType:
@@ -16,7 +17,7 @@ def load_captioner_file(path: str | Path) -> ModuleType:
 
     The file runs with the user's rights, like any script that is named on a command line.
     """
-    path = Path(path).resolve()
+    path = real_path(path)
     name = f"alip_captioner_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
     if name in sys.modules:
         return sys.modules[name]

@@ -21,6 +21,7 @@ from alip.eval.prompts import canonical_protocol, check_templates, read_lists
 from alip.eval.record_types import ClassificationRecord, Opener
 from alip.eval.records_selection import SELECTION, open_selection
 from alip.eval.selection import SelectionDataset
+from alip.files import real_path
 from alip.remote.urls import is_url
 
 __all__ = ["ClassificationDataset", "RetrievalDataset", "open_classification", "open_imagenet", "open_retrieval"]
@@ -59,7 +60,7 @@ def open_retrieval(name_or_path: str | Path, data_root: str | Path | None = None
             f"no such retrieval dataset or caption file: {name} (datasets: {known}, xtd10-LANGUAGE, "
             f"xm3600-LANGUAGE, {', '.join(SELECTION)})"
         )
-    folder = path.resolve().parent.name
+    folder = real_path(path).parent.name
     own_name = folder if path.name == "captions.jsonl" and folder else f"{folder}/{path.stem}"
     return read_caption_file(path, [root] if data_root is not None else [], own_name)
 
@@ -128,7 +129,7 @@ def _open_classification(
     if path.is_dir() and (path / "classes.jsonl").is_file():
         path = path / "classes.jsonl"
     if path.is_file():
-        folder = path.resolve().parent.name
+        folder = real_path(path).parent.name
         own_name = folder if path.name == "classes.jsonl" and folder else f"{folder}/{path.stem}"
         return open_table(path, own_name, fields, classnames, prompts)
     test = next((path / part for part in ("test", "val") if (path / part).is_dir()), None)
@@ -260,7 +261,7 @@ def _from_parts(
     path: Path, test: Path, classnames: str | Path | None, prompts: str | Path | None
 ) -> ClassificationDataset:
     """FOLDER/test (or val) and FOLDER/train, each with a folder per class: the second is for a probe."""
-    dataset = _from_folder(test, classnames, prompts, path.resolve().name)
+    dataset = _from_folder(test, classnames, prompts, real_path(path).name)
     folders = sorted(entry.name for entry in test.iterdir() if entry.is_dir())
     label_of = {
         file.relative_to(test).parts[0]: label for file, label in zip(dataset.images.paths, dataset.images.labels)
@@ -298,7 +299,7 @@ def _from_folder(
         files += inside
         labels += [folder.name] * len(inside)
     own = [folder.name for folder in folders]
-    name = name or path.resolve().name
+    name = name or real_path(path).name
     names = read_lists(classnames, name, "class names") if classnames else spoken(own, path) if in_prompts else own
     if len(names) != len(own):
         raise UserError(f"{path} has {len(own)} class folders, but {classnames} names {len(names)} classes")

@@ -21,6 +21,7 @@ from alip.errors import UserError
 from alip.eval.classification import ClassificationDataset
 from alip.eval.image_readers import ImageFiles, Images, read_rgb, short_hash, stat_key
 from alip.eval.prompts import PLAIN_TEMPLATES, check_templates, read_lists
+from alip.files import real_path
 from alip.remote.urls import is_url
 
 SHARDS = "shards:"  # the prefix of a dataset's name
@@ -69,7 +70,7 @@ def open_shards(
     from alip.data.shards import load_manifest
 
     manifest = load_manifest(path)
-    name = f"{manifest.folder.resolve().name}/{manifest.name}"
+    name = f"{real_path(manifest.folder).name}/{manifest.name}"
     rows = list(_sidecar_rows(manifest, fields))
     return _dataset(rows, lambda *some: ShardImages(manifest, *some), Path(path), name, classnames, prompts)
 

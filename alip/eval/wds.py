@@ -18,7 +18,7 @@ from alip.errors import UserError
 from alip.eval.caption_files import RetrievalDataset
 from alip.eval.classification import ClassificationDataset
 from alip.eval.tar_images import TarContent, TarImages, read_tars
-from alip.files import read_text
+from alip.files import read_text, real_path
 
 PREFIX = "wds:"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -27,7 +27,7 @@ _MOST_SHARDS = 100_000
 
 def name_of(folder: Path) -> str:
     """wds/NAME for a folder as DataComp and the Hub name it: wds_vtab-pets_test is wds/vtab-pets."""
-    name = folder.resolve().name
+    name = real_path(folder).name
     for prefix in ("wds_", "wds-"):
         name = name.removeprefix(prefix)
     return f"wds/{name.removesuffix('_test')}"

@@ -13,6 +13,7 @@ from torch import nn
 
 from alip.distributed import World
 from alip.errors import UserError
+from alip.files import real_path
 from alip.train.checkpoints import CheckpointFolder
 from alip.train.evaluation import Evaluation
 from alip.train.plan import Plan
@@ -102,7 +103,7 @@ def show(lines: Sequence[str], world: World) -> None:
 
 def check_output(folder: Path, model: nn.Module, copies: int = _COPIES) -> list[str]:
     """Lines about the output folder; UserError where nothing can be written. copies: of the weights in a checkpoint."""
-    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    existing = next(parent for parent in (folder, *real_path(folder).parents) if parent.exists())
     if not existing.is_dir():
         raise UserError(f"--output {folder}: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -111,7 +111,7 @@ def find_start(
 
 
 def _after_restart(resume: str | None, folder: CheckpointFolder) -> str | None:
-    """A job that its launcher has started again goes on from the newest checkpoint, whatever it was started from."""
+    """A job that its launcher has started again continues from the newest checkpoint, whatever it was started from."""
     restarted = launcher_number(("TORCHELASTIC_RESTART_COUNT",), 0) > 0
     return "auto" if restarted and folder.steps() else resume
 

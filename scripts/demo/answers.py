@@ -18,7 +18,7 @@ from recorded import CLIP, recorded_run
 from alip import distributed
 from alip import plot_style as style
 from alip.checkpoint.load import load_model
-from alip.command import CommandParser
+from alip.command import CommandParser, file_path
 from alip.errors import UserError, run_command
 from alip.eval.datasets import open_retrieval
 from alip.eval.features import Encoding
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, help="run folder of CLIP on the raw texts")
     parser.add_argument("--recorded", type=Path, default=CLIP, help="recorded runs, where --clip is not given")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds demo/eval")
-    parser.add_argument("--output", type=Path, required=True, help="plot to write, without suffix: .png and .svg")
+    parser.add_argument("--output", type=file_path, required=True, help="plot to write, without suffix: .png and .svg")
     arguments = parser.parse_args()
     encoding = Encoding(distributed.start("auto"), batch_size=256, workers=2, precision="fp32")
     dataset = open_retrieval("demo-style", arguments.data_root)

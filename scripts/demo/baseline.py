@@ -13,7 +13,7 @@ from pathlib import Path
 from classes import CLASSES
 from unpack import SPLITS, read_split
 
-from alip.command import CommandParser
+from alip.command import CommandParser, file_path
 from alip.errors import run_command
 from alip.eval.baseline import pixel_classification, pixel_retrieval
 from alip.eval.datasets import open_classification, open_retrieval
@@ -39,7 +39,9 @@ def measure_pixels(data_root: Path) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds demo/eval")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write: {dataset: {metric: percent}}")
+    parser.add_argument(
+        "--output", type=file_path, required=True, help="JSON file to write: {dataset: {metric: percent}}"
+    )
     arguments = parser.parse_args()
     numbers = measure_pixels(arguments.data_root)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,7 @@ from texts import (
 
 from alip.command import CommandParser
 from alip.errors import run_command
+from alip.files import real_path
 
 # The styles of each designer. Fluent's three are drawn alike, so a designer is held out as a whole.
 DESIGNERS = {
@@ -108,7 +109,7 @@ def rasterise(concepts: list[Concept], packages: Path, folder: Path) -> list[Con
         for style, file in concept.images.items():
             if file.suffix == ".svg":
                 concept.images[style] = folder / f"{style}-{concept.code}.png"
-                rows.append(f"{file.resolve()}\t{concept.images[style]}\n")
+                rows.append(f"{real_path(file)}\t{concept.images[style]}\n")
     (folder / "list.txt").write_text("".join(rows))
     # Twice the size, then shrunk like the others: every style has passed through the same filter.
     script = Path(__file__).with_name("rasterise.mjs").resolve()

@@ -18,7 +18,7 @@ from pathlib import Path
 from classes import CLASSES, TEMPLATES
 from texts import order, sample
 
-from alip.command import CommandParser
+from alip.command import CommandParser, file_path
 from alip.errors import UserError, run_command
 
 SPLITS = {"held-out-style": "demo-style", "held-out-concept": "demo-concept"}
@@ -86,7 +86,7 @@ def unpack(output: Path, chosen: Callable[[str], bool] = lambda name: True) -> N
 
 def main() -> None:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("data/demo/eval"), help="folder to write")
+    parser.add_argument("--output", type=file_path, default=Path("data/demo/eval"), help="folder to write")
     unpack(parser.parse_args().output)
 
 

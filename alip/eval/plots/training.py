@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from alip import plot_style as style
 from alip.errors import UserError
-from alip.files import parse_json, read_text
+from alip.files import parse_json, read_text, real_path
 
 Columns = dict[str, np.ndarray]
 _PAIRS = (("text_caption", "tc"), ("image_text", "xt"), ("image_caption", "xc"))
@@ -108,7 +108,7 @@ def curves(run: Path, path: Path) -> None:
             axis.set_xlabel("optimizer step")
             axis.grid(True)
             axis.margins(x=0.01)
-        figure.suptitle(style.shorten(str(run.resolve().name), 80))
+        figure.suptitle(style.shorten(str(real_path(run).name), 80))
 
 
 def _lines_of(axis: Axes, train: Columns, names: Sequence[tuple[str, str]], legend: bool = True) -> None:
