@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -32,6 +34,9 @@ def missing_compiler(device: torch.device) -> str | None:
     wanted = ("g++", "clang++") if device.type == "cpu" else ("gcc", "clang")
     if not any(shutil.which(one) for one in (os.environ.get(name), *wanted) if one):
         return f"no compiler found ({' or '.join(wanted)}, or ${name})"
+    header = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    if not header.is_file():  # Triton's launcher and inductor's kernels are modules that are built here
+        return f"Python's own headers are missing ({header}; a system's Python has them in a package python3-dev)"
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "the package triton is not installed"

@@ -11,13 +11,16 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture
-def machine(monkeypatch):
-    """A machine with these compilers, Triton and a GPU of this capability."""
+def machine(monkeypatch, tmp_path):
+    """A machine with these compilers, Triton, Python's headers and a GPU of this capability."""
 
-    def make(compilers=("gcc", "g++"), triton=True, capability=(9, 0)):
+    def make(compilers=("gcc", "g++"), triton=True, capability=(9, 0), headers=True):
         monkeypatch.setattr(compilation.shutil, "which", lambda name: name if name in compilers else None)
         monkeypatch.setattr(compilation.importlib.util, "find_spec", lambda name: triton or None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        if headers:
+            (tmp_path / "Python.h").touch()
+        monkeypatch.setattr(compilation.sysconfig, "get_path", lambda *names: str(tmp_path))
         for name in ("CC", "CXX"):
             monkeypatch.delenv(name, raising=False)
 
@@ -33,7 +36,12 @@ def test_auto_compiles_on_a_gpu_that_can(machine):
 
 @pytest.mark.parametrize(
     "lacks, words",
-    [({"compilers": ()}, "compiler"), ({"triton": False}, "triton"), ({"capability": (6, 1)}, "compute capability")],
+    [
+        ({"compilers": ()}, "compiler"),
+        ({"headers": False}, "Python.h"),
+        ({"triton": False}, "triton"),
+        ({"capability": (6, 1)}, "compute capability"),
+    ],
 )
 def test_where_it_cannot_work_auto_is_off_and_on_is_one_line(machine, lacks, words):
     machine(**lacks)
