@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from comparisons import record
+from profiled import own_times
 from step import batches
 
 from alip import plot_style
@@ -63,9 +64,8 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
         if on_gpu:
             torch.cuda.synchronize()
     groups = dict.fromkeys(GROUPS, 0.0)
-    for event in found.key_averages():
-        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        groups[group_of(event.key)] += microseconds / 1e3 / args.steps
+    for name, _, microseconds in own_times(found.key_averages(), on_gpu):
+        groups[group_of(name)] += microseconds / 1e3 / args.steps
     return groups
 
 

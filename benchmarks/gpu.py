@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,8 @@ MISSING = stand_ins.install()
 
 import gpu_checks  # noqa: E402
 import gpu_rates  # noqa: E402
+
+from alip.model.compilation import missing_compiler  # noqa: E402
 
 # Part: (function, seconds that must be left to start it).
 PARTS = {
@@ -64,8 +67,9 @@ class Report:
     measured: dict[str, float] = field(default_factory=dict)
 
     def say(self, *lines: str) -> None:
-        """Lines of the report, also printed at once: what was found stays if the run is ended."""
+        """Lines of the report, written and printed at once: what was found stays if the run is ended."""
         self.lines += lines
+        (self.work / "gpu.md").write_text("\n".join(self.lines) + "\n")
         print(*lines, sep="\n", flush=True)
 
     def check(self, name: str, good: bool, detail: str) -> None:
@@ -74,10 +78,12 @@ class Report:
         if not good:
             self.failed.append(name)
 
-    def table(self, head: list[str], rows: list[list[object]]) -> None:
-        """A Markdown table."""
+    def table(self, head: list[str], rows: Iterable[list[object]]) -> None:
+        """A Markdown table, each row said as soon as it is there."""
         self.say("", "| " + " | ".join(head) + " |", "|" + "---|" * len(head))
-        self.say(*("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows), "")
+        for row in rows:
+            self.say("| " + " | ".join(str(cell) for cell in row) + " |")
+        self.say("")
 
     @property
     def left(self) -> float:
@@ -97,6 +103,9 @@ def run(report: Report, parts: list[str]) -> None:
     report.say("# One GPU", "", machine(report.device) + (" (dry run: tiny sizes)" if report.tiny else ""), "")
     if MISSING:
         report.say(f"Not installed here, replaced or left out: {', '.join(MISSING)}.", "")
+    lacks = missing_compiler(report.device)
+    if lacks:
+        report.say(f"Nothing is compiled: {lacks}.", "")
     for name in parts:
         function, needed = PARTS[name]
         report.say(f"## {name}", "", (function.__doc__ or name).splitlines()[0], "")
@@ -135,10 +144,7 @@ def main() -> int:
         torch.set_num_threads(1)  # for operations as small as these, more only wait for one another
     args.output.mkdir(parents=True, exist_ok=True)
     report = Report(device, time.monotonic() + 60 * args.minutes, args.dry_run, args.output)
-    try:
-        run(report, args.only)
-    finally:
-        (args.output / "gpu.md").write_text("\n".join(report.lines) + "\n")
+    run(report, args.only)
     names = f": {', '.join(report.failed)}" if report.failed else ""
     print(f"{args.output / 'gpu.md'}: {len(report.failed)} checks failed{names}")
     return 1 if report.failed else 0

@@ -7,7 +7,7 @@ import copy
 
 import torch
 import torch.distributed as dist
-from gpu_model import make_batches, make_model, make_step
+from gpu_model import compiled, make_batches, make_model, make_step
 from torch.nn import functional as F
 
 from alip.loss import AdaptiveContrastiveLoss
@@ -131,13 +131,13 @@ def gradients(report) -> None:
     with torch.autocast(report.device.type, enabled=False):
         loss64, gradient64 = _gradient(exact, wide, None, report.device)
     loss32, gradient32 = _gradient(model, batch, None, report.device)
-    compiled = make_model(report, compile=True)
-    compiled.load_state_dict(model.state_dict())
+    fused = make_model(report, **compiled(report))
+    fused.load_state_dict(model.state_dict())
     rows = [("fp32", loss32, gradient32, loss64, gradient64, 1e-3)]
     for dtype, limit in ((torch.float16, 0.05), (torch.bfloat16, 0.15)):
-        for name, one in (("eager", model), ("compiled", compiled)):
-            if name == "compiled" and (report.tiny or report.left < 60):
-                continue  # on a CPU the compiler takes minutes
+        for name, one in (("eager", model), ("compiled", fused)):
+            if name == "compiled" and (not compiled(report) or report.left < 60):
+                continue
             rows.append((f"{dtype} {name}", *_gradient(one, batch, dtype, report.device), loss32, gradient32, limit))
     for name, loss_, gradient, right_loss, right, limit in rows:
         error = ((gradient - right).norm() / right.norm()).item()

@@ -8,6 +8,7 @@ from torch import nn
 from alip.data.batch import Batch, prepare_texts
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
+from alip.model.compilation import missing_compiler
 from alip.train.optimizer import create_optimizer
 from alip.train.step import TrainStep
 
@@ -34,6 +35,11 @@ def make_model(report, **options) -> nn.Module:
     return create_model(config(report), **options).to(report.device)
 
 
+def compiled(report) -> dict[str, bool]:
+    """create_model's option to compile, where that can be done; on a CPU it would take minutes."""
+    return {"compile": True} if not report.tiny and missing_compiler(report.device) is None else {}
+
+
 def make_step(model: nn.Module, device: torch.device, **options) -> TrainStep:
     """train.py's own step, in bf16."""
     loss = AdaptiveContrastiveLoss(check_finite=False, even_batches=True).to(device)
@@ -53,6 +59,7 @@ def make_batches(model: nn.Module, count: int, size: int, device: torch.device) 
     """Batches as the loader gives them: bytes, tokens, plan. Raw texts: log-normal lengths (mean about 16), 3 % of 77
     tokens; captions: 10 to 15."""
     generator = torch.Generator().manual_seed(0)
+    pixels = torch.Generator(device).manual_seed(0)  # on the device: a CPU takes seconds for 8,192 images
     batches = []
     for _ in range(count):
         raw = (torch.randn(size, generator=generator) * 0.65 + 2.6).exp().round().clamp(4, CONTEXT).long()
@@ -61,6 +68,7 @@ def make_batches(model: nn.Module, count: int, size: int, device: torch.device) 
         tokens = random_tokens(torch.cat([raw, caption]), generator)
         text, captions, plan = prepare_texts(tokens, model.plan_texts, device).send(device)
         side = model.image_size
-        image = torch.randint(0, 256, (size, 3, side, side), generator=generator, dtype=torch.uint8).to(device)
+        shape = (size, 3, side, side)
+        image = torch.randint(0, 256, shape, generator=pixels, dtype=torch.uint8, device=device)
         batches.append(Batch(image, text, captions, torch.arange(size), plan))
     return batches

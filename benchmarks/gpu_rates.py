@@ -7,10 +7,12 @@ import gc
 import importlib.util
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 import torch
-from gpu_model import config, make_batches, make_model, make_step
+from gpu_model import compiled, config, make_batches, make_model, make_step
+from profiled import own_times
 from torch.nn import functional as F
 
 from alip.distributed import World
@@ -69,30 +71,40 @@ def ceiling(report) -> None:
 def step_variants(report) -> Iterator[tuple[str, int, int, dict]]:
     """(name, samples of a micro-batch, micro-batches, model options), the most telling first."""
     small, middle, large, huge = (2, 4, 4, 8) if report.tiny else (1024, 2048, 4096, 8192)
-    compiled = {} if report.tiny else {"compile": True}  # on a CPU the compiler takes minutes
-    yield f"compiled, {large}", large, 1, compiled
-    yield f"eager, {large}", large, 1, {}
-    yield f"compiled, 2 x {middle} accumulated", middle, 2, compiled
-    yield f"compiled, checkpointing, {huge}", huge, 1, {**compiled, "grad_checkpointing": True}
-    yield f"compiled, {small}", small, 1, compiled
-    yield f"compiled, {middle}", middle, 1, compiled
-    yield f"compiled, {huge}", huge, 1, compiled
+    options = compiled(report)
+    name = "compiled" if options else "not compiled"
+    yield f"{name}, {large}", large, 1, options
+    if options or report.tiny:
+        yield f"eager, {large}", large, 1, {}
+    yield f"{name}, 2 x {middle} accumulated", middle, 2, options
+    yield f"{name}, checkpointing, {huge}", huge, 1, {**options, "grad_checkpointing": True}
+    yield f"{name}, {small}", small, 1, options
+    yield f"{name}, {middle}", middle, 1, options
+    yield f"{name}, {huge}", huge, 1, options
     yield f"eager, texts padded, {middle}", middle, 1, {"pad_texts": True}
 
 
 def steps(report) -> None:
     """Training steps of ViT-B/32 in bf16: samples/s, memory, and utilisation against the measured ceiling."""
-    rows = []
+    report.table(["variant", "samples/s", "ms", "spread", "GiB", "of the bf16 ceiling"], step_rows(report))
+
+
+def step_rows(report) -> Iterator[list[str]]:
+    """A row for each variant; one that fails does not take the others along."""
     for name, size, micro, options in step_variants(report):
         if report.left < 60 and not report.tiny:
-            report.say(f"left out, {report.left:.0f} s left: {name}")
+            yield [name, f"left out: {report.left:.0f} s left", "", "", "", ""]
             continue
         forget(report.device)
         try:
-            rows.append([name, *measure_step(report, size, micro, options)])
+            cells = measure_step(report, size, micro, options)
         except torch.OutOfMemoryError:
-            rows.append([name, "does not fit", "", "", "", ""])
-    report.table(["variant", "samples/s", "ms", "spread", "GiB", "of the bf16 ceiling"], rows)
+            cells = ["does not fit", "", "", "", ""]
+        except Exception as error:
+            traceback.print_exc()
+            report.failed.append(name)
+            cells = [f"**FAILED**: {type(error).__name__}, see above", "", "", "", ""]
+        yield [name, *cells]
 
 
 def measure_step(report, size: int, micro: int, options: dict) -> list[str]:
@@ -120,7 +132,7 @@ def measure_step(report, size: int, micro: int, options: dict) -> list[str]:
 def loss_sizes(report) -> None:
     """The loss, forward and backward, D = 512, beside the plain form where that fits."""
     counts = [32, 64] if report.tiny else [4096, 8192, 16384, 32768, 65536]
-    rows = [[count, *loss_cells(report, count, True), *loss_cells(report, count, False)] for count in counts]
+    rows = ([count, *loss_cells(report, count, True), *loss_cells(report, count, False)] for count in counts)
     report.table(["N", "ours ms", "ours GiB", "plain ms", "plain GiB"], rows)
 
 
@@ -157,7 +169,7 @@ def decoding(report) -> None:
 
     count, size = (16, 4) if report.tiny else (4096, 512)
     make_shards(report.work / "shards", count, (64, 48) if report.tiny else (341, 256))
-    model = make_model(report, **({} if report.tiny else {"compile": True}))
+    model = make_model(report, **compiled(report))
     has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
     rows = []
     for reader in ("dali", "torch") if has_dali else ("torch",):
@@ -204,7 +216,7 @@ def profile(report) -> None:
     from torch.profiler import profile as profiler
 
     size = 8 if report.tiny else 2048
-    model = make_model(report, **({} if report.tiny else {"compile": True}))
+    model = make_model(report, **compiled(report))
     step = make_step(model, report.device)
     batches = make_batches(model, 2, size, report.device)
     for batch in batches * 2:
@@ -215,15 +227,10 @@ def profile(report) -> None:
         for batch in (*batches, batches[0]):
             step([batch], 1e-6)
         finish(report.device)
-
-    def cost(event) -> float:
-        return event.self_device_time_total if on_gpu else event.self_cpu_time_total
-
-    events = sorted(found.key_averages(), key=cost, reverse=True)
-    total = sum(map(cost, events)) or 1.0
+    times = own_times(found.key_averages(), on_gpu)
+    total = sum(spent for *_, spent in times) or 1.0
     rows = [
-        [f"`{event.key[:70]}`", event.count, f"{cost(event) / 3e3:.2f}", f"{cost(event) / total:.1%}"]
-        for event in events[:10]
+        [f"`{name[:70]}`", calls, f"{spent / 3e3:.2f}", f"{spent / total:.1%}"] for name, calls, spent in times[:10]
     ]
     report.table(["kernel", "calls", "ms a step", "of all"], rows)
     found.export_chrome_trace(str(report.work / "trace.json"))

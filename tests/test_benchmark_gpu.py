@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,6 +83,58 @@ def test_a_failed_check_is_status_1(tmp_path, monkeypatch, capsys):
     assert gpu.main() == 1
     assert "2 checks failed: nccl, x" in capsys.readouterr().out
     assert "ZeroDivisionError" in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_variant_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    import gpu
+    import gpu_rates
+
+    def measure(report, size, micro, options):
+        if size == 4 and micro == 1:
+            raise RuntimeError("no kernel")
+        return ["7", "", "", "", ""]
+
+    monkeypatch.setattr(gpu_rates, "measure_step", measure)
+    report = gpu.Report(torch.device("cpu"), 0.0, True, tmp_path)
+    gpu_rates.steps(report)
+    text = (tmp_path / "gpu.md").read_text()  # written while it runs, not at its end
+    assert "RuntimeError" in text and "| 7 |" in text and "eager, 4" in report.failed
+
+
+def test_on_a_gpu_only_kernels_count():
+    """An operation's event and a marked region's repeat the time of their kernels."""
+    from profiled import own_times
+    from torch.autograd import DeviceType
+
+    def event(key, device, region=False):
+        return SimpleNamespace(
+            key=key,
+            device_type=device,
+            count=2,
+            is_user_annotation=region,
+            self_device_time_total=5,
+            self_cpu_time_total=1,
+        )
+
+    events = [
+        event("aten::mm", DeviceType.CPU),
+        event("gemm", DeviceType.CUDA),
+        event("CompiledFunction", DeviceType.CUDA, region=True),
+    ]
+    assert own_times(events, on_gpu=True) == [("gemm", 2, 5.0)]
+    assert own_times(events[:1], on_gpu=False) == [("aten::mm", 2, 1.0)]
+
+
+def test_without_a_compiler_nothing_is_said_to_be_compiled(monkeypatch):
+    import gpu_model
+    import gpu_rates
+
+    for lacks, names in ((None, {"compiled"}), ("no gcc", set())):
+        monkeypatch.setattr(gpu_model, "missing_compiler", lambda device, lacks=lacks: lacks)
+        report = SimpleNamespace(tiny=False, device=torch.device("cuda", 0))
+        variants = list(gpu_rates.step_variants(report))
+        assert {name.partition(",")[0] for name, *_ in variants} & {"compiled"} == names
+        assert all(options.get("compile", False) is name.startswith("compiled") for name, *_, options in variants)
 
 
 def test_the_stand_in_is_the_model_that_open_clip_builds():
