@@ -12,11 +12,13 @@ that looks at whole matrices.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -156,7 +158,12 @@ def _mesh(world: World, scope: str) -> DeviceMesh:
     if world.world_size % local:
         raise UserError(f"--fsdp node: {world.world_size} ranks are not a multiple of the {local} of this machine")
     shape = (world.world_size // local, local)
-    return init_device_mesh(world.device.type, shape, mesh_dim_names=("copies", "parts"))
+    mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("copies", "parts"))
+    # Groups of a mesh have the backend's own timeout, not that of the group they are made from.
+    set_timeout = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout  # until torch 2.13
+    for group in mesh.get_all_groups():
+        set_timeout(timedelta(minutes=world.timeout_minutes), group)
+    return mesh
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:

@@ -1,7 +1,9 @@
 """--fsdp: the same run as with DistributedDataParallel, the same checkpoints, and less memory on each rank."""
 
 import copy
+import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from alip.distributed import World
 from alip.errors import UserError
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
+from alip.train import sharding
 from alip.train.ema import EMA
 from alip.train.optimizer import create_optimizer, own_parameters
 from alip.train.parallel import parallelise
@@ -128,6 +131,17 @@ def test_each_rank_holds_its_part():
         assert mine < every / 3 * 1.1  # rows are divided: up to one more on some ranks
         assert whole == {"logit_scale"} and blocks == 5 + 1
     assert sum(mine for _, mine, _, _ in held) == every + 2  # the scalar is on each
+
+
+def _timeouts(world):
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    mesh = sharding._mesh(dataclasses.replace(world, timeout_minutes=3.0), "node")
+    groups = [group._get_backend(torch.device("cpu")) for group in mesh.get_all_groups()]
+    return [group.options._timeout.total_seconds() for group in groups]
+
+
+def test_with_several_machines_every_group_obeys_dist_timeout():
+    assert on_ranks(2, _timeouts) == [[180.0, 180.0]] * 2
 
 
 def _timm_tower(world):
