@@ -41,24 +41,26 @@ def exact_products() -> Iterator[None]:
     threads of `visit_chunks` too, and is restored at the end.
     """
     backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
-    if not all(hasattr(backend, "fp32_precision") for backend in backends):  # torch before 2.9
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
-    # One by one: torch's common setting cannot be read in a process that set them so.
+    backends = [backend for backend in backends if hasattr(backend, "fp32_precision")]  # from torch 2.9 on
     settings = [backend.fp32_precision for backend in backends]
-    changed = [(backend, setting) for backend, setting in zip(backends, settings) if setting != "ieee"]
     try:
-        for backend, _ in changed:
-            backend.fp32_precision = "ieee"
+        common = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch does not tell in a process that set its backends one by one
+        common = "highest"
+    try:
+        # First the setting for all, which has to agree with the others: some of torch (TunableOp) fails where not.
+        if common != "highest":
+            torch.set_float32_matmul_precision("highest")
+        for backend in backends:
+            if backend.fp32_precision != "ieee":
+                backend.fp32_precision = "ieee"
         yield
     finally:
-        for backend, setting in changed:
-            backend.fp32_precision = setting
+        if common != "highest":
+            torch.set_float32_matmul_precision(common)
+        for backend, setting in zip(backends, settings):
+            if backend.fp32_precision != setting:
+                backend.fp32_precision = setting
 
 
 class Collectives:

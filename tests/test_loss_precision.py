@@ -92,7 +92,8 @@ def test_the_old_setting_can_still_be_read_afterwards():
         "import torch; from alip.infonce import exact_products\n"
         "for name in ('highest', 'high', 'medium'):\n"
         "    torch.set_float32_matmul_precision(name)\n"
-        "    with exact_products(): pass\n"
+        "    with exact_products():\n"
+        "        assert not torch._C._get_cublas_allow_tf32()  # TunableOp asks for it at each product on a GPU\n"
         "    assert torch.get_float32_matmul_precision() == name\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
