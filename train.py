@@ -23,7 +23,7 @@ from alip.model.compilation import resolve_compile
 from alip.model.precision import resolve
 from alip.model.text_format import read_text_format
 from alip.train.arguments import fingerprint_settings, options, parse_arguments
-from alip.train.batch_size import MARGIN, CudaMemory, DryStep, Found, largest_that_fits, resolve_batch
+from alip.train.batch_size import CudaMemory, DryStep, Found, largest_that_fits, resolve_batch
 from alip.train.check import check_output, check_start, describe, show
 from alip.train.evaluation import create_evaluations
 from alip.train.flops import ModelFlops
@@ -115,7 +115,7 @@ def _choose_batch(args: argparse.Namespace, world: World) -> tuple[int, int]:
         set_up(world.device, args.precision, args.seed, args.deterministic, args.cpu_threads)
         memory = CudaMemory(world.device)
         step = {"samples": samples, "precision": args.precision, "ema": args.ema > 0, "device": world.device}
-        step["margin"] = int(MARGIN * memory.total)
+        step["margin"] = memory.margin
         dry = DryStep(args.model, options(args, "model"), options(args, "optimizer"), **step)
         return largest_that_fits(samples, dry, memory)
 

@@ -240,7 +240,7 @@ def profile(report) -> None:
 class _TinyMemory:
     """Stands for a device with room for six samples."""
 
-    total = 6
+    total, margin = 6, 0
 
     def forget(self) -> None:
         """Nothing is held."""
@@ -254,7 +254,7 @@ def batch_size(report) -> None:
     samples = 8 if report.tiny else 4096
     memory = _TinyMemory() if report.tiny else CudaMemory(report.device)
     options = {"samples": samples, "precision": "amp_bf16", "ema": False, "device": report.device}
-    step = DryStep(config(report), {}, {"lr": 1e-6}, margin=0 if report.tiny else int(0.08 * memory.total), **options)
+    step = DryStep(config(report), {}, {"lr": 1e-6}, margin=memory.margin, **options)
 
     def limited(size: int) -> None:
         if report.tiny and size > memory.total:

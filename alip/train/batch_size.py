@@ -167,11 +167,12 @@ def _last_that_fits(sizes: list[int], fits: Callable[[int], bool]) -> int:
 
 
 class CudaMemory:
-    """A CUDA device's memory."""
+    """A CUDA device's memory. margin: bytes that stay free; a dry step takes them, but they are no part of its peak."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.total = torch.cuda.get_device_properties(device).total_memory
+        self.margin = int(MARGIN * self.total)
 
     def forget(self) -> None:
         gc.collect()
@@ -180,7 +181,7 @@ class CudaMemory:
 
     def peak(self) -> int:
         torch.cuda.synchronize(self.device)
-        return torch.cuda.max_memory_allocated(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - self.margin
 
 
 class _LossOfOneRank(nn.Module):

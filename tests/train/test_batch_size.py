@@ -1,12 +1,14 @@
 """--batch-size auto: the largest micro-batch that fits, for a step of the same size; with a stand-in for the memory."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from alip.distributed import World
 from alip.errors import UserError
 from alip.train.arguments import parse_arguments
-from alip.train.batch_size import DryStep, Found, divide, largest_that_fits, planned_batch, resolve_batch
+from alip.train.batch_size import CudaMemory, DryStep, Found, divide, largest_that_fits, planned_batch, resolve_batch
 from tests.helpers.ranks import on_ranks
 from tests.helpers.steps import CPU, TINY_MODEL
 
@@ -82,6 +84,15 @@ def test_what_is_printed_says_what_a_sample_costs():
     assert str(found) == (
         "30.0 MiB a sample, 6.0 GiB for the rest; 2048 at a time take 66.0 of 80.0 GiB (8% stay free)"
     )
+
+
+def test_what_stays_free_is_not_counted_as_taken(monkeypatch):
+    """A dry step holds the margin too, so that a run does not need it."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 700 + 80)
+    memory = CudaMemory(GPU)
+    assert (memory.total, memory.margin, memory.peak()) == (1000, 80, 700)
 
 
 def _smallest(world):
