@@ -164,7 +164,7 @@ def main() -> int:
     if args.verify:
         from alip.build.verify import verify
 
-        return verify(args.verify, decode=args.decode, workers=max(1, args.workers), scratch=args.scratch)
+        return verify(args.verify, decode=args.decode, workers=args.workers, scratch=args.scratch)
     if not args.output:
         raise UserError("give --output DIR/NAME (or --verify DIR/NAME)")
     if args.show is not None:

@@ -107,7 +107,7 @@ class _Member:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether its name begins with a dot: by WebDataset's rule it has no key."""
+        """Whether its name begins with a dot, so that nothing of it is left for a key."""
         return self.name.rpartition("/")[2].startswith(".")
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import data2rec
 from alip.build.preview import show
 from alip.build.verify import verify, verify_shard
 from alip.build.worker_pool import WorkerDied, WorkerPool
@@ -37,6 +38,12 @@ def test_sound_shards(own_shards, capsys):
     out = capsys.readouterr().out
     assert verify(own_shards, decode=True, workers=0) == 0 and capsys.readouterr().out == out
     assert "sound: 60 samples in 2 shards" in out and "set-00001.rec" in out and "decoded" in out
+
+
+def test_without_workers_no_process_is_started(own_shards, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["data2rec.py", "--verify", str(own_shards), "--workers", "0"])
+    monkeypatch.setattr(WorkerPool, "submit", lambda *_: pytest.fail("a process"))
+    assert data2rec.main() == 0
 
 
 def test_a_killed_worker_is_one_line(own_shards, monkeypatch):

@@ -61,6 +61,8 @@ def test_a_name_that_no_manifest_may_hold_is_refused_before_the_build(tmp_path):
     with pytest.raises(UserError, match="no backslash"):
         build_shards(make_tars(tmp_path / "tars", 2), tmp_path / "a\\b")
     assert not list(tmp_path.glob("a*"))
+    with pytest.raises(UserError, match="the dataset's name, without"):
+        build_shards(tmp_path / "tars", tmp_path / "set.json")
 
 
 def test_a_data_set_is_what_went_in(shards):
