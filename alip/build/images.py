@@ -12,12 +12,9 @@ from PIL import Image, UnidentifiedImageError
 
 from alip.build.image_cost import check_cost
 from alip.build.image_errors import ImageError
-from alip.data.jpeg import OddJpeg, read_plain_jpeg, with_clean_headers
+from alip.data.jpeg import FORMATS, OddJpeg, read_plain_jpeg, with_clean_headers
 from alip.errors import UserError
 
-# Only these are tried (a JPEG may turn out to be an MPO, several JPEGs in one): each further format is more code
-# that strangers' bytes can reach.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 EXTENSIONS = {
     "jpg": "JPEG",
     "jpeg": "JPEG",

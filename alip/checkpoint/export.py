@@ -23,6 +23,14 @@ from alip.model.huggingface import to_huggingface
 
 TOLERANCE = 1e-4  # largest difference of a coordinate of normalised fp32 features
 FORMS = ("open_clip", "hf")
+# What both forms have, those of other versions of transformers too.
+_FILES = frozenset(
+    [
+        *("README.md", OPEN_CLIP_CONFIG, "open_clip_model.safetensors", "config.json", "model.safetensors"),
+        *("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+        *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    ]
+)
 # Plain texts: open_clip also fixes broken encodings and HTML entities, which transformers' tokenizer does not.
 _PROBE_TEXTS = ["", "A photo of a red apple.", "it's 2 o'clock & raining!", "word " * 100, "naïve café 東京 🙂"]
 
@@ -42,8 +50,9 @@ def export(
     """Writes the model (evaluation mode) as a folder that others load; returns the largest feature difference found.
 
     form: "open_clip" or "hf". run: the run folder that the card takes data, recipe and results from.
-    metadata: what `load_weights` returned, for the card. The folder gets its name only once the exported model's
-    features equal ours on random input; otherwise UserError, and nothing is left behind.
+    metadata: what `load_weights` returned, for the card. overwrite: replace an earlier export; no other folder is.
+    The folder gets its name only once the exported model's features equal ours on random input; otherwise UserError,
+    and nothing is left behind.
     """
     if form not in FORMS:
         raise UserError(f"cannot export to {form!r}; choose one of {', '.join(FORMS)}")
@@ -52,6 +61,7 @@ def export(
     output = Path(output) if Path(output).name else Path(output).absolute()  # "." cannot be replaced by that name
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise UserError(f"{output}: exists and is not empty; choose another folder, or add --overwrite")
+    _check_replaceable(output)
     try:
         with atomic_path(output) as draft:
             draft.mkdir()
@@ -66,6 +76,16 @@ def export(
     except OSError as error:
         raise UserError(f"{output}: could not be written ({error.strerror or error}); choose another folder") from error
     return difference
+
+
+def _check_replaceable(output: Path) -> None:
+    """UserError for a folder that holds anything but an export: a run's checkpoints, say, or a repository."""
+    names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    other = next((name for name in names if name not in _FILES or (output / name).is_dir()), None)
+    if other is not None:
+        raise UserError(
+            f"{output}: holds {other[:80]}, which is no file of an export and is kept; choose another folder"
+        )
 
 
 def _save_tensors(state: dict[str, torch.Tensor], path: Path) -> None:

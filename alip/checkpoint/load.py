@@ -117,7 +117,5 @@ def fingerprint(path: str | Path) -> str:
 def run_folder_of(path: str | Path) -> Path | None:
     """The run folder that a checkpoint path belongs to, if it is in one."""
     path = Path(path)
-    for folder in (path, path.parent.parent):
-        if (folder / "run.json").is_file():
-            return folder
-    return None
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path
+    return folder if (folder / "run.json").is_file() else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from torchvision.datasets import ImageFolder
 
+from alip.build.images import OTHER_IMAGES
+from alip.distributed import launcher_number
 from alip.errors import UserError
 from alip.eval import wds, wds_download
 from alip.eval.caption_files import RetrievalDataset, read_caption_file
@@ -278,6 +281,14 @@ def _from_parts(
     return replace(dataset, train=train)
 
 
+def _note_other_images(path: Path, folders: Sequence[Path]) -> None:
+    """Says what is left out, because it is an image of a format that is not read."""
+    found = [file for folder in folders for file in folder.rglob("*") if file.suffix.lower()[1:] in OTHER_IMAGES]
+    other = [file for file in found if file.suffix.lower() not in IMAGE_SUFFIXES]
+    if other and launcher_number(("RANK", "SLURM_PROCID"), 0) == 0:
+        print(f"note: {path}: {len(other):,} images of other formats are left out; the first: {other[0]}")
+
+
 def _from_folder(
     path: Path,
     classnames: str | Path | None,
@@ -298,6 +309,7 @@ def _from_folder(
             raise UserError(f"{folder} has no images")
         files += inside
         labels += [folder.name] * len(inside)
+    _note_other_images(path, folders)
     own = [folder.name for folder in folders]
     name = name or real_path(path).name
     names = read_lists(classnames, name, "class names") if classnames else spoken(own, path) if in_prompts else own

@@ -19,10 +19,12 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
-from alip.build.images import rgb_on_white
+from alip.build.image_cost import check_cost
+from alip.build.images import FORMATS, rgb_on_white
 
 NO_LABEL = -1
 _LARGEST_IMAGE = 1 << 28  # bytes of an encoded image: a larger file is not opened
+_FORMATS = (*FORMATS, "PPM")  # GTSRB's
 _HASH_THREADS = 4
 
 
@@ -45,8 +47,13 @@ class Images(Protocol):
 
 
 def read_rgb(source: str | Path | BinaryIO) -> Image.Image:
-    """The image as the field's tools see it: RGB, EXIF rotation not applied; but transparency is put on white."""
-    with Image.open(source) as image:
+    """The image as the field's tools see it: RGB, EXIF rotation not applied; but transparency is put on white.
+
+    Only _FORMATS are tried; ImageError for an image that would take gigabytes or hours to decode.
+    """
+    data = Path(source).read_bytes() if isinstance(source, (str, Path)) else source.read()
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        check_cost(image, data, 0)
         return rgb_on_white(image)
 
 
@@ -90,6 +97,10 @@ class TorchvisionImages:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        file = file_of(self.dataset, self.indices[index])
+        if file is not None:
+            with Image.open(file, formats=_FORMATS):  # torchvision would try all that Pillow knows
+                pass
         image, label = self.dataset[self.indices[index]]
         return image.convert("RGB"), int(label)
 

@@ -13,7 +13,7 @@ from alip.eval.image_readers import ImageFiles
 from alip.eval.record_types import needed
 from alip.files import read_text
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 _SEED = 3072
 
 

@@ -215,8 +215,12 @@ def test_existing_folder_stays_without_overwrite(tmp_path):
     with pytest.raises(UserError, match="--overwrite"):
         export.export(model, "open_clip", tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "keep"
+    with pytest.raises(UserError, match="holds mine, which is no file of an export"):  # a run, say
+        export.export(model, "open_clip", tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "mine").read_text() == "keep"
+    (tmp_path / "out" / "mine").rename(tmp_path / "out" / "README.md")
     export.export(model, "open_clip", tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "mine").exists()
+    assert (tmp_path / "out" / "README.md").read_text() != "keep"
 
 
 def test_other_hugging_face_models_are_refused(tmp_path):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from alip import checkpoint
+from alip.checkpoint.load import run_folder_of
 from alip.errors import UserError
 from alip.model import create_model
 
@@ -317,3 +318,10 @@ def test_command_line_mistake_is_one_line_and_status_2():
     )
     assert done.returncode == 2
     assert done.stderr == "error: absent: no such file; give a run folder, a checkpoint file or released weights\n"
+
+
+def test_the_run_of_a_file_is_that_of_its_checkpoints(tmp_path):
+    """What else lies in a run folder, such as weights to start from, was not trained by it."""
+    (tmp_path / "run.json").write_text("{}")
+    assert run_folder_of(tmp_path) == run_folder_of(tmp_path / "checkpoints/best.pt") == tmp_path
+    assert run_folder_of(tmp_path / "start/weights.pt") is None

@@ -116,7 +116,7 @@ def test_prompts_and_class_names_from_files(run, tmp_path):
         eval_zeroshot.main([*flags.split(), *given[:2]])
 
 
-def test_folders_and_lists_of_labels(tmp_path):
+def test_folders_and_lists_of_labels(tmp_path, capsys):
     """Names follow the folders' order; a list may rename the folders, or give another order."""
     classes = write_classes(tmp_path / "sorts", classes=3, images=8)
     (classes / "class1").rename(classes / "class_1-b")
@@ -128,6 +128,11 @@ def test_folders_and_lists_of_labels(tmp_path):
     names.write_text(json.dumps({"sorts": ["class_1-b", "class2", "class0"]}))
     turned = open_classification(classes, classnames=names)
     assert [2 - label for label in turned.images.labels] == plain.images.labels
+
+    (classes / "class0/also.jfif").write_bytes((classes / "class0/0.png").read_bytes())
+    (classes / "class0/not.avif").write_bytes(b"")
+    assert len(open_classification(classes).images) == len(plain.images) + 1
+    assert "1 images of other formats are left out; the first: " in capsys.readouterr().out
 
     rows = [{"image": "class0/0.png", "label": "first_one"}, {"image": "class2/2.png", "label": "another"}]
     (classes / "classes.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

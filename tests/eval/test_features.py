@@ -7,8 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
+from torchvision.datasets import ImageFolder
 
+from alip.build.image_errors import ImageError
+from alip.data.augment import AugmentationParams
+from alip.data.decoders import PixelFormat, check_decodes, decode_one
 from alip.errors import UserError
 from alip.eval import features, image_loader, zeroshot
 from alip.eval.baseline import pixel_classification, pixel_retrieval
@@ -119,6 +123,36 @@ def test_joined_images(tmp_path):
     before = joined.cache_key()
     os.utime(paths[4], (1, 1))
     assert joined.cache_key() != before
+
+
+def _ghostscript(started):
+    return lambda *_, **__: started.append(1) or Image.core.new("RGB", (9, 9))
+
+
+def test_no_other_format_is_tried_whatever_the_file_is_called(tmp_path, monkeypatch):
+    """Pillow hands EPS to Ghostscript."""
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", _ghostscript(started))
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "a/x.jpg", format="EPS")
+    Image.open(tmp_path / "a/x.jpg").load()
+    assert started == [1]
+    whole = AugmentationParams(np.zeros((1, 2), np.int32), np.full((1, 2), 9, np.int32), np.zeros(1, np.int32))
+    encoded = np.frombuffer((tmp_path / "a/x.jpg").read_bytes(), np.uint8)
+    for read in (
+        lambda: ImageFiles([tmp_path / "a/x.jpg"])[0],
+        lambda: TorchvisionImages(ImageFolder(tmp_path))[0],
+        lambda: decode_one(encoded, whole, 0, PixelFormat(9, (0, 0, 0), (1, 1, 1))),
+    ):
+        with pytest.raises(Exception, match="cannot identify image file"):
+            read()
+    assert check_decodes([encoded.tobytes()])[0].startswith("no size: cannot identify") and started == [1]
+
+
+def test_an_image_of_gigabytes_is_not_decoded(tmp_path):
+    Image.new("1", (12_000, 9_900)).save(tmp_path / "x.png")
+    with pytest.raises(ImageError, match="MB to decode"):
+        read_rgb(tmp_path / "x.png")
 
 
 def test_cached_features_of_corrected_labels_are_not_used(tmp_path):
