@@ -164,7 +164,8 @@ def main() -> int:
     if args.verify:
         from alip.build.verify import verify
 
-        return verify(args.verify, decode=args.decode, workers=args.workers, scratch=args.scratch)
+        options = {"decode": args.decode, "workers": args.workers, "scratch": args.scratch, "quiet": args.quiet}
+        return verify(args.verify, **options)
     if not args.output:
         raise UserError("give --output DIR/NAME (or --verify DIR/NAME)")
     if args.show is not None:

@@ -49,7 +49,11 @@ def read_entries(path: str, column: str = "caption") -> Iterator[tuple[str, list
         found = None if key is None else _captions(row, column, where)
         if found is None:
             raise UserError(f"{where}: should have a key (or image_id) and a {column}, or a list of {column}s")
-        yield from _checked(where, str(key), found)
+        try:
+            name_of_image = key.decode("utf-8") if isinstance(key, bytes) else str(key)  # as a table's key is read
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: its key is not UTF-8 ({error.reason})") from None
+        yield from _checked(where, name_of_image, found)
 
 
 def _captions(row: dict[str, Any], column: str, where: str) -> list[object] | None:

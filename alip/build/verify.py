@@ -44,10 +44,18 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
 
-def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1, scratch: str | None = None) -> int:
+def verify(
+    data: str | os.PathLike,
+    *,
+    decode: bool = False,
+    workers: int = 1,
+    scratch: str | None = None,
+    quiet: bool = False,
+) -> int:
     """Checks a dataset and prints a table; 0 if it is sound, 1 if it is not.
 
-    scratch: for one at a URL, the folder into which each worker copies a shard while it checks that.
+    scratch: for one at a URL, the folder into which each worker copies a shard while it checks that. quiet: no progress
+    bar.
     """
     manifest = load_manifest(local_path(str(data)), at_url=True)
     if scratch is not None:
@@ -56,7 +64,7 @@ def verify(data: str | os.PathLike, *, decode: bool = False, workers: int = 1, s
         Path(scratch).mkdir(parents=True, exist_ok=True)
     folder = None if scratch is None else Path(scratch)
     reports: list[Report] = []
-    bar = tqdm(total=manifest.samples, unit=" samples", disable=not sys.stderr.isatty(), leave=False)
+    bar = tqdm(total=manifest.samples, unit=" samples", disable=quiet or not sys.stderr.isatty(), leave=False)
     with bar, contextlib.closing(_reports(manifest, decode, workers, folder)) as found:
         for report in found:
             reports.append(report)

@@ -112,6 +112,15 @@ def test_parquet_with_bad_dates(tmp_path):
     assert list(read_captions(str(tmp_path / "c.parquet"))) == [("a", "x")]
 
 
+def test_parquet_with_keys_of_bytes(tmp_path):
+    path = tmp_path / "c.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"key": ["犬".encode()], "caption": ["x"]}), path)
+    assert list(read_captions(str(path))) == [("犬", "x")]
+    pyarrow.parquet.write_table(pyarrow.table({"key": [b"\xff"], "caption": ["x"]}), path)
+    with pytest.raises(UserError, match="entry 1: its key is not UTF-8"):
+        list(read_captions(str(path)))
+
+
 def test_an_unclosed_string_takes_linear_time_and_bounded_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(caption_files, "_BLOCK", 1 << 12)
     monkeypatch.setattr(caption_files, "_LONGEST_ENTRY", 1 << 18)

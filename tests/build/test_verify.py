@@ -46,6 +46,12 @@ def test_without_workers_no_process_is_started(own_shards, monkeypatch):
     assert data2rec.main() == 0
 
 
+def test_quiet_shows_no_bar(own_shards, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert verify(own_shards, workers=0) == 0 and "samples/s" in capsys.readouterr().err
+    assert verify(own_shards, workers=0, quiet=True) == 0 and not capsys.readouterr().err
+
+
 def test_a_killed_worker_is_one_line(own_shards, monkeypatch):
     def killed(*_):
         raise WorkerDied
