@@ -36,6 +36,7 @@ from alip.distributed import check_device
 from alip.errors import run_command
 from alip.loss import AdaptiveContrastiveLoss
 from alip.model import create_model
+from alip.model.compilation import resolve_compile
 from alip.tokens import lengths
 from alip.train.optimizer import create_optimizer
 from alip.train.setup import set_up
@@ -218,8 +219,9 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=precisions)
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--threads", type=count, default=2, help="CPU threads")
+    compiles = on_gpu and resolve_compile("auto", torch.device("cuda", 0))
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=on_gpu, help="add a row with torch.compile"
+        "--compile", action=argparse.BooleanOptionalAction, default=compiles, help="add a row with torch.compile"
     )
     arguments = parser.parse_args()
     check_device(arguments.device)
