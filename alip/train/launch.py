@@ -53,8 +53,9 @@ def main() -> int:
     parser = torchrun.get_args_parser()
     parser.error = _refuse
     launch = parser.parse_args(words[1:] if only_check else words)
+    ranks = _world_size(launch)
     if Path(launch.training_script).name == "train.py":
-        check_command(parse_arguments(launch.training_script_args), _world_size(launch))
+        check_command(parse_arguments(launch.training_script_args), ranks)
     return 0 if only_check else _run(launch)
 
 
@@ -63,9 +64,18 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _world_size(launch) -> int:
-    """How many ranks there will be at least."""
-    nodes, _ = torchrun.parse_min_max_nnodes(launch.nnodes)
-    return nodes * torchrun.determine_local_world_size(launch.nproc_per_node)
+    """How many ranks there will be at least; UserError for numbers that are none."""
+    try:
+        nodes, most = torchrun.parse_min_max_nnodes(launch.nnodes)
+        local = torchrun.determine_local_world_size(launch.nproc_per_node)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: three numbers of machines
+        given = f"--nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node}"
+        raise UserError(f"{given}: {' '.join(str(error).split())[:120]}; give numbers") from error
+    if not 1 <= nodes <= most or local < 1:
+        raise UserError(f"--nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node}: give numbers from 1 on")
+    if launch.node_rank >= most:
+        raise UserError(f"--node-rank {launch.node_rank}: the {most} machines are numbered from 0 to {most - 1}")
+    return nodes * local
 
 
 def _run(launch) -> int:

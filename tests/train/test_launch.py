@@ -12,6 +12,7 @@ import torch.distributed as dist
 from alip import distributed
 from alip.distributed import World
 from alip.errors import UserError
+from alip.train import launch
 from alip.train.arguments import parse_arguments
 from alip.train.preflight import check_command
 from alip.train.signals import StopRequest
@@ -207,3 +208,20 @@ def test_every_process_group_obeys_the_timeout(monkeypatch):
     monkeypatch.setattr(dist, "new_group", lambda **options: made.append(options))
     StopRequest(World(world_size=2, timeout_minutes=0.5)).close()
     assert made == [{"backend": "gloo", "timeout": timedelta(seconds=30)}]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--nproc-per-node 8x", "Unsupported nproc_per_node value: 8x; give numbers"),
+        ("--nproc-per-node 0", "give numbers from 1 on"),
+        ("--nnodes two", "invalid literal.*give numbers"),
+        ("--nnodes 1:2:3", "give numbers"),
+        ("--nnodes 2 --node-rank 2", "the 2 machines are numbered from 0 to 1"),
+    ],
+)
+def test_a_number_of_ranks_that_is_none_is_one_line(monkeypatch, words, message):
+    monkeypatch.setattr("sys.argv", ["launch", *words.split(), "train.py"])
+    with pytest.raises(UserError, match=message) as caught:
+        launch.main()
+    assert "\n" not in str(caught.value)
