@@ -11,10 +11,12 @@ each benchmark printed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -54,7 +56,7 @@ BENCHMARKS = {
     "step": Benchmark(
         "step.py",
         f"{TINY} --batch-size 2 --turns 1 --rounds 1 --warmup 0 --precisions fp32",
-        "--turns 2 --rounds 2 --warmup 1",
+        "--turns 1",
     ),
     "loss": Benchmark("loss.py", "--sizes 32 --dim 8 --rounds 1 --repeats 1", "--sizes 2048 8192 --repeats 2"),
     "loss-busy": Benchmark(
@@ -62,24 +64,24 @@ BENCHMARKS = {
         "--sizes 32 --dim 8 --rounds 1 --repeats 1 --busy 1",
         "--sizes 8192 --rounds 2 --repeats 1 --busy 1",
     ),
-    "trainer": Benchmark("trainer.py", f"{TINY} --samples 16 --batch-size 4 --rounds 1", needs="network"),
     "loader": Benchmark("loader.py", "--samples 64 --batch-size 8 --threads 1 --rounds 1", "--rounds 2", "network"),
     "data2rec": Benchmark("data2rec.py", "--samples 400 --rounds 1 --inputs ready", "--samples 1000", "mxnet"),
     "engine": Benchmark("engine.py", "--width 8 --batch-size 8 --steps 2 --rounds 1 --micro 2"),
     "eval": Benchmark("eval.py", "--images 50 --captions 250 --width 16"),
-    "evaluation": Benchmark(
-        "eval_peer.py",
-        "--model tiny --images 10 --rounds 1 --precision fp32 --cases zeroshot",
-        "--images 100 --rounds 1 --cases zeroshot retrieval all",
-    ),
     "reading": Benchmark("reading.py", "--records 200 --lines 1000"),
+    "breakdown": Benchmark("breakdown.py", f"{TINY} --batch-size 2 --steps 1"),
+    "trainer": Benchmark("trainer.py", f"{TINY} --samples 16 --batch-size 4 --rounds 1", needs="network"),
     "growth": Benchmark(
         "growth.py",
         f"{TINY} --batch-sizes 1 2 --lengths 4 8 --ranks 1 2 --rank-batch 2 --shards 1 2 --dataset-sizes 1000 2000"
         " --rounds 1",
-        "--rounds 2",
+        "--rounds 1",
     ),
-    "breakdown": Benchmark("breakdown.py", f"{TINY} --batch-size 2 --steps 1"),
+    "evaluation": Benchmark(
+        "eval_peer.py",
+        "--model tiny --images 10 --rounds 1 --precision fp32 --cases zeroshot",
+        "--images 100 --rounds 1 --cases zeroshot all",
+    ),
 }
 
 PLOTS = {"growth": "growth", "breakdown": "step_time"}  # of the benchmarks that make one of their own
@@ -113,17 +115,27 @@ def run(name: str, output: Path, quick: bool, minutes: float) -> str:
         words += ["--work", str(output / "work" / f"{name}{'-quick' if quick else ''}")]
     start = time.monotonic()
     environment = {**os.environ, ROWS: str(real_path(rows))}
-    try:
-        with log.open("w") as file:
-            done = subprocess.run(
-                words, cwd=output, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=60 * minutes
-            )
-    except subprocess.TimeoutExpired:
+    with log.open("w") as file:
+        status = run_group(words, 60 * minutes, cwd=output, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    if status is None:
         return f"ended after {minutes:g} minutes"
-    if done.returncode:
+    if status:
         last = log.read_text().strip().splitlines()[-1:] or ["no output"]
-        return f"failed with status {done.returncode}: {last[0][:200]}"
+        return f"failed with status {status}: {last[0][:200]}"
     return f"{time.monotonic() - start:.0f} s"
+
+
+def run_group(words: list[str], seconds: float, **options) -> int | None:
+    """The exit status of a command; None if it had to be ended. Nothing that it started is left to disturb the next."""
+    process = subprocess.Popen(words, start_new_session=True, **options)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def machine() -> list[str]:
@@ -219,28 +231,32 @@ def main() -> int:
     args = parser.parse_args()
     output = real_path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    head = machine()
-    states = {}
+    head, states = machine(), {}
     for name in args.only:
         print(f"{name} …", end=" ", flush=True)
         states[name] = run(name, output, args.quick, args.minutes)
         print(states[name], flush=True)
-    rows = [row for name in args.only for row in read_rows(output / "rows" / f"{name}.jsonl")]
+        report(output, head, states, args.quick)  # each time: a run that is ended keeps what it found
+    print(output / "report.md")
+    return int(any(state.startswith(("failed", "ended")) for state in states.values()))
+
+
+def report(output: Path, head: list[str], states: dict[str, str], quick: bool) -> None:
+    """Writes report.md and its plot from what the benchmarks in `states` recorded; head: lines about the machine."""
+    rows = [row for name in states for row in read_rows(output / "rows" / f"{name}.jsonl")]
     draw(rows, output / "comparisons")
-    lines = ["# Benchmarks", "", *head, "", *(["A quick run: the figures mean nothing.", ""] if args.quick else [])]
+    lines = ["# Benchmarks", "", *head, "", *(["A quick run: the figures mean nothing.", ""] if quick else [])]
     headings = ["what", "variant", "median", "ours is better by", "spread", "runs"]
     lines += [markdown_table(headings, comparisons(rows)), ""]
     if by_themselves(rows):
         headings.remove("ours is better by")
         lines += ["## Compared with nothing", "", markdown_table(headings, by_themselves(rows)), ""]
-    commands = {name: f"python {BENCHMARKS[name].command_line(args.quick)}" for name in states}
+    commands = {name: f"python {BENCHMARKS[name].command_line(quick)}" for name in states}
     lines += [f"- {name}: {state}, `{commands[name]}`" for name, state in states.items()]
-    plots = ["comparisons", *(PLOTS[name] for name in args.only if name in PLOTS)]
+    plots = ["comparisons", *(PLOTS[name] for name in states if name in PLOTS)]
     lines += [f"\n![{name}]({name}.png)" for name in plots if (output / f"{name}.png").exists()]
     with atomic_write(output / "report.md", text=True) as file:
         file.write("\n".join(lines) + "\n")
-    print(output / "report.md")
-    return int(any(state.startswith(("failed", "ended")) for state in states.values()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training end to end, from files to weights: train.py beside open_clip's own trainer, on the same images.
 
-    python benchmarks/trainer.py [--model ViT-B-32] [--samples 640] [--batch-size 32] [--rounds 2] [--workers 2]
+    python benchmarks/trainer.py [--model ViT-B-32] [--samples 320] [--batch-size 32] [--rounds 2] [--workers 2]
 
 Ours reads rec shards, and every sample has two texts; `open_clip_train.main` (webdataset 0.2.86, in an environment of
 its own that uses this one's torch) reads WebDataset tars with one text each. Same photographs, crop, model, batch and
@@ -89,7 +89,7 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark-trainer", help="work folder")
     parser.add_argument("--model", default="ViT-B-32", help="open_clip name or JSON file")
-    parser.add_argument("--samples", type=count, default=16384 if on_gpu else 640)
+    parser.add_argument("--samples", type=count, default=16384 if on_gpu else 320)
     parser.add_argument("--batch-size", type=count, default=512 if on_gpu else 32)
     parser.add_argument("--rounds", type=count, default=2)
     parser.add_argument("--workers", type=count, default=cores())

@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +108,15 @@ def test_a_machine_trains_on_its_part_and_needs_every_shard():
         found = count("shards", machines, shards=8, per_shard=512, batch_size=16, gpus=2)
         assert found == {"own": 1 / machines, "whole": 1.0}
     assert count("blocks", 2, shards=100, per_shard=1024, batch_size=16, gpus=2)["whole"] > 5
+
+
+def test_a_benchmark_that_takes_too_long_ends_with_all_that_it_started(tmp_path):
+    import benchmarks.__main__ as main
+
+    child = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    words = [sys.executable, "-c", parent, child, str(tmp_path / "pid")]
+    assert main.run_group(words, 3) is None
+    left = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
+    assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert main.run_group([sys.executable, "-c", "raise SystemExit(5)"], 60) == 5
