@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import warnings
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from PIL import Image, UnidentifiedImageError
 
 from alip.build.image_cost import check_cost
 from alip.build.image_errors import ImageError
-from alip.data.jpeg import FORMATS, OddJpeg, read_plain_jpeg, with_clean_headers
+from alip.data.image_file import open_image
+from alip.data.jpeg import OddJpeg, read_plain_jpeg, with_clean_headers
 from alip.errors import UserError
 
 EXTENSIONS = {
@@ -168,10 +168,10 @@ def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's advice on sizes and odd metadata; the limit is ours
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = open_image(data)
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    except UnidentifiedImageError:
-        raise ImageError("not-an-image", f"not one of {', '.join(FORMATS)}") from None
+    except UnidentifiedImageError as error:
+        raise ImageError("not-an-image", str(error)) from None
     except Image.DecompressionBombError as error:
         raise ImageError("too-many-pixels", str(error)) from None
     except Exception as error:

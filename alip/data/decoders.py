@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from alip.data.augment import CENTRE, Augmentation, AugmentationParams, sample_params
-from alip.data.jpeg import FORMATS, jpeg_size
+from alip.data.image_file import open_image
+from alip.data.jpeg import jpeg_size
 from alip.errors import UserError
 
 IN_FLIGHT = 3  # batches given to a decoder before the first is asked back
@@ -228,7 +229,7 @@ def check_decodes(encoded: Sequence[bytes], threads: int = 1) -> list[str | None
     sizes = [(1, 1)] * len(encoded)
     for number, one in enumerate(encoded):
         try:
-            sizes[number] = jpeg_size(one) or Image.open(io.BytesIO(one), formats=FORMATS).size
+            sizes[number] = jpeg_size(one) or open_image(one).size
         except Exception as error:
             errors[number] = f"no size: {error}"
     good = [number for number, error in enumerate(errors) if error is None]
@@ -265,7 +266,7 @@ def _pillow_error(encoded: bytes) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.open(io.BytesIO(encoded), formats=FORMATS).convert("RGB")
+            open_image(bytes(encoded)).convert("RGB")
     except Exception as error:
         return str(error)
     return None
@@ -306,7 +307,7 @@ def decode_one(encoded: np.ndarray, params: AugmentationParams, i: int, form: Pi
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS).convert("RGB")
+            image = open_image(bytes(encoded)).convert("RGB")
     except Exception as error:
         raise BrokenImage(i, str(error)) from None
     image = image.crop((x, y, x + width, y + height)).resize((side, side), _PIL_FILTERS[form.interpolation])

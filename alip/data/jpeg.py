@@ -6,10 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Pillow tries only these (a JPEG may turn out to be an MPO, several JPEGs in one): each further format is more code
-# that strangers' bytes can reach; for one of them Pillow starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-
 _STANDALONE = (0x01, *range(0xD0, 0xD8))  # markers without a length
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive: Huffman coding, 8 or 12 bits
 _SAMPLINGS = ((1, 1), (2, 1), (2, 2), (1, 2), (4, 1))  # 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 import resource
 import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image
 
 from alip.data.batch_parse import jpeg_sizes, parse, read_spans
 from alip.data.captions import count_captions, take_texts
-from alip.data.jpeg import FORMATS, jpeg_size
+from alip.data.image_file import open_image
+from alip.data.jpeg import jpeg_size
 from alip.data.open_shards import OpenShards
 from alip.data.recordio import IndexedReader, RecordError, unpack_label
 from alip.data.shards import Manifest, record_fault
@@ -215,7 +214,7 @@ class Records:
     def _size(self, encoded: bytes, index: int) -> tuple[int, int]:
         """Of images that are no JPEG, or whose header is far behind."""
         try:
-            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            with open_image(bytes(encoded)) as image:
                 return image.size
         except Exception as error:
             raise UserError(f"{self.where(index)}: no image: {error}") from None

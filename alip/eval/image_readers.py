@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from alip.build.image_cost import check_cost
-from alip.build.images import FORMATS, rgb_on_white
+from alip.build.images import rgb_on_white
+from alip.data.image_file import FORMATS, open_image
 
 NO_LABEL = -1
 _LARGEST_IMAGE = 1 << 28  # bytes of an encoded image: a larger file is not opened
@@ -52,7 +53,7 @@ def read_rgb(source: str | Path | BinaryIO) -> Image.Image:
     Only _FORMATS are tried; ImageError for an image that would take gigabytes or hours to decode.
     """
     data = Path(source).read_bytes() if isinstance(source, (str, Path)) else source.read()
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with open_image(data, _FORMATS) as image:
         check_cost(image, data, 0)
         return rgb_on_white(image)
 
@@ -99,7 +100,7 @@ class TorchvisionImages:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         file = file_of(self.dataset, self.indices[index])
         if file is not None:
-            with Image.open(file, formats=_FORMATS):  # torchvision would try all that Pillow knows
+            with open_image(file, _FORMATS):  # torchvision would try all that Pillow knows
                 pass
         image, label = self.dataset[self.indices[index]]
         return image.convert("RGB"), int(label)

@@ -349,7 +349,7 @@ def make(command: Command) -> Callable[[random.Random, Path], Callable[[], objec
         numbers = any(action.type not in (None, Path, pattern) for action in chosen)
         stop = command.stops == ALWAYS or (command.stops == NUMBERS and numbers)
         for action in chosen:
-            parts = [part for part in parts if part[0] not in action.option_strings]
+            parts = [part for part in parts if not part or part[0] not in action.option_strings]
             parts.append(_hostile(rng, action))
         argv = [word.replace("\x00", "\\0") for part in parts for word in part]  # no command line can hold a NUL
         _hostile_files(folder)
