@@ -231,6 +231,7 @@ def main() -> int:
     args = parser.parse_args()
     output = real_path(args.output)
     output.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the benchmark at work is ended too
     head, states = machine(), {}
     for name in args.only:
         print(f"{name} …", end=" ", flush=True)
