@@ -20,6 +20,12 @@ _CPU = torch.device("cpu")
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
+def note(text: str) -> None:
+    """Prints a line that begins with "note:", on the first rank only; also before there is a process group."""
+    if launcher_number(("RANK", "SLURM_PROCID"), 0) == 0:
+        print(f"note: {text}")
+
+
 @dataclass(frozen=True)
 class World:
     """This process's place among the ranks.

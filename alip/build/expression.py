@@ -276,8 +276,10 @@ def _quote(text: str) -> str:
 def _quantile(values: np.ndarray, fraction: float) -> float:
     """NaN is no value; of none there is no quantile: NaN."""
     values = np.sort(values[~np.isnan(values)])
-    if not len(values) or np.isfinite(values[[0, -1]]).all():
-        return float(np.quantile(values, fraction)) if len(values) else float("nan")
+    if not len(values):
+        return float("nan")
+    if np.isfinite(values[[0, -1]]).all():
+        return float(np.quantile(values, fraction))
     at = fraction * (len(values) - 1)  # NumPy's own is NaN wherever a neighbour is infinite
     low, high = values[[int(at), min(int(at) + 1, len(values) - 1)]]
     if np.isneginf(low) or not at % 1:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from alip.distributed import launcher_number
+from alip.distributed import note
 from alip.errors import UserError
 from alip.files import sha256_of_file
 from alip.model.bi_path import create_model
@@ -92,9 +92,9 @@ class _WithoutRandomWeights(TorchFunctionMode):
 def _note_guess(found: Weights) -> None:
     """Says so where the shapes fit several models: the activation, for one, changes every number."""
     taken, *others = likely_models(found.state) or [""]
-    if others and launcher_number(("RANK", "SLURM_PROCID"), 0) == 0:
+    if others:
         rest = " and ".join(others)
-        print(f"note: {found.path} does not name its model: read as {taken}; {rest} fit too (--model NAME)")
+        note(f"{found.path} does not name its model: read as {taken}; {rest} fit too (--model NAME)")
 
 
 def _find(path: str | Path) -> Weights:

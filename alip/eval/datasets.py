@@ -10,7 +10,7 @@ from pathlib import Path
 from torchvision.datasets import ImageFolder
 
 from alip.build.images import OTHER_IMAGES
-from alip.distributed import launcher_number
+from alip.distributed import note
 from alip.errors import UserError
 from alip.eval import wds, wds_download
 from alip.eval.caption_files import RetrievalDataset, read_caption_file
@@ -285,8 +285,8 @@ def _note_other_images(path: Path, folders: Sequence[Path]) -> None:
     """Says what is left out, because it is an image of a format that is not read."""
     found = [file for folder in folders for file in folder.rglob("*") if file.suffix.lower()[1:] in OTHER_IMAGES]
     other = [file for file in found if file.suffix.lower() not in IMAGE_SUFFIXES]
-    if other and launcher_number(("RANK", "SLURM_PROCID"), 0) == 0:
-        print(f"note: {path}: {len(other):,} images of other formats are left out; the first: {other[0]}")
+    if other:
+        note(f"{path}: {len(other):,} images of other formats are left out; the first: {other[0]}")
 
 
 def _from_folder(

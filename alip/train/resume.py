@@ -127,7 +127,7 @@ def find_candidates(resume: str | None, folder: CheckpointFolder) -> tuple[str, 
         kept = folder.named()
         if kept and not folder.steps():  # a new run would replace them
             return "error", (
-                f"{folder.folder.parent} holds a run's {kept[0].name}, and no step-*.pt to resume from; go on from it "
+                f"{folder.folder.parent} holds a run's {kept[0].name}, and no step-*.pt to resume from; resume from it "
                 f"with --resume {kept[0]}, or choose another --output"
             )
         return "ok", [str(path) for path in folder.steps()]
