@@ -136,6 +136,20 @@ def run_group(words: list[str], seconds: float, **options) -> int | None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        deadline = time.monotonic() + 30
+        while runs(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def runs(group: int) -> bool:
+    """Whether a process of this group still runs. The signal has been sent when `killpg` returns; what it ends takes a
+    while to give back gigabytes and its core. One that only waits to be reaped does not count."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended between the listing and this
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False
 
 
 def machine() -> list[str]:
