@@ -128,7 +128,7 @@ def point_values(outcomes: Outcomes, metric: str) -> dict[str, float]:
     else:
         found = {name: 100 * np.array([np.nanmean(array)]) for name, array in _hit_arrays(outcomes).items()}
         if "group" in outcomes:
-            hits = next(iter(_hit_arrays(outcomes).values()))
+            hits = _hit_arrays(outcomes)[_grouped(outcomes)]
             counted = [number for number in np.unique(outcomes["group"]) if number >= 0]
             found["primary"] = np.array([100 * np.mean([hits[outcomes["group"] == one].mean() for one in counted])])
         if "scores" in outcomes:
@@ -168,6 +168,11 @@ def _hit_arrays(outcomes: Outcomes) -> Mapping[str, np.ndarray]:
     return {name.partition("_")[2]: array for name, array in outcomes.items() if name.startswith(prefixes)}
 
 
+def _grouped(outcomes: Outcomes) -> str:
+    """Which metric is averaged over the groups: its hits. The file does not keep the order of the arrays."""
+    return next(name for name in outcomes if name.startswith("hit_")).removeprefix("hit_")
+
+
 def _question_strata(outcomes: Outcomes) -> np.ndarray | None:
     """What the questions are resampled within."""
     return outcomes.get("stratum", outcomes.get("group"))
@@ -175,7 +180,7 @@ def _question_strata(outcomes: Outcomes) -> np.ndarray | None:
 
 def _hits(several: list[Outcomes], seed: int, resamples: int) -> list[Values]:
     """The metrics are means over the items that have a number; with `group` (n,), `primary` is the mean over the groups
-    from 0 on of the first of them."""
+    from 0 on of the one that `_grouped` names."""
     group, strata = several[0].get("group"), _question_strata(several[0])
     columns = [(i, name, array) for i, one in enumerate(several) for name, array in _hit_arrays(one).items()]
     items = len(columns[0][2]) if columns else 0
@@ -195,7 +200,7 @@ def _hits(several: list[Outcomes], seed: int, resamples: int) -> list[Values]:
             own = rows[:, column] >= 0
             value = weights[:, own] @ rows[own, column] / np.maximum(weights[:, own].sum(1), 1)
             found[i].setdefault(name, []).append(100 * value)
-            if group is not None and name == next(iter(_hit_arrays(several[i]))):
+            if group is not None and name == _grouped(several[i]):
                 right = np.add.reduceat(weights * rows[:, column], starts, axis=1)[:, counted]
                 mean = (right / np.maximum(count, 1)).sum(1) / np.maximum((count > 0).sum(1), 1)
                 found[i].setdefault("primary", []).append(100 * mean)

@@ -7,7 +7,7 @@ metric needs it, `prediction`, `score` (second class over first), each like `ran
 classes an image: `hit_top1` (n,), `scores` and `targets` (classes, n). `…_truncated`: under the protocol `alip`.
 retrieval: `image_rank` (images,), -1 without a caption; `caption_rank`, `caption_owner` (captions,); `single_…` too.
 anything else: `hit_NAME` (n,), 1 where the item counts for the metric NAME, else 0; `value_NAME` (n,), a fraction, or
-NaN where NAME is not about the item; `group` (n,) where the primary metric is a mean over groups of the first of these,
+NaN where NAME is not about the item; `group` (n,) where the primary metric is a mean over groups of the one `hit_NAME`,
 -1 for one that is not in it; `stratum` (n,), what else is fixed about the items.
 """
 

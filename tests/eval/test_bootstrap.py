@@ -143,7 +143,8 @@ def test_means_over_groups(sizes):
     rng = np.random.default_rng(0)
     group = np.repeat([-1, 0, 1], sizes)
     hit = (rng.random(len(group)) < np.repeat([0.9, 0.7, 0.3], sizes)).astype(np.uint8)
-    items = {"hit_accuracy": hit, "group": group}
+    part = np.where(group == 1, hit, np.nan).astype(np.float32)  # of a group alone: a file's arrays come in any order
+    items = {"value_part": part, "hit_accuracy": hit, "group": group}
     point = bootstrap.point_values(items, "mean over groups")
     assert point["primary"] == pytest.approx(50 * (hit[group == 0].mean() + hit[group == 1].mean()))
     values = bootstrap.resampled_values([items], "mean over groups", resamples=5000)[0]
