@@ -185,7 +185,7 @@ def _optimizer_flags(add) -> None:
     add("--opt-kwargs", RECIPE, "optimizer", nargs="*", default={}, action=StoreOptions, metavar="KEY=VALUE", help=more)
     add("--beta1", RECIPE, "optimizer", **_FRACTION, default=None, help="of the optimizer; adamw: 0.9")
     add("--beta2", RECIPE, "optimizer", **_FRACTION, default=None, help="of the optimizer; adamw: 0.98")
-    add("--eps", RECIPE, "optimizer", **_NOT_NEGATIVE, help="of the optimizer; adamw: 1e-6")
+    add("--eps", RECIPE, "optimizer", **_POSITIVE, default=None, help="of the optimizer; adamw: 1e-6")
     add("--wd --weight-decay", RECIPE, "optimizer.weight_decay", **_NOT_NEGATIVE, help="weight decay")
     add("--decay-all", RECIPE, "optimizer", **_EITHER, help="decay biases, norms, … too")
     names = "one-cycle, cosine, const, const-cooldown"
@@ -266,7 +266,7 @@ def _machine_flags(add) -> None:
     add(
         "--dist-timeout",
         MACHINE,
-        **_POSITIVE,
+        type=number(0.01, 35_000),  # of what gloo can count in milliseconds
         default=10.0,
         metavar="MINUTES",
         help="a rank silent for so long is lost",

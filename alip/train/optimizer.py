@@ -15,6 +15,16 @@ ADAMW: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6}
 # Parameters with two or more dimensions that mark positions or classes rather than mix features.
 _POSITIONS = ("positional_embedding", "class_embedding", "pos_embed", "cls_token", "position_bias", "logit_scale")
 
+# Arguments of optimizers that would be recorded and do nothing here, or fail at the first step: what to do instead.
+_GROUPS = "weight decay is chosen by --wd and --decay-all, and every parameter has the schedule's learning rate"
+_NOT_HERE = {
+    "lr": "it is --lr",
+    "weight_decay": "it is --wd",
+    **dict.fromkeys(("layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale", "param_group_fn"), _GROUPS),
+    **dict.fromkeys(("filter_bias_and_bn", "weight_decay_exclude_1d", "fallback_no_weight_decay"), _GROUPS),
+    **dict.fromkeys(("capturable", "differentiable"), "steps are neither captured nor differentiated; leave it out"),
+}
+
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
     """True where weight decay belongs: matrices and filters; not biases, norms, positions, logit_scale."""
@@ -42,7 +52,7 @@ def create_optimizer(
     decay_all: decay every parameter, as the released runs did.
     opt: "adamw" or "timm/NAME", a name that `timm.optim.list_optimizers()` gives. opt_kwargs: further arguments of it.
     beta1, beta2, eps: None is 0.9, 0.98 and 1e-6 for adamw, and the optimizer's own for timm's.
-    Raises UserError for an unknown optimizer and for arguments that it does not take.
+    Raises UserError for an unknown optimizer, for arguments that it does not take, and for those that are flags here.
     """
     named = [(name, p) for name, p in own_parameters(model).items() if p.requires_grad]
     decayed = [p for name, p in named if decay_all or decays(name, p)]
@@ -59,6 +69,11 @@ def create_optimizer(
         options["betas"] = (beta1, beta2)
     if eps is not None:
         options["eps"] = eps
+    for name in opt_kwargs or {}:
+        own = name in options or (opt == "adamw" and name in ADAMW)
+        answer = "it is --beta1 and --beta2" if own and name == "betas" else "it is --eps" if own else None
+        if answer := _NOT_HERE.get(name, answer):
+            raise UserError(f"--opt-kwargs {name}: {answer}")
     options |= opt_kwargs or {}
     try:
         if opt == "adamw":

@@ -57,7 +57,7 @@ class Schedule:
             done = (step - self.warmup) / max(1, self.total - self.warmup)
             return self.peak * 0.5 * (1.0 + math.cos(math.pi * done))
         if self.kind == "const-cooldown" and step >= self.total - self.cooldown:
-            return self.peak * (self.total - step) / (self.cooldown + 1)
+            return self.peak * (self.total - step) / self.cooldown
         return self.peak
 
     def beta1(self, step: int) -> float | None:
@@ -88,8 +88,11 @@ def create_schedule(
 
 def _steps(value: str | float, total: int) -> int:
     """ "0.1" → a tenth of all steps; "500" → 500 steps."""
-    number = float(value)
-    if number < 0:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf or (number > 1 and number != round(number)):
         raise ValueError(f"a warm-up of {value} is not possible: give a fraction (0.1) or a number of steps (500)")
     fraction = number < 1 or (isinstance(value, str) and "." in value and number == 1.0)
     return min(total, round(number * total) if fraction else round(number))

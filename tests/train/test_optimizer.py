@@ -78,6 +78,12 @@ def test_timms_optimizers_get_our_groups_and_keep_their_own_defaults(model_file)
         ({"opt": "timm/lookahead_adamw"}, "cannot be resumed"),
         ({"opt": "timm/lamb", "beta1": 0.9}, "both of --beta1 and --beta2"),
         ({"opt_kwargs": {"speed": 1}}, "speed"),
+        ({"opt_kwargs": {"lr": 3}}, "lr: it is --lr"),
+        ({"opt_kwargs": {"betas": (0.5, 0.6)}}, "betas: it is --beta1"),
+        ({"opt": "timm/lamb", "eps": 1e-8, "opt_kwargs": {"eps": 1e-6}}, "eps: it is --eps"),
+        ({"opt": "timm/adamw", "opt_kwargs": {"weight_decay": 9}}, "weight_decay: it is --wd"),
+        ({"opt": "timm/adamw", "opt_kwargs": {"layer_decay": 0.7}}, "layer_decay: weight decay is chosen by"),
+        ({"opt": "timm/adamw", "opt_kwargs": {"capturable": True}}, "capturable: steps are"),
     ],
 )
 def test_optimizers_that_there_are_not(model_file, options, message):

@@ -1,7 +1,9 @@
 import math
+from unittest import mock
 
 import pytest
 import torch
+from open_clip_train import scheduler
 
 from alip.train.schedule import create_schedule
 
@@ -40,7 +42,18 @@ def test_constant_and_its_cooldown():
     assert [constant.learning_rate(s) for s in (0, 4, 5, 49, 400)] == pytest.approx([0.6, 3.0, 3.0, 3.0, 3.0])
     cooled = create_schedule("const-cooldown", 3.0, 50, "0", cooldown=0.2)
     assert cooled.learning_rate(39) == 3.0
-    assert [cooled.learning_rate(s) for s in (40, 49)] == pytest.approx([3.0 * 10 / 11, 3.0 / 11])
+    assert [cooled.learning_rate(s) for s in (40, 49)] == pytest.approx([3.0, 0.3])
+
+
+def test_open_clips_schedules_are_open_clips():
+    theirs = {
+        "cosine": scheduler.cosine_lr(mock.MagicMock(), 2.0, 7, 50),
+        "const": scheduler.const_lr(mock.MagicMock(), 2.0, 7, 50),
+        "const-cooldown": scheduler.const_lr_cooldown(mock.MagicMock(), 2.0, 7, 50, 20),
+    }
+    for kind, adjust in theirs.items():
+        ours = create_schedule(kind, 2.0, 50, "7", cooldown=0.4)
+        assert [ours.learning_rate(step) for step in range(50)] == pytest.approx([adjust(step) for step in range(50)])
 
 
 def test_warmup_as_fraction_or_number():
@@ -49,7 +62,8 @@ def test_warmup_as_fraction_or_number():
     assert create_schedule("cosine", 1.0, 200, "1").warmup == 1
     assert create_schedule("cosine", 1.0, 200, "1.0").warmup == 200
     assert create_schedule("cosine", 1.0, 200, "5000").warmup == 200
-    with pytest.raises(ValueError):
-        create_schedule("cosine", 1.0, 200, "-1")
+    for text in ("-1", "2.5", "inf", "1e400", "nan", "slow", ""):
+        with pytest.raises(ValueError, match="give a fraction"):
+            create_schedule("cosine", 1.0, 200, text)
     with pytest.raises(ValueError):
         create_schedule("square", 1.0, 200, "0.1")
