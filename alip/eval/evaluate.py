@@ -13,6 +13,7 @@ from alip.errors import UserError
 from alip.eval import bootstrap, outcomes, results
 from alip.eval.datasets import ClassificationDataset, RetrievalDataset
 from alip.eval.features import Encoding, FeatureMemory
+from alip.eval.metrics import chance_of
 from alip.eval.probe import SHOTS, Probed, check_trainable, measure_few_shot, measure_probe
 from alip.eval.prompts import retrieval_prefix
 from alip.eval.retrieval import Retrieved, measure_retrieval
@@ -344,12 +345,13 @@ def classification_table(title: str, entries: Sequence[results.Entry]) -> str:
     rows = []
     for entry in entries:
         numbers = entry["numbers"]
+        chance = chance_of(entry.get("primary_metric") or "top1", numbers["classes"])
         rows.append(
             [
                 entry["dataset"],
                 f"{numbers['images']:,}",
                 f"{numbers['classes']}",
-                f"{100 / numbers['classes']:.2f}",
+                "–" if chance is None else f"{chance:.2f}",
                 results.with_interval(entry, "primary"),
                 results.with_interval(entry, "top1"),
                 results.with_interval(entry, "top5") if "top5" in numbers else "–",

@@ -97,6 +97,15 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def chance_of(metric: str, classes: int) -> float | None:
+    """A random answer's primary metric in percent; None where it depends on the images (groups, F1, precision)."""
+    if metric == "roc_auc":
+        return 50.0
+    if metric == "mean_top1_top5":
+        return 50.0 * (1 + min(5, classes)) / classes
+    return 100.0 / classes if metric in ("top1", "mean_per_class") else None
+
+
 def value_of(
     metric: str, numbers: dict[str, float], logits: Tensor, labels: Tensor, groups: Tensor | None = None
 ) -> float:

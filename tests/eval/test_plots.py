@@ -1,5 +1,6 @@
 """Every plot, on what breaks plots: odd texts, one image, one class, many classes, runs that just began."""
 
+import contextlib
 import json
 import xml.etree.ElementTree as ElementTree
 
@@ -149,6 +150,45 @@ def test_bars_are_scaled_to_their_values_and_have_chance(tmp_path, monkeypatch):
     assert sorted(patch.get_height() for patch in axis.patches) == [1.5, 2.5, 3.0]
     assert [line.get_segments()[0][0][1] for line in axis.collections] == [0.5, 1.0]
     check_files(tmp_path / "bars")
+
+
+def inside(figure, artist):
+    """Whether the artist is drawn within the figure."""
+    figure.draw_without_rendering()
+    box, page = artist.get_window_extent(), figure.bbox
+    return box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Every figure that is drawn."""
+    seen, real = [], style.figure
+
+    @contextlib.contextmanager
+    def figure(*rest):
+        with real(*rest) as made:
+            seen.append(made)
+            yield made
+
+    monkeypatch.setattr(style, "figure", figure)
+    return seen
+
+
+def test_nothing_is_cut_off(tmp_path, figures):
+    labels = [f"run (standard, step {n}, EMA, amp_bf16)" for n in range(5)]
+    series = [(label, [20.0, 60.0], True) for label in labels]
+    bars_module.bars(["a", "b"], series, "title", "recall (%)", tmp_path / "bars", chance=[None, 1.0])
+    (legend,) = figures[0].legends
+    assert inside(figures[0], legend) and len(legend.get_texts()) == 6
+    assert len(figures[0].axes[0].collections) == 1, "chance where it is known"
+    classification.confusion(classified(2, 7), tmp_path / "confusion")
+    assert inside(figures[1], figures[1].axes[0].yaxis.label)
+
+
+def test_a_run_that_has_logged_once_is_points(tmp_path, figures):
+    training.curves(write_run(tmp_path / "run", 1, False), tmp_path / "curves")
+    lines = [line for axis in figures[0].axes for line in axis.lines]
+    assert lines and all(line.get_marker() not in (None, "None") for line in lines)
 
 
 def test_bars_beside_all_published_methods(tmp_path):

@@ -212,6 +212,8 @@ def test_nothing_in_a_name_is_markup():
     assert r"a\_b \& 50\%\textless{}script\textgreater{}" in latex and r"$\rightarrow$ \textasciitilde{}" in latex
     assert latex.count(r"\textbf{12.3}") == 2  # equal as printed
     assert latex_escape("a\nb") == "a b" and "'=cmd()" in to_csv([table])
+    marked = Table("t", ["x"], [TableRow("marked", [Cell((1.0,), mark=2)])])
+    assert to_csv([marked], ["first", "=why"]).endswith(",0,'=why\n")
     page = to_markdown(table)
     assert "**12.3** (11.0–13.0)" in page and "**0.5** ± 2.1" in page and "–" in page
 

@@ -18,6 +18,8 @@ from alip.checkpoint import export as exporting
 from alip.errors import UserError
 from alip.eval import report, results
 from alip.eval.datasets import open_retrieval
+from alip.eval.evaluate import classification_table
+from alip.eval.metrics import chance_of
 from alip.model import create_model
 from alip.model.weights import weights_hash
 from tests.helpers import archives
@@ -202,6 +204,9 @@ def test_a_dataset_of_the_wrong_size_is_marked(run, tmp_path, monkeypatch, capsy
     assert "[1]: 101 images where food101 has 25,250; not comparable." in page
     assert re.search(rf"{entry['numbers']['primary']:.1f} \([0-9.–]*\) \[1\] \|", page)
     assert page.count("[1] |") == 2  # the mean's, too
+    other = {**entry, "id": "b", "dataset": "dtd", "benchmark": "dtd", "expected_images": [1880]}
+    found = report.markdown({"run": [entry, other]})
+    assert "[3]: 101 images where food101 has 25,250; 101 images where dtd has 1,880; not comparable." in found
 
 
 def test_a_complete_dataset_is_not_marked():
@@ -353,6 +358,14 @@ def test_chance_of_a_random_order():
         simulated = 100 * (orders[:, :k] < 3).any(1).mean()
         assert report.chance_recall(12, 3, k) == pytest.approx(simulated, abs=1.2)
     assert report.chance_recall(3, 1, 10) == 100
+
+
+def test_chance_of_a_primary_metric():
+    expected = {"top1": 12.5, "mean_per_class": 12.5, "mean_top1_top5": (12.5 + 62.5) / 2, "mean_ap": None}
+    assert {metric: chance_of(metric, 8) for metric in expected} == expected
+    assert chance_of("roc_auc", 2) == chance_of("top1", 2) == 50 and chance_of("mean_top1_top5", 2) == 75
+    entry = {"dataset": "x", "primary_metric": "mean_ap", "numbers": {"images": 9, "classes": 4, "primary": 50.0}}
+    assert classification_table("zero-shot", [{**entry, "numbers": {**entry["numbers"], "top1": 1.0}}]).count("–") == 3
 
 
 def test_weights_hash_is_of_weights_and_configuration(run, model):

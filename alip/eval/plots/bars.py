@@ -13,6 +13,7 @@ Series = tuple[str, Sequence[float | None], bool]  # name, a value or None for e
 _NARROW_GROUPS = 6
 _SPACE = 0.86  # of a group's width is used
 _NARROWEST_LABELLED = 0.075  # inches: a bar with its value above it
+_LEGEND_HANDLE, _LEGEND_CHARACTER = 0.5, 0.06  # inches: the sample of a column of the legend, a letter of its text
 
 
 def bars(
@@ -21,13 +22,17 @@ def bars(
     title: str,
     quantity: str,
     path: Path,
-    chance: Sequence[float] | None = None,
+    chance: Sequence[float | None] | None = None,
 ) -> None:
-    """Values in percent by group. quantity: the label of their axis. chance: a random answer's value for each group."""
+    """Values in percent by group. quantity: the label of their axis. chance: a random answer's value for each group,
+    None where it is not known.
+    """
     ours = [one for one in series if one[2]]
     theirs = [one for one in series if not one[2]]
     narrow = len(groups) <= _NARROW_GROUPS
-    width, columns = (style.COLUMN, 2) if narrow else (style.PAGE, 4)
+    width, most = (style.COLUMN, 2) if narrow else (style.PAGE, 4)
+    longest = max([6, *(min(len(name), 48 if own else 24) for name, _, own in series)])  # characters of the legend
+    columns = max(1, min(most, int(width / (_LEGEND_HANDLE + longest * _LEGEND_CHARACTER))))
     with style.figure(path, width, 2.2 + 0.14 * -(-(len(series) + 1) // columns)) as figure:
         axis = figure.subplots()
         # The bars are on the left of a group, the markers on its right.
@@ -43,13 +48,14 @@ def bars(
         step = (_SPACE - part) / max(1, len(theirs))
         for number, (name, values, _) in enumerate(theirs):
             _their_markers(axis, number, name, values, start + bar * len(ours) + (number + 0.5) * step)
-        for group, value in enumerate(chance or []):
-            label = "chance" if group == 0 else None
+        by_chance = {group: value for group, value in enumerate(chance or []) if value is not None}
+        for group, value in by_chance.items():
+            label = "chance" if group == min(by_chance) else None
             axis.hlines(value, group - 0.47, group + 0.47, color="black", linewidth=0.9, linestyle=":", label=label)
         axis.set_xticks(range(len(groups)), ["\n".join(map(style.printable, name.split("\n"))) for name in groups])
         axis.set_xlim(-0.5, len(groups) - 0.5)
         shown = [value for _, values, _ in series for value in values if value is not None]
-        axis.set_ylim(0, max([*shown, *(chance or []), 1e-9]) * 1.14)
+        axis.set_ylim(0, max([*shown, *by_chance.values(), 1e-9]) * 1.14)
         axis.set_ylabel(quantity)
         axis.grid(axis="y")
         axis.tick_params(axis="x", length=0)

@@ -42,9 +42,11 @@ def confusion(found: Classified, path: Path, classes: int = 30) -> None:
                 colour = "white" if value > 55 else "black"
                 axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
         axis.set_xlabel("predicted class")
-        axis.set_ylabel("true class (each row: %, sum 100)" if narrow else "true class")
+        axis.set_ylabel("true class")
         rest = f", {len(shown)} of {len(names)} classes" if len(shown) < len(names) else ""
-        figure.suptitle(style.wrap(f"{found.dataset.name}: confusion matrix{rest}", 50 if narrow else 105, 2))
+        figure.suptitle(
+            style.wrap(f"{found.dataset.name}: confusion matrix, % of each true class{rest}", 50 if narrow else 105, 2)
+        )
         if not narrow:
             figure.colorbar(image, ax=axis, shrink=0.7, label="% of the true class")
 

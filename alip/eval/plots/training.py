@@ -104,6 +104,9 @@ def curves(run: Path, path: Path) -> None:
         _lines_of(speed, train, (("samples_per_s", ""),), legend=False)
         speed.set_ylabel("samples / s")
         speed.set_ylim(bottom=0)
+        for line in (line for axis in figure.axes for line in axis.lines):
+            if len(line.get_xdata()) == 1:  # a run that has logged once: a point instead of a line without length
+                line.set(marker="o", markersize=2.5)
         for axis in panels.flat:
             axis.set_xlabel("optimizer step")
             axis.grid(True)

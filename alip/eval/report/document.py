@@ -35,8 +35,8 @@ class Report:
 
     def mark(self, entries: Sequence[Entry]) -> int | None:
         """The number of the footnote for numbers that are not the benchmark's own, None for those that are."""
-        mark = next((mark for mark in map(results.mark_of, entries) if mark), None)
-        if mark is None:
+        mark = "; ".join(dict.fromkeys(mark for mark in map(results.mark_of, entries) if mark))
+        if not mark:
             return None
         if mark not in self.notes:
             self.notes.append(mark)
@@ -314,7 +314,10 @@ def write(
     written = []
     texts = {
         "markdown": lambda: {"report.md": as_markdown(report, intervals)},
-        "csv": lambda: {"report.csv": to_csv(report.tables), "differences.csv": differences_csv(report.differences)},
+        "csv": lambda: {
+            "report.csv": to_csv(report.tables, report.notes),
+            "differences.csv": differences_csv(report.differences),
+        },
         "latex": lambda: {"report.tex": as_latex(report, intervals)},
     }
     for name in formats:

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from alip.eval import published, results
+from alip.eval.metrics import chance_of
 from alip.eval.plots.bars import bars
 from alip.eval.report.rows import WAYS, Column, Row, benchmark_of, columns_of
 
@@ -54,9 +55,10 @@ def task_bars(rows: Sequence[Row], task: str, title: str, path: Path) -> None:
     chance = []
     for column in columns:
         first = next(row.entry(column) for row in rows if column in row.cells)
-        chance.append(100.0 / max(1.0, float(first["numbers"].get("classes", 1e9))))
+        classes = first["numbers"].get("classes")
+        chance.append(chance_of(first.get("primary_metric") or "top1", classes) if classes else None)
     groups = [_starred(title, rows, column) for column, title in columns.items()]
-    bars(groups, series, f"{title}: primary metric of each dataset", "accuracy (%)", path, chance)
+    bars(groups, series, f"{title}: primary metric of each dataset", "primary metric (%)", path, chance)
 
 
 def _starred(title: str, rows: Sequence[Row], column: Column) -> str:

@@ -170,11 +170,12 @@ CSV_HEADER = (
     "low",
     "high",
     "best",
+    "note",
 )
 
 
-def to_csv(tables: Sequence[Table]) -> str:
-    """One line for each number of all tables, in full precision."""
+def to_csv(tables: Sequence[Table], notes: Sequence[str] = ()) -> str:
+    """One line for each number of all tables, in full precision. notes: the footnotes that the cells' marks number."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_HEADER)
@@ -186,7 +187,8 @@ def to_csv(tables: Sequence[Table]) -> str:
                     low, high = cell.ends or ("", "")
                     spread = "" if cell.deviation is None else cell.deviation
                     counts = [int(row.published), len(cell.values), cell.mean, spread, low, high, int((i, j) in best)]
-                    writer.writerow([*map(_plain, (table.title, row.label, column, cell.metric)), *counts])
+                    note = "" if cell.mark is None else _plain(notes[cell.mark - 1])
+                    writer.writerow([*map(_plain, (table.title, row.label, column, cell.metric)), *counts, note])
     return out.getvalue()
 
 
