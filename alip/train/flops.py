@@ -137,11 +137,12 @@ def _counted(tower: nn.Module, image_size: int) -> float:
     tensors = {**dict(tower.named_parameters()), **dict(tower.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     image = torch.empty(1, 3, image_size, image_size, device="meta")
-    was_training = tower.training
+    modes = {module: module.training for module in tower.modules()}  # frozen BatchNorm layers have one of their own
     tower.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             torch.func.functional_call(tower, shapes, (image,))
     finally:
-        tower.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
     return float(counter.get_total_flops())
