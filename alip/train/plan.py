@@ -54,6 +54,10 @@ class Plan:
         """Whether no step is left."""
         return self.position(state) >= self.total
 
+    def last_step(self, state: TrainState) -> int:
+        """The number of the run's last step: `total`, unless a part was trained with another batch size."""
+        return state.step + max(0, self.total - self.position(state))
+
     def log_due(self, state: TrainState) -> bool:
         """Whether the step just made is one to log."""
         return state.step % self.log_every == 0

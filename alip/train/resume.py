@@ -174,12 +174,15 @@ def restore(
     if before["world_size"] != after["world_size"]:
         notes.append("with another number of ranks, dropout is seeded again and sums round differently")
     if old_batch != new_batch:
-        notes.append(
-            f"the batch was {old_batch} and is now {new_batch}: the data continue at the same sample "
-            f"({state.position} of epoch {state.epoch}), the schedule at that point of its new length"
-        )
-        if state.position + new_batch > epoch_samples:  # too few samples are left in the epoch for a step
+        where = f"at the same sample ({state.position} of epoch {state.epoch})"
+        left = epoch_samples - state.position
+        if left < new_batch:
+            where = f"with epoch {state.epoch + 1}, as the last {left} samples of epoch {state.epoch} are no whole step"
             state.epoch, state.position = state.epoch + 1, 0
+        notes.append(
+            f"the batch was {old_batch} and is now {new_batch}: the data continue {where}, the schedule at that point "
+            "of its new length"
+        )
     return notes
 
 

@@ -77,7 +77,7 @@ def open_run(
 
     log = RunLog(
         folder,
-        plan.total,
+        plan.last_step(state),
         enabled=world.is_main,
         after_step=state.step,
         tensorboard=tensorboard,
@@ -114,7 +114,7 @@ def _announce(
     if resumed_at is None:
         log.event(position, "started", message=_opening(state, fingerprint, plan))
         return
-    log.event(position, "resumed", notes=notes, message=f"resumed at step {state.step} of {plan.total}")
+    log.event(position, "resumed", notes=notes, message=f"resumed at step {state.step} of {plan.last_step(state)}")
     for note in notes:
         log.say(f"note: {note}")
 

@@ -197,8 +197,13 @@ def test_another_batch_size_continues_at_the_same_sample(flags, tmp_path, cut_at
         train_here(*options)
     del seen[4 * 8 :]  # the batch that was cut off
     cut_at(10_000)
+    too_large = ["--batch-size", "30", "--resume", tmp_path / "run", "--output", tmp_path / "other"]
+    assert train_here(*options, *too_large) == 0
+    assert "continue with epoch 1, as the last 20 samples of epoch 0 are no whole step" in capsys.readouterr().out
     assert train_here(*options, "--batch-size", "4", "--resume", "auto") == 0
-    assert "the batch was 8 and is now 4" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "the batch was 8 and is now 4" in shown
+    assert "resumed at step 4 of 9\n" in shown and "step 9/9 " in shown
     assert len(seen) == len(set(seen)) == SAMPLES  # the epoch's samples once each
     steps = [line["step"] for line in train_lines(tmp_path / "run")]
     assert steps == list(range(1, 4 + 5 + 1))  # steps never go back
