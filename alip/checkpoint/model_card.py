@@ -111,24 +111,31 @@ def _results_lines(run: Path | None, weights: str) -> str:
     path = run / "results" / "results.json" if run is not None else None
     entries = read_json(path).get("entries", []) if path is not None and path.is_file() else []
     check(entries, _ENTRIES, path, "delete the file and evaluate again")
+    own = [entry for entry in entries if entry.get("weights_hash") == weights]
+    contents: dict[tuple, set] = {}  # of datasets of one name
+    for entry in own:
+        contents.setdefault((entry["dataset"], _task(entry)), set()).add(entry.get("dataset_hash"))
     rows = []
-    for entry in entries:
-        if entry.get("weights_hash") != weights:
-            continue
-        task = entry.get("task", entry.get("kind"))  # `kind` until version 0.1
-        shots = entry.get("shots")
-        details = [f"{shots} shot{'s' * (shots != 1)}"] if shots else []
+    for entry in own:
+        details = [f"{entry[key]} {key[:-1]}{'s' * (entry[key] != 1)}" for key in ("shots", "seeds") if entry.get(key)]
         details += [str(entry[key]) for key in ("protocol", "precision") if entry.get(key)]
         details += [f"{name} from {Path(file).name}" for name, file in (entry.get("given") or {}).items()]
+        several = len(contents[entry["dataset"], _task(entry)]) > 1
+        content = f" [content {str(entry.get('dataset_hash') or 'unknown')[:7]}]" if several else ""
         mark = f" ({entry['mark']}; not comparable)" if entry.get("mark") else ""
+        about = [_short(entry["dataset"] + content + mark), f"{_task(entry)} ({', '.join(details)})"]
         rows += [
-            [_short(entry["dataset"] + mark), f"{task} ({', '.join(details)})", name, f"{value:.2f}"]
+            [*about, name, f"{value:g}" if name == "C" else f"{value:.2f}"]
             for name, value in entry["numbers"].items()
             if isinstance(value, float)
         ]
     if not rows:
         return "None recorded with these weights."
     return markdown_table(["dataset", "task", "metric", "value"], rows)
+
+
+def _task(entry: dict[str, Any]) -> str:
+    return str(entry.get("task", entry.get("kind")))  # `kind` until version 0.1
 
 
 _RUN = {
@@ -147,6 +154,7 @@ _ENTRIES = {
         "properties": {
             "dataset": {"type": "string"},
             "mark": {"type": ["string", "null"]},
+            "dataset_hash": {"type": ["string", "null"]},
             "numbers": {"type": "object"},
             "given": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
         },

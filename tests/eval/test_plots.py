@@ -3,6 +3,7 @@
 import contextlib
 import json
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -181,8 +182,12 @@ def test_nothing_is_cut_off(tmp_path, figures):
     (legend,) = figures[0].legends
     assert inside(figures[0], legend) and len(legend.get_texts()) == 6
     assert len(figures[0].axes[0].collections) == 1, "chance where it is known"
+    names = [f"a dataset of a long name, {n} shots" for n in range(8)]
+    bars_module.bars(names, [("run", [20.0] * 8, True)], "title", "recall (%)", tmp_path / "names")
+    boxes = [label.get_window_extent() for label in figures[1].axes[0].get_xticklabels()]
+    assert all(left.x1 <= right.x0 for left, right in pairwise(boxes)) and figures[1].axes[0].bbox.height > 150
     classification.confusion(classified(2, 7), tmp_path / "confusion")
-    assert inside(figures[1], figures[1].axes[0].yaxis.label)
+    assert inside(figures[2], figures[2].axes[0].yaxis.label)
 
 
 def test_a_run_that_has_logged_once_is_points(tmp_path, figures):

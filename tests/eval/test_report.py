@@ -190,6 +190,23 @@ def test_the_baseline_is_the_second_of_every_difference(runs, tmp_path, capsys, 
     assert {row["second"] for row in rows} == {"b-s0"} and {row["first"] for row in rows} == {"a-s0", "a-s1"}
 
 
+def test_several_checkpoints_of_a_run_are_told_apart_in_its_tests(runs, tmp_path, capsys):
+    """The first run's newest one is what the others are tested against, whichever was evaluated last."""
+    both = tmp_path / "both"
+    shutil.copytree(runs[0], both)
+    older = write_run(tmp_path / "older", 1, 0.4, steps=10)
+    shutil.copytree(older / "results" / "outcomes", both / "results" / "outcomes", dirs_exist_ok=True)
+    results.save(both / "results", results.load(older))
+    page_of([both, runs[3]], tmp_path, capsys, "--no-plots")
+    rows = list(csv.DictReader((tmp_path / "differences.csv").open()))
+    assert {(row["first"], row["second"]) for row in rows} == {("b-s0", "both (standard, step 30)")}
+    expected = values(runs[3:4], "mine")[0] - values(runs[:1], "mine")[0]
+    assert float(rows[1]["difference"]) == pytest.approx(expected)
+    page_of([runs[3], both], tmp_path, capsys, "--no-plots")
+    rows = list(csv.DictReader((tmp_path / "differences.csv").open()))
+    assert {row["first"] for row in rows} == {f"both (standard, step {step})" for step in (10, 30)}
+
+
 def test_formats(runs, tmp_path, capsys):
     latex = page_of(runs[:2], tmp_path, capsys, "--no-plots", "--format", "latex")
     plain = page_of(runs[:2], tmp_path, capsys, "--no-plots", "--format", "latex", "--no-intervals")

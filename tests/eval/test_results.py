@@ -116,8 +116,10 @@ def test_probes_of_two_folders_of_one_name(run, tmp_path):
     (tmp_path / "results/results.json").write_text(json.dumps(content))
     exporting.export(load_model(run), "open_clip", tmp_path / "card", run=tmp_path)
     card = (tmp_path / "card" / "README.md").read_text()
-    assert "few-shot (1 shot, standard" in card and "few-shot (2 shots, standard" in card
-    assert "sorts (9 images where sorts has 10; not comparable)" in card
+    assert "few-shot (1 shot, 1 seed, standard" in card and "few-shot (2 shots, 1 seed, standard" in card
+    contents = [f"sorts [content {one['dataset_hash'][:7]}]" for one in entries]
+    assert f"{contents[0]} (9 images where sorts has 10; not comparable)" in card and f"| {contents[-1]} " in card
+    assert f"| {entries[0]['numbers']['C']:g} |" in re.sub(" +", " ", card)
 
 
 def test_ema_is_recorded_and_beside_the_plain_weights(two_steps, tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from alip import plot_style as style
 
@@ -13,7 +14,8 @@ Series = tuple[str, Sequence[float | None], bool]  # name, a value or None for e
 _NARROW_GROUPS = 6
 _SPACE = 0.86  # of a group's width is used
 _NARROWEST_LABELLED = 0.075  # inches: a bar with its value above it
-_LEGEND_HANDLE, _LEGEND_CHARACTER = 0.5, 0.06  # inches: the sample of a column of the legend, a letter of its text
+_CHARACTER = 0.055  # inches: a letter of a group's name
+_MOST_UPRIGHT = 32  # letters of a group's name that stands upright
 
 
 def bars(
@@ -30,10 +32,8 @@ def bars(
     ours = [one for one in series if one[2]]
     theirs = [one for one in series if not one[2]]
     narrow = len(groups) <= _NARROW_GROUPS
-    width, most = (style.COLUMN, 2) if narrow else (style.PAGE, 4)
-    longest = max([6, *(min(len(name), 48 if own else 24) for name, _, own in series)])  # characters of the legend
-    columns = max(1, min(most, int(width / (_LEGEND_HANDLE + longest * _LEGEND_CHARACTER))))
-    with style.figure(path, width, 2.2 + 0.14 * -(-(len(series) + 1) // columns)) as figure:
+    width, columns = (style.COLUMN, 2) if narrow else (style.PAGE, 4)
+    with style.figure(path, width, 2.2) as figure:
         axis = figure.subplots()
         # The bars are on the left of a group, the markers on its right.
         part = _SPACE * (len(ours) / max(1.0, len(ours) + 0.45 * len(theirs)))
@@ -52,7 +52,7 @@ def bars(
         for group, value in by_chance.items():
             label = "chance" if group == min(by_chance) else None
             axis.hlines(value, group - 0.47, group + 0.47, color="black", linewidth=0.9, linestyle=":", label=label)
-        axis.set_xticks(range(len(groups)), ["\n".join(map(style.printable, name.split("\n"))) for name in groups])
+        height = 2.2 + _name_groups(axis, groups, (width - 0.6) / max(1, len(groups)))
         axis.set_xlim(-0.5, len(groups) - 0.5)
         shown = [value for _, values, _ in series for value in values if value is not None]
         axis.set_ylim(0, max([*shown, *by_chance.values(), 1e-9]) * 1.14)
@@ -64,7 +64,32 @@ def bars(
         order = sorted(
             handles, key=lambda label: (label == "chance", label in {style.shorten(n, 24) for n, *_ in theirs})
         )
-        figure.legend([handles[label] for label in order], order, loc="outside lower center", ncols=columns)
+        _legend(figure, [handles[label] for label in order], order, columns, height)
+
+
+def _name_groups(axis: Axes, groups: Sequence[str], room: float) -> float:
+    """Each group's name below it, upright where its first line takes more than `room` inches; returns what height that
+    adds."""
+    lines = [list(map(style.printable, name.split("\n"))) for name in groups]
+    longest = max((len(name[0]) for name in lines), default=0)
+    if longest * _CHARACTER <= room:
+        axis.set_xticks(range(len(groups)), ["\n".join(name) for name in lines])
+        return 0.0
+    names = [style.shorten(" ".join(name), _MOST_UPRIGHT) for name in lines]
+    axis.set_xticks(range(len(groups)), names, rotation=90)
+    return max(map(len, names)) * _CHARACTER
+
+
+def _legend(figure: Figure, handles: list, labels: list[str], most: int, height: float) -> None:
+    """Below the plot, in as many columns, at most `most`, as fit beside each other; the figure grows by its rows."""
+    for columns in range(most, 0, -1):
+        figure.set_size_inches(figure.get_figwidth(), height + 0.14 * -(-len(labels) // columns))
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        figure.draw_without_rendering()
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return
+        if columns > 1:
+            legend.remove()
 
 
 def _known(values: Sequence[float | None], shift: float) -> tuple[list[float], list[float]]:

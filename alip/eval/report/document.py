@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,19 @@ from statistics import fmean
 from alip.eval import bootstrap, outcomes, published, results
 from alip.eval.report import significance
 from alip.eval.report.plots import PUBLISHED, retrieval_bars, task_bars
-from alip.eval.report.rows import WAYS, Column, Entry, Groups, Row, Runs, benchmark_of, columns_of, rows_of, value_of
+from alip.eval.report.rows import (
+    WAYS,
+    Column,
+    Entry,
+    Groups,
+    Row,
+    Runs,
+    benchmark_of,
+    columns_of,
+    rows_of,
+    step_of,
+    value_of,
+)
 from alip.eval.report.significance import Difference
 from alip.eval.report.tables import Cell, Table, TableRow, to_csv, to_latex, to_markdown
 from alip.files import atomic_write
@@ -160,8 +173,16 @@ def _differences(
     lookup: _Outcomes,
     seeds: Mapping[str, int | None],
 ) -> list[Difference]:
-    """Every other row against the first name's row of the same protocol, precision and lists."""
-    base = {row.key: row for row in rows if row.name == rows[0].name}
+    """Every other row against the first name's row of the same protocol, precision and lists, at its newest checkpoint.
+
+    A row is called by its whole label where its name has several.
+    """
+    base: dict[tuple, Row] = {}
+    for row in rows:
+        if row.name == rows[0].name and (row.key not in base or step_of(row) > step_of(base[row.key])):
+            base[row.key] = row
+    count = Counter(row.name for row in rows)
+    called = {id(row): row.label if count[row.name] > 1 else row.name for row in rows}
     found = []
     for row in rows:
         first = base.get(row.key)
@@ -169,10 +190,10 @@ def _differences(
             continue
         shared = [column for column in columns if column in row.cells and column in first.cells]
         for column in shared:
-            names = (row.name, first.name, f"{title_of(task)}: {columns[column]}")
+            names = (called[id(row)], called[id(first)], f"{title_of(task)}: {columns[column]}")
             found.append(_difference(names, row, first, column, lookup, seeds))
         if len(shared) == len(columns) > 1 and task != "retrieval":
-            names = (row.name, first.name, f"{title_of(task)}: mean of {len(columns)}")
+            names = (called[id(row)], called[id(first)], f"{title_of(task)}: mean of {len(columns)}")
             found += _mean_difference(names, row, first, columns, lookup, seeds)
     return found
 

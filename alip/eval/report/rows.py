@@ -90,7 +90,7 @@ def _group_rows(name: str, members: Sequence[str], runs: Runs, task: str) -> lis
     for run in members:
         newest: dict[tuple, Row] = {}
         for row in _run_rows(run, runs[run], task):
-            if row.key not in newest or _step(row) >= _step(newest[row.key]):
+            if row.key not in newest or step_of(row) >= step_of(newest[row.key]):
                 newest[row.key] = row
         for key, row in newest.items():
             own = joined.setdefault(key, Row(name, [row.details[0], *_shared_details(row)], key))
@@ -99,7 +99,8 @@ def _group_rows(name: str, members: Sequence[str], runs: Runs, task: str) -> lis
     return list(joined.values())
 
 
-def _step(row: Row) -> int:
+def step_of(row: Row) -> int:
+    """The newest step of a row's checkpoints, -1 where none is recorded."""
     return max(entry.get("step") or -1 for cells in row.cells.values() for _, entry in cells)
 
 
