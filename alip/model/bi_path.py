@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from open_clip.model import CLIP, CustomTextCLIP, resize_pos_embed, set_model_preprocess_cfg
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from open_clip.transformer import PatchDropout, TextTransformer, VisionTransformer
 from torch import nn
@@ -84,6 +85,8 @@ def create_model(
         adopt(found, name, model_cfg, preprocess_cfg)
     override_images(model_cfg, preprocess_cfg, **image_overrides)
     model = build(name, model_cfg, preprocess_cfg)
+    if patch_dropout and isinstance(model.visual, ModifiedResNet):
+        raise UserError("patch dropout is for vision transformers, and a ResNet would ignore it: leave it out")
     model.pad_texts = pad_texts
     if found is not None:
         state = dict(found.state)

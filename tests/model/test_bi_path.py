@@ -317,6 +317,7 @@ def test_preprocess_is_open_clips():
         ({"embed_dim": 3}, {}, "vision_cfg, text_cfg missing"),
         ("coca_ViT-B-32", {}, "CoCa"),
         (VIT, {"patch_dropout": 1.0}, r"patch dropout must be in \[0, 1\)"),
+        (RESNET, {"patch_dropout": 0.5}, "patch dropout is for vision transformers"),
         (VIT | {"vision_cfg": {"no_such_key": 1}}, {}, "no_such_key"),
         ("ViT-B-32", {"pretrained": "no-such-tag"}, "neither a file nor a tag of ViT-B-32"),
     ],
