@@ -207,6 +207,14 @@ def test_several_checkpoints_of_a_run_are_told_apart_in_its_tests(runs, tmp_path
     assert {row["first"] for row in rows} == {f"both (standard, step {step})" for step in (10, 30)}
 
 
+def test_two_primary_metrics_of_a_dataset_are_two_columns(runs, tmp_path):
+    """As DataComp's and VTAB+'s are."""
+    first, second = ([dict(one) for one in results.load(run)] for run in runs[:2])
+    second[1]["primary_metric"] = "mean_per_class"
+    page = report.markdown({"a": first, "b": second})
+    assert "mine [top1]" in page and "mine [mean_per_class]" in page and " pets |" in page
+
+
 def test_formats(runs, tmp_path, capsys):
     latex = page_of(runs[:2], tmp_path, capsys, "--no-plots", "--format", "latex")
     plain = page_of(runs[:2], tmp_path, capsys, "--no-plots", "--format", "latex", "--no-intervals")

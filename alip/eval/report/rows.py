@@ -11,7 +11,8 @@ from alip.eval import published, results
 Entry = results.Entry
 Runs = Mapping[str, list[Entry]]  # a name for the run → its entries
 Groups = Mapping[str, Sequence[str]]  # a name for the group → names of its runs
-Column = tuple[str, str | None, int | None]  # a dataset's name, the hash of its content, and shots of a few-shot probe
+# A dataset's name, the hash of its content, shots of a few-shot probe, and what the primary metric is.
+Column = tuple[str, str | None, int | None, str | None]
 WAYS = (("image_to_text", "image → text"), ("text_to_image", "text → image"))
 
 
@@ -51,8 +52,9 @@ def value_of(entry: Entry, name: str) -> float:
 
 
 def column_of(entry: Entry) -> Column:
-    """The column that a measurement belongs to."""
-    return entry["dataset"], entry.get("dataset_hash"), entry.get("shots")
+    """The column that a measurement belongs to. Suites may differ in the primary metric of a dataset."""
+    metric = None if entry["task"] == "retrieval" else entry.get("primary_metric")
+    return entry["dataset"], entry.get("dataset_hash"), entry.get("shots"), metric
 
 
 def rows_of(runs: Runs, task: str, groups: Groups | None = None) -> list[Row]:
@@ -145,12 +147,14 @@ def columns_of(rows: Sequence[Row], task: str) -> dict[Column, str]:
     found = list(dict.fromkeys(column for row in rows for column in row.cells))
     known = list(published.RETRIEVAL) if task == "retrieval" else list(published.ZEROSHOT["ALIP"])
     found.sort(key=lambda column: known.index(column[0]) if column[0] in known else len(known))
-    named = [(name, shots) for name, _, shots in found]
 
     def title(column: Column) -> str:
-        name, content, shots = column
+        name, content, shots, metric = column
+        alike = [other for other in found if (other[0], other[2]) == (name, shots)]
+        about = [f"content {(content or 'unknown')[:7]}"] if len({other[1] for other in alike}) > 1 else []
+        about += [str(metric or "unknown metric")] if len({other[3] for other in alike}) > 1 else []
         text = name if shots is None else f"{name}, {shots} shot{'s' * (shots > 1)}"
-        return text if named.count((name, shots)) == 1 else f"{text} [content {(content or 'unknown')[:7]}]"
+        return f"{text} [{', '.join(about)}]" if about else text
 
     return {column: title(column) for column in found}
 
