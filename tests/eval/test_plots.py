@@ -190,6 +190,17 @@ def test_nothing_is_cut_off(tmp_path, figures):
     assert inside(figures[2], figures[2].axes[0].yaxis.label)
 
 
+def test_many_evaluations_are_named_below_the_panels(tmp_path, figures):
+    run = write_run(tmp_path / "run", 3, False)
+    lines = [{"kind": "eval", "step": 3, "task": "zeroshot", "dataset": f"d{n}", "primary": 1.0} for n in range(30)]
+    log = run / "metrics.jsonl"
+    log.write_text("\n".join([*map(json.dumps, lines), log.read_text()]))
+    training.curves(run, tmp_path / "curves")
+    (legend,) = figures[0].legends
+    assert len(legend.get_texts()) == 32 and figures[0].axes[3].get_legend() is None
+    assert legend.get_window_extent().y1 <= figures[0].axes[3].bbox.y0 and inside(figures[0], legend)
+
+
 def test_a_run_that_has_logged_once_is_points(tmp_path, figures):
     training.curves(write_run(tmp_path / "run", 1, False), tmp_path / "curves")
     lines = [line for axis in figures[0].axes for line in axis.lines]

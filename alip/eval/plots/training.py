@@ -14,6 +14,7 @@ from alip.files import parse_json, read_text, real_path
 
 Columns = dict[str, np.ndarray]
 _PAIRS = (("text_caption", "tc"), ("image_text", "xt"), ("image_caption", "xc"))
+_MOST_INSIDE = 5  # evaluations whose legend fits into their panel
 _WEIGHTS = (("sample_weight", "Wˢ"), ("text_weight", "Wᵗ"), ("caption_weight", "Wᶜ"))
 
 
@@ -89,7 +90,8 @@ def curves(run: Path, path: Path) -> None:
     """Six panels over the steps: losses, similarities with their histories, mean weights, evaluations, learning rate
     and logit scale, speed."""
     train, evaluations = read_metrics(run, "train"), read_evaluations(run)
-    with style.figure(path, style.PAGE, 4.6) as figure:
+    below = len(evaluations) > _MOST_INSIDE  # their legend would cover them
+    with style.figure(path, style.PAGE, 4.6 + below * 0.14 * -(-len(evaluations) // 3)) as figure:
         panels = figure.subplots(2, 3)
         (losses, similarities, weights), (scores, rates, speed) = panels
         _lines_of(
@@ -100,6 +102,9 @@ def curves(run: Path, path: Path) -> None:
         _lines_of(weights, train, _WEIGHTS)
         weights.set_ylabel("mean gate weight")
         _evaluations(scores, evaluations)
+        if below:
+            scores.get_legend().remove()
+            figure.legend(handles=list(scores.lines), loc="outside lower center", ncols=3, title="evaluations")
         _rates(rates, train)
         _lines_of(speed, train, (("samples_per_s", ""),), legend=False)
         speed.set_ylabel("samples / s")
