@@ -87,10 +87,25 @@ class JoinedTexts:
             keep_old(sample.metadata, "original_text", sample.text)
             sample.text = rewrite
 
-    def check_found(self, samples: int, whole: bool) -> None:
-        """UserError for a file none of whose keys is one of the input. samples: how many are usable so far; whole: the
-        input was read from its beginning with these files, not from where an earlier run stopped."""
-        suspicious = ((self.captions, "captions", samples == 0), (self.rewrites, "rewrites", whole or samples == 0))
+    def found(self) -> dict[str, int]:
+        """How many look-ups in each file succeeded, for the journal: whether any did has to survive an interruption."""
+        tables = {"captions": self.captions, "rewrites": self.rewrites}
+        return {what: table.found for what, table in tables.items() if table}
+
+    def add_found(self, found: dict[str, int]) -> None:
+        """Counts the look-ups of an earlier run, of which this one reads only the rest."""
+        for what, count in found.items():
+            getattr(self, what).found += count
+
+    def check_found(self, samples: int, whole: bool, input_shards: int = 1) -> None:
+        """UserError for a file none of whose keys is one of the input. samples: how many are usable; whole: the counts
+        are of the input from its beginning; input_shards: of how many this build reads one, which may be one without
+        captions."""
+        alone = whole and input_shards == 1
+        suspicious = (
+            (self.captions, "captions", alone or samples == 0),
+            (self.rewrites, "rewrites", whole or samples == 0),
+        )
         for table, what, is_suspicious in suspicious:
             if is_suspicious and table and table.found == 0:
                 if table.example() is None:

@@ -66,17 +66,20 @@ class WorkFolder:
 class Journal:
     """What a build has done, as JSON lines. A line is written only when all that it names is safely on the disk.
 
-    The first line holds the build's options; a run that resumes must have the same (UserError).
+    The first line holds the build's options; a run that resumes must have the same (UserError). A build that stopped
+    with nothing done, such as on a mistake in its command, is not resumed: the next one starts in its place.
     """
 
     def __init__(self, work: WorkFolder, options: dict):
         self.folder = work.path
         self.path = work.path / JOURNAL
         self.lines, whole = _read_lines(self.path)
-        if not self.lines:
+        header = {"version": VERSION, "options": options}
+        if not self.lines or (len(self.lines) == 1 and self.lines[0] != json.loads(json.dumps(header))):
             work.empty()
             self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 (held until close)
-            self.add({"version": VERSION, "options": options})
+            self.lines = []
+            self.add(header)
             sync(work.path)
         else:
             self._check(options)
@@ -195,7 +198,8 @@ class RejectsFile:
         if not lines:
             return None
         line = json.loads(lines[0])
-        return f"{line['where']}: {line['message'] or line['reason']}"
+        where, message = line["where"], line["message"] or line["reason"]
+        return message if message.startswith(where) else f"{where}: {message}"
 
     def close(self) -> None:
         """Closes the file; what it could not write on a full disk is written again by the next run."""

@@ -107,9 +107,13 @@ class DatasetOutput:
         # Written in the work folder: a kill in the middle leaves nothing beside the shards.
         os.replace(manifest.save(self.work.path), self.manifest_path)
         sync(self.folder)
+        self.discard()
+        return load_manifest(self.manifest_path)
+
+    def discard(self) -> None:
+        """The build is done or came to nothing: its work folder is removed, so nothing is resumed."""
         self.journal.close()
         self.work.remove()
-        return load_manifest(self.manifest_path)
 
     def close(self) -> None:
         """Closes the journal and releases the lock; the next run resumes from there."""

@@ -123,7 +123,9 @@ class RemoteOutput(DatasetOutput):
         path = manifest.save(self.work.path)
         write_url(self._url(path.name), path.read_bytes())
         rejects.unlink(missing_ok=True)
-        self._remove_partial()
-        self.journal.close()
-        self.work.remove()
+        self.discard()
         return self._load()
+
+    def discard(self) -> None:
+        self._remove_partial()
+        super().discard()

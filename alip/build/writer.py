@@ -148,6 +148,7 @@ class _Build:
         self.shards = [Shard(**line["shard"]) for line in self.journal.lines if "shard" in line]
         self.shard: ShardWriter | None = None
         self.shuffle: ExternalShuffle | None = None
+        self.joined: JoinedTexts | None = None
 
     def close(self) -> None:
         """Closes all files; what was not committed is left for the next run to discard."""
@@ -183,19 +184,18 @@ class _Build:
         job = UnitJob(*parts, os.getcwd(), self.output.target)
         done = build_units(job, engine, self.samples_per_shard, self.rejects, quiet, self.seed)
         self.shards, self.counts = done.shards, done.counts
-        for what, count in done.found.items():
-            getattr(texts, what).found = count
-        texts.check_found(self.counts["samples"], True)
+        texts.add_found(done.found)
+        texts.check_found(self.counts["samples"], True, self.input_shard.count)
         self.rejects.sync()
         self.journal.add({"captions_dropped": texts.dropped()})
         return self._finish()
 
     def _read_all(self, workers: int, quiet: bool) -> None:
         """The input, from the cursor to its end: into shards or, for a shuffle, into the spill files."""
-        texts, whole = (
-            JoinedTexts(self.texts, self.journal.folder, self.policy.captions.per_image > 1),
-            self.cursor == [0, 0],
-        )
+        self.joined = texts = JoinedTexts(self.texts, self.journal.folder, self.policy.captions.per_image > 1)
+        before = self.journal.last("found") or {}
+        whole = self.cursor == [0, 0] or "found" in before  # not in the journals of earlier versions
+        texts.add_found(before.get("found", {}))
         with ProgressBar(self.counts, self.rejects, quiet) as bar:
             results = prepare_all(self._samples(texts), self.policy, workers)
             accepted = self._accepted(results, bar)
@@ -203,7 +203,7 @@ class _Build:
                 self._write(accepted, lambda: {})
             else:
                 self._spill(accepted)
-        texts.check_found(self.counts["samples"], whole)
+        texts.check_found(self.counts["samples"], whole, self.input_shard.count)
         self.rejects.sync()
         self.journal.add({"all_read": True, "captions_dropped": texts.dropped(), **self._state()})
 
@@ -231,7 +231,8 @@ class _Build:
             bar.show(result.progress)
 
     def _state(self) -> dict:
-        return {"cursor": self.cursor, "counts": dict(self.counts), "rejects": self.rejects.state()}
+        state = {"cursor": self.cursor, "counts": dict(self.counts), "rejects": self.rejects.state()}
+        return {**state, "found": self.joined.found()} if self.joined else state
 
     def _write(self, samples: Iterable[PreparedSample], position: Callable[[], dict]) -> None:
         """Shards from a stream. position(): what else to remember at a commit."""
@@ -301,7 +302,11 @@ class _Build:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejects.counts.items()))
             text = f"no usable sample in the input ({reasons or 'it is empty'})"
             example = self.rejects.first()
-            raise UserError(f"{text}; the first: {example}" if example else text)
+            text = f"{text}; the first: {example}" if example else text
+            if {"missing-caption", "missing-text", "missing-texts"} & self.rejects.counts.keys():
+                text += "; see --captions, --missing-caption, --missing-text"
+            self.output.discard()  # not "resumed" when the input or the command is corrected
+            raise UserError(text)
         final = self.folder / f"{self.name}-rejects.jsonl"
         self.rejects.close()
         shutil.copyfile(self.rejects.path, final)

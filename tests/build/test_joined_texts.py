@@ -156,8 +156,12 @@ def test_rewritten_raw_texts(folder):
     assert "original_text" not in rows["2.jpg"]["metadata"]
     assert manifest.metadata["rewrites"]["made_by"]["captioner"] == "openai:m"
     (folder / "rewrites.jsonl").write_text('{"key": "other", "rewrite": "x", "text": "0"}\n')
-    with pytest.raises(UserError, match=r"none of the rewrites' keys .* like 'other'"):
-        build(folder, "set2", rewrites=str(folder / "rewrites.jsonl"))
+    for _ in range(2):  # nor by repeating the command
+        with pytest.raises(UserError, match=r"none of the rewrites' keys .* like 'other'"):
+            build(folder, "set2", rewrites=str(folder / "rewrites.jsonl"))
+    (folder / "captions.jsonl").write_text('{"key": "other", "caption": "x"}\n')
+    with pytest.raises(UserError, match=r"none of the captions' keys .* like 'other'"):  # though there are samples
+        build(folder, "third")
     (folder / "rewrites.jsonl").write_text('{"key": "1.jpg", "rewrite": "x"}\n')
     with pytest.raises(UserError, match="entry 1: should have key, text"):
         build(folder, "set3", rewrites=str(folder / "rewrites.jsonl"))
