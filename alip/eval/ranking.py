@@ -25,6 +25,8 @@ _TILE_COLUMNS = 255 * 8
 # on a GPU 500 MB, so that starting the work takes less time than the work.
 _CPU_BLOCK = (2 * _TILE_ROWS, 2 * _TILE_COLUMNS)
 _GPU_BLOCK = (16 * _TILE_ROWS, 16 * _TILE_COLUMNS)
+# Products of fewer rows or columns have other kernels on a CPU, in which equal rows do not give equal scores.
+_LEAST = 16
 
 Block = tuple[int, int, int, int]  # first and past-the-last image, first and past-the-last caption
 
@@ -77,7 +79,7 @@ def ranks_from_features(image_features: Tensor, caption_features: Tensor, captio
         raise ValueError("the features hold NaN or infinity")
     image_features, caption_features = image_features.float(), caption_features.float()
     shape = _CPU_BLOCK if image_features.device.type == "cpu" else _GPU_BLOCK
-    rows, columns = min(shape[0], images), min(shape[1], captions)
+    rows, columns = (max(_LEAST, min(most, own)) for most, own in zip(shape, (images, captions)))
     blocks = _blocks(images, captions, rows, columns)
     space = torch.empty(rows, columns, device=image_features.device)
 

@@ -83,6 +83,9 @@ def test_equal_features_tie_wherever_they_stand(monkeypatch):
     found = ranks_from_features(features.repeat(101, 1), features.repeat(101, 1), torch.arange(101))
     assert found.image_to_text.tolist() == [100] * 101
     assert found.text_to_image.tolist() == [100] * 101
+    images = torch.nn.functional.normalize(torch.randn(10, 64, generator=torch.Generator().manual_seed(2)), dim=1)
+    few = ranks_from_features(images, features.repeat(10, 1), torch.arange(10))  # ten images of the same caption
+    assert few.image_to_text.tolist() == [9] * 10
 
 
 def test_a_model_that_gives_the_same_for_all_finds_nothing():
