@@ -90,7 +90,8 @@ class TableSource(Source):
                     value[what] = as_text(row.get(name)) if name else None
             except ValueError as error:
                 value[what] = None
-                sample.error = f"bad-text: {where}: the column {name}: {error}"
+                fault = error if what != "image" else "an image's path should be here; images themselves: write tars"
+                sample.error = f"bad-text: {where}: the column {name}: {fault}"
         taken = set(names.values())
         sample.metadata = {
             str(name): entry for name, entry in row.items() if name not in taken and entry not in (None, "")
