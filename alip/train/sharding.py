@@ -54,6 +54,8 @@ def shard(model: nn.Module, world: World, scope: str, *, opt: str = "adamw", pre
                 block.run_block = partial(run_block, block)
                 register_fsdp_forward_method(block, "run_block")
     fully_shard(model, **options)
+    # Both texts' features are views of one tensor, and FSDP2 warns of views: a change in place would lose its hook.
+    model.register_forward_hook(lambda _, inputs, outputs: tuple(one.clone() for one in outputs), prepend=True)
     model.to(world.device)
     model.shard_mesh, model.own_parts = options["mesh"], dict(_own_parts(model))
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import os
+import warnings
 
 import pytest
 import torch
@@ -60,7 +61,9 @@ def _steps(world, scope, micro, precision="fp32", checkpointing=False, count=3, 
         batches = [make_batch(1000 * k + 10 * world.rank + m) for m in range(micro)]
         if k == 1:
             batches[0].image[0] = float("nan")  # left out, on every rank, as a whole
-        result = step(batches, 1e-3)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="FSDP2-wrapped")
+            result = step(batches, 1e-3)
         numbers.append((float(result.outcome.loss), float(result.grad_norm), bool(result.skipped)))
     averaged = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in ema.state_dict().items()}
     return numbers, full_state(model), averaged
