@@ -23,6 +23,7 @@ from alip.build.sources import Sample, writable
 from alip.build.worker_pool import WorkerDied, WorkerPool
 from alip.errors import UserError
 from alip.remote.access import RemoteError, in_use
+from alip.remote.urls import redact
 
 CHUNK = 32  # samples sent to a worker at a time
 _AHEAD = 4  # chunks in flight for each worker
@@ -176,8 +177,9 @@ def _prepared(sample: Sample, captions: list[str], rows: dict, policy: Policy) -
         reason, message, fatal = error.reason, str(error), False
     except RemoteError:  # the store, not the sample: the build stops, and resumes here
         raise
-    except FileNotFoundError:
-        reason, message, fatal = "missing-image", "no such file", False
+    except FileNotFoundError as error:
+        tried = f": {redact(str(error.filename))}" if error.filename else ""  # --image-root is a part of it
+        reason, message, fatal = "missing-image", f"no such file{tried}", False
     except (OSError, ValueError) as error:
         reason, message, fatal = "unreadable", str(error), False
     except Exception as error:

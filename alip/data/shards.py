@@ -168,7 +168,7 @@ def load_manifest(data: str | os.PathLike, at_url: bool = False) -> Manifest:
         if candidate.is_file() and candidate.suffix == ".json":
             return _parse(candidate)
     if path.is_dir():
-        manifests = [one for one in sorted(path.glob("*.json")) if _is_manifest(one)]
+        manifests = [one for one in sorted(path.glob("*.json")) if is_manifest(one)]
         if len(manifests) == 1:
             return _parse(manifests[0])
         if manifests:
@@ -185,7 +185,8 @@ def load_manifest(data: str | os.PathLike, at_url: bool = False) -> Manifest:
     return _from_files(recs, path)
 
 
-def _is_manifest(path: Path) -> bool:
+def is_manifest(path: Path) -> bool:
+    """Whether a file looks like a manifest, by its first characters."""
     if not path.is_file():  # a FIFO would wait
         return False
     with open(path, encoding="utf-8", errors="replace") as file:

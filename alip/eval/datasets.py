@@ -151,7 +151,8 @@ def wds_folder(name: str, root: Path) -> Path:
     given = Path(name.removeprefix(wds.PREFIX))
     found = next((folder for folder in (given, root / given) if folder.is_dir()), None)
     if found is None:
-        raise UserError(f"{name}: no folder {given} or {root / given}")
+        tried = " or ".join(map(str, dict.fromkeys((given, root / given))))
+        raise UserError(f"{name}: no folder {tried}")
     return found
 
 

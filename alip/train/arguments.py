@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alip.data.shards import is_manifest
 from alip.errors import UserError
 from alip.model.overrides import INTERPOLATIONS
 from alip.remote.urls import is_url
@@ -111,7 +112,7 @@ def _data_problems(args: argparse.Namespace) -> list[str]:
     if not args.train_data:
         return ["what is there to train on? give --train-data DIR/NAME, the shards that data2rec.py wrote"]
     problems = []
-    if "::" in args.train_data or args.train_data.endswith(_SOURCES):
+    if "::" in args.train_data or (args.train_data.endswith(_SOURCES) and not _names_manifest(args.train_data)):
         problems.append(
             "--train-data: train.py reads rec shards; build them once with "
             f"`python data2rec.py --input '{args.train_data.replace('::', chr(39) + ' ' + chr(39))}' --output DIR/NAME`"
@@ -121,6 +122,11 @@ def _data_problems(args: argparse.Namespace) -> list[str]:
     if args.train_num_samples is not None:
         problems.append("--train-num-samples: the manifest of the shards knows their number; leave it out")
     return problems
+
+
+def _names_manifest(data: str) -> bool:
+    """DIR/NAME.json stands for DIR/NAME; at a URL nothing is read at this point."""
+    return data.endswith(".json") and (is_url(data) or is_manifest(Path(data)))
 
 
 def _resolve_data(args: argparse.Namespace) -> None:

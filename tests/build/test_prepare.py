@@ -49,6 +49,12 @@ def test_one_bad_sample_among_good_ones(reason):
     assert got == ["a", ("bad", reason), "c"]
 
 
+def test_the_path_of_a_missing_image_is_named():
+    """With an --image-root the row's own path says too little."""
+    (one,) = prepare([sample("bad", image=ByteRange("/nowhere/x.jpg"))], Policy())
+    assert one.message == "no such file: /nowhere/x.jpg"
+
+
 @pytest.mark.parametrize("depth, reads", [(40, True), (60, False), (600, False), (100_000, False)])
 def test_deeply_nested_metadata_cannot_end_a_build(tmp_path, depth, reads):
     """600 levels can be read, but not be sent to a worker process."""

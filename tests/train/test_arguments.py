@@ -8,6 +8,7 @@ import shlex
 import pytest
 from open_clip_train import params
 
+from alip.data.manifest_schema import FORMAT
 from alip.errors import UserError
 from alip.train import arguments
 from alip.train.arguments import FLAGS, PRESETS, options, parse_arguments, tagged
@@ -232,6 +233,16 @@ def test_mistakes_are_one_line(words, message):
     with pytest.raises(UserError, match=message) as caught:
         parse_arguments(words)
     assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_stands_for_its_shards(tmp_path):
+    """DIR/NAME.json is what `--verify` and `--show` take, too; any other JSON file is a table to build shards of."""
+    manifest, table = tmp_path / "train.json", tmp_path / "table.json"
+    manifest.write_text(f'{{"format": "{FORMAT}"}}')
+    table.write_text("[]")
+    assert parse_arguments(["--train-data", str(manifest), "--output", "y"]).train_data == str(manifest)
+    with pytest.raises(UserError, match=r"data2rec\.py --input"):
+        parse_arguments(["--train-data", str(table), "--output", "y"])
 
 
 def test_objective_reaches_the_loss():
