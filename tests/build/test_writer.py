@@ -168,7 +168,7 @@ def test_nothing_usable_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"no usable sample in the input \(3 truncated\); the first: .*0000000.jpg"):
         build_shards(tmp_path / "tars", tmp_path / "set")
     assert not (tmp_path / "set.json").exists()
-    make_tars(tmp_path / "tars", 3)  # the input was mended: the same command reads it again
+    make_tars(tmp_path / "tars", 3)  # the input was repaired: the same command reads it again
     assert build_shards(tmp_path / "tars", tmp_path / "set").samples == 3
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty"):
