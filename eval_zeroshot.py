@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     add_common(parser)
     args = parser.parse_args(argv)
     if bool(args.datasets) == bool(args.suite):
-        raise UserError("name what to measure: --datasets NAME …, or --suite NAME")
+        raise UserError("name what to measure, by one of the two: --datasets NAME …, or --suite NAME")
     tasks = tasks_from(args)
     # A probe of ImageNet is fitted on one rank, for longer than a missing rank would be waited for.
     world = distributed.start(args.device, timeout_minutes=10 if tasks == ("zeroshot",) else 24 * 60)

@@ -18,7 +18,7 @@ from alip.errors import UserError
 from alip.files import sha256_of_file
 from alip.model.bi_path import create_model
 from alip.model.config import likely_models
-from alip.model.pretrained import check_activation, read_tag
+from alip.model.pretrained import check_activation, read_tag, tags_of
 from alip.model.weight_files import INDEX_SUFFIX, shard_names
 from alip.model.weights import Weights, apply, find_checkpoint, read_weights, strip_prefix
 
@@ -100,8 +100,12 @@ def _note_guess(found: Weights) -> None:
 def _find(path: str | Path) -> Weights:
     name, _, tag = str(path).rpartition(":")
     name = name.replace("/", "-")
-    if not Path(path).exists() and open_clip.is_pretrained_cfg(name, tag):
+    if Path(path).exists():
+        return read_weights(path)
+    if open_clip.is_pretrained_cfg(name, tag):
         return read_tag(name, tag)
+    if (model := name or tag.replace("/", "-")) in open_clip.list_models():
+        raise UserError(f"{path}: neither a file nor MODEL:TAG of open_clip (tags of {model}: {tags_of(model)})")
     return read_weights(path)
 
 

@@ -21,9 +21,14 @@ def find_pretrained(name: str, pretrained: str | Path) -> Weights:
         return read_tag(name, text)
     if hub.is_hub_name(text):
         return read_weights(text)
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    known = ", ".join(tags) if tags else "none"
-    raise UserError(f"pretrained {text!r} is neither a file nor a tag of {name} (tags: {known})")
+    raise UserError(f"pretrained {text!r} is neither a file nor a tag of {name} (tags: {tags_of(name)})")
+
+
+def tags_of(name: str) -> str:
+    """open_clip's tags of a model, for a message."""
+    import open_clip
+
+    return ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
 
 
 def read_tag(name: str, tag: str) -> Weights:

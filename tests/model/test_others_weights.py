@@ -53,6 +53,12 @@ def test_a_tags_mean_and_resizing_are_not_clips(downloads, tmp_path, monkeypatch
     assert {key: found[key] for key in HALF} == HALF and found["size"] == [224, 224]
 
 
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B/32:laion2b", "ViT-B-32:"])
+def test_a_model_without_one_of_its_tags_is_answered_with_them(name):
+    with pytest.raises(UserError, match=r"^ViT-B.*: neither a file nor .*ViT-B-32: openai, .*laion2b_s34b_b79k"):
+        checkpoint.load_model(name)
+
+
 def test_quick_gelu_of_the_weights_and_of_the_model(tmp_path):
     model = tiny(quick_gelu=True)
     export.export(model, "open_clip", tmp_path / "quick")
