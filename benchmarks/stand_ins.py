@@ -48,6 +48,7 @@ def install_open_clip() -> None:
             "resize_pos_embed": None,
             "set_model_preprocess_cfg": lambda model, cfg: None,
         },
+        "open_clip.modified_resnet": {"ModifiedResNet": type("ModifiedResNet", (nn.Module,), {})},
         "open_clip.transform": {
             "PreprocessCfg": PreprocessCfg,
             "image_transform_v2": None,

@@ -112,8 +112,9 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(shards, scores, tmp_pa
             select(shards, scores, folder / "clean", **options)
         assert not (folder / "clean.json").exists()
         monkeypatch.setattr(ShardWriter, "add_record", add)
-        with pytest.raises(UserError, match="another keep"):
-            select(shards, scores, folder / "clean", **{**options, "keep": "true"})
+        if stop > 30:  # a shard is done: only the same command resumes it
+            with pytest.raises(UserError, match="another keep"):
+                select(shards, scores, folder / "clean", **{**options, "keep": "true"})
         select(shards, scores, folder / "clean", **options)
         assert files(folder) == whole
 
