@@ -65,7 +65,7 @@ BENCHMARKS = {
         "--sizes 8192 --rounds 2 --repeats 1 --busy 1",
     ),
     "loader": Benchmark("loader.py", "--samples 64 --batch-size 8 --threads 1 --rounds 1", "--rounds 2", "network"),
-    "data2rec": Benchmark("data2rec.py", "--samples 400 --rounds 1 --inputs ready", "--samples 1000", "mxnet"),
+    "data2rec": Benchmark("data2rec.py", "--samples 80 --rounds 1 --inputs ready", "--samples 1000", "mxnet"),
     "engine": Benchmark("engine.py", "--width 8 --batch-size 8 --steps 2 --rounds 1 --micro 2"),
     "eval": Benchmark("eval.py", "--images 50 --captions 250 --width 16"),
     "reading": Benchmark("reading.py", "--records 200 --lines 1000"),

@@ -25,17 +25,22 @@ class ProgressBar:
 
     def show(self, progress: float | None) -> None:
         """One more sample is done. progress: fraction of the input read, None where nobody knows."""
-        done = self.counts["samples"] + self.rejects.count - self.before
-        if self.bar.disable or done % 32:
+        if self.bar.disable or self._done() % 32:
             return
         if progress is not None:
             if self.first is None:  # a resumed build starts further in: the time left is for the rest
                 self.first = self.bar.initial = progress
             self.bar.n = progress
-        rate = done / max(1e-3, self.bar.format_dict["elapsed"])
+        self._describe()
+        self.bar.update(0)
+
+    def _done(self) -> int:
+        return self.counts["samples"] + self.rejects.count - self.before
+
+    def _describe(self) -> None:
+        rate = self._done() / max(1e-3, self.bar.format_dict["elapsed"])
         accepted = self.counts["samples"]
         self.bar.set_postfix_str(f" {accepted:,} images, {rate:.0f}/s, {self.rejects.count:,} rejects", refresh=False)
-        self.bar.update(0)
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -43,4 +48,5 @@ class ProgressBar:
     def __exit__(self, *exc: object) -> None:
         if exc[0] is None and not self.bar.disable:
             self.bar.n = 1.0
+            self._describe()  # the last ones, too
         self.bar.close()
