@@ -203,7 +203,7 @@ def main() -> None:
                 seen.setdefault(key, []).append(result["rate"])
                 best[key] = max(best.get(key, result), result, key=lambda one: one["rate"])
     for (name, threads), rates in seen.items():
-        record(f"loader, {threads} threads", name, "images/s", rates)
+        record(f"loader, {threads} thread{'s' * (threads != 1)}", name, "images/s", rates)
     print(f"{'threads':>7}  {'reader':<10}  {'images/s':>8}  {'busy cores':>10}  {'per core':>8}  {'ours is':>8}")
     for threads in args.threads:
         ours = best["ours", threads]["rate"]

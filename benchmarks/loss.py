@@ -201,7 +201,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"CPU ({platform.machine()})"
     threads = "1 thread, CPU time" if arguments.one_thread else f"{torch.get_num_threads()} threads"
     if arguments.busy:
-        threads += f", {arguments.busy} cores busy with something else"
+        threads += f", {arguments.busy} core{'s' * (arguments.busy != 1)} busy with something else"
     print(f"{where}, {threads}, torch {torch.__version__}, D = {arguments.dim}, fp32")
     print("forward + backward            seconds                     extra MB               plain / ours  plain / ours")
     print("     N       ours  ClipLoss     plain       ours  ClipLoss     plain          seconds        memory")
@@ -212,7 +212,7 @@ def main() -> None:
 
 def compare(n: int, arguments: argparse.Namespace) -> None:
     """One size: the contestants in turn, and the line of the table."""
-    under = f", {arguments.busy} cores busy" if arguments.busy else ""
+    under = f", {arguments.busy} core{'s' * (arguments.busy != 1)} busy" if arguments.busy else ""
     runs: dict[str, list] = {name: [] for name in MATRICES}
     for _ in range(arguments.rounds):
         for name in MATRICES:
