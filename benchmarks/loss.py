@@ -172,6 +172,11 @@ def busy_cores(count: int) -> Iterator[None]:
             process.wait()
 
 
+def busy_in_words(count: int) -> str:
+    """What follows the name of a measurement made while `count` cores were busy."""
+    return f", {count} core{'s' * (count != 1)} busy" if count else ""
+
+
 def best_of(contestant_runs: list[dict | None]) -> dict | None:
     runs = [run for run in contestant_runs if run]
     return {key: min(run[key] for run in runs) for key in ("seconds", "bytes")} if runs else None
@@ -201,7 +206,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"CPU ({platform.machine()})"
     threads = "1 thread, CPU time" if arguments.one_thread else f"{torch.get_num_threads()} threads"
     if arguments.busy:
-        threads += f", {arguments.busy} core{'s' * (arguments.busy != 1)} busy with something else"
+        threads += f"{busy_in_words(arguments.busy)} with something else"
     print(f"{where}, {threads}, torch {torch.__version__}, D = {arguments.dim}, fp32")
     print("forward + backward            seconds                     extra MB               plain / ours  plain / ours")
     print("     N       ours  ClipLoss     plain       ours  ClipLoss     plain          seconds        memory")
@@ -212,7 +217,7 @@ def main() -> None:
 
 def compare(n: int, arguments: argparse.Namespace) -> None:
     """One size: the contestants in turn, and the line of the table."""
-    under = f", {arguments.busy} core{'s' * (arguments.busy != 1)} busy" if arguments.busy else ""
+    under = busy_in_words(arguments.busy)
     runs: dict[str, list] = {name: [] for name in MATRICES}
     for _ in range(arguments.rounds):
         for name in MATRICES:

@@ -15,6 +15,7 @@ from alip import checkpoint
 from alip.checkpoint.load import run_folder_of
 from alip.errors import UserError
 from alip.model import create_model
+from tests.helpers.others_models import same
 
 CONFIG = {
     "embed_dim": 32,
@@ -41,11 +42,6 @@ def run(model, tmp_path):
     folder = tmp_path / "RUN"
     checkpoint.atomic_save(content(model), folder / "checkpoints" / "step-00000003.pt")
     return folder
-
-
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    assert a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 def test_run_folder_and_file(model, run):
