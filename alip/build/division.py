@@ -79,5 +79,5 @@ def pieces_of(
 
 
 def _cut(entry: list) -> Cut:
-    number, first, last, position = entry
-    return Cut(number, first, last, None if position is None else tuple(position))
+    number, first, last, *places = entry
+    return Cut(number, first, last, *(None if place is None else tuple(place) for place in places))

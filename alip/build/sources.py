@@ -95,13 +95,15 @@ class Fields:
 
 @dataclass(frozen=True)
 class Cut:
-    """A part of a unit: its samples from number `first` to before `last` (None: to the end), which begin at
-    `position`. number: among the unit's parts, from 0."""
+    """A part of a unit: its samples from number `first` to before `last` (None: to the end), which begin at `position`
+    and end before that at `end`: damage may leave fewer of them than were counted. number: among the unit's parts,
+    from 0."""
 
     number: int
     first: int = 0
     last: int | None = None
     position: tuple[int, ...] | None = None
+    end: tuple[int, ...] | None = None
 
 
 class Source:
@@ -144,7 +146,7 @@ class Source:
             yield from self.samples([unit])
             return
         for number, sample in enumerate(self.read_unit(unit, cut.position), cut.first):
-            if number == cut.last:
+            if number == cut.last or (cut.end is not None and sample.position == cut.end):
                 return
             yield _placed(sample, unit, number)
 
@@ -158,8 +160,10 @@ class Source:
         for number, position in enumerate(self.positions(unit)):
             if position is not None and number - starts[-1][0] >= every:
                 starts.append((number, position))
-        ends = [*(first for first, _ in starts[1:]), None]
-        return [Cut(i, first, last, at) for i, ((first, at), last) in enumerate(zip(starts, ends))]
+        ends = [*starts[1:], (None, None)]
+        return [
+            Cut(i, first, last, position, end) for i, ((first, position), (last, end)) in enumerate(zip(starts, ends))
+        ]
 
     def progress(self, unit: int, done: float) -> float:
         """The fraction of the whole source before `done` bytes of a unit."""

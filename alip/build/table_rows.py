@@ -6,47 +6,44 @@ import csv
 import os
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
+from alip.build.parquet_rows import parquet_columns, parquet_rows
+from alip.build.row import Row
 from alip.build.sources import load_json_object
 from alip.errors import UserError
-from alip.files import bounded_lines, parquet_path
+from alip.files import bounded_lines
 from alip.remote.reading import open_any
 from alip.remote.urls import is_url, name_of, redact
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 LONGEST_FIELD = 1 << 24  # characters of one CSV field, bytes of one line
+_LOOKED_AT = 1000  # rows in which a column that was asked for should appear
 _LONE_CR = "\ud800"  # its placeholder, which no UTF-8 text contains
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row. number: from 1, without the line that names the columns. values: None where it is broken, and then
-    fault is the reason. done: bytes of the file read so far. lost_rest: more rows were lost with it. position: from
-    which `read_rows` may begin with it; None where it cannot."""
-
-    number: int
-    values: dict[str, Any] | None
-    done: float
-    fault: str = ""
-    lost_rest: bool = False
-    position: tuple[int, int] | None = None
-
-
-def read_rows(path: str, position: tuple[int, ...] | None = None) -> Iterator[Row]:
+def read_rows(path: str, position: tuple[int, ...] | None = None, with_bytes: bool = True) -> Iterator[Row]:
     """The rows of a table by its extension, streaming, from a position on. UserError if it cannot be read as one at
-    all."""
+    all. with_bytes: read also those columns of a Parquet file that hold bytes, such as images."""
     name = name_of(path).lower()
     if name.endswith((".jsonl", ".ndjson")):
         return _json_lines(path, *(position or (0, 0)))
     if name.endswith(".parquet"):
-        return _parquet(path, *(position or (0, 0)))
+        return parquet_rows(path, *(position or (0, 0)), with_bytes)
     if name.endswith((".csv", ".tsv")):
         return _separated(path, "\t" if name.endswith(".tsv") else ",", *(position or (0, 0)))
     raise UserError(f"cannot read {redact(path)} as a table: its name should end with one of {', '.join(TABLES)}")
+
+
+def column_names(path: str) -> list[str]:
+    """The names of a table's columns; of JSON lines, whose rows differ, those of the first rows. Reads no images."""
+    if name_of(path).lower().endswith(".parquet"):
+        return parquet_columns(path)
+    found: dict[str, None] = {}
+    for row in islice(read_rows(path), _LOOKED_AT):
+        found.update(dict.fromkeys(row.values or ()))
+    return list(found)
 
 
 def check_text_file(path: str) -> None:
@@ -207,75 +204,3 @@ class _CsvRows:
                     line = body.replace("\r", _LONE_CR) + end  # within quotation marks the end is part of the text
             self._used.append(line)
             yield line
-
-
-def _parquet(path: str, first_group: int, number: int) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    if not is_url(path) and not os.path.isfile(path):
-        raise UserError(f"{path} is not a regular file: give a Parquet file")
-    remote = open_any(path) if is_url(path) else None
-    size = remote.seek(0, os.SEEK_END) if remote else os.path.getsize(path)
-    try:
-        file = pyarrow.parquet.ParquetFile(remote or parquet_path(path), page_checksum_verification=True)
-        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    except UserError:
-        raise
-    except Exception as error:  # pyarrow's own errors, and whatever a damaged footer makes of itself
-        raise UserError(f"{redact(path)} cannot be read as Parquet: {_one_line(error)}") from None
-    names = file.schema_arrow.names
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{redact(path)} has two columns {twice!r}: rename one of them")
-    total = max(1, sum(rows))
-    if sum(rows) != file.metadata.num_rows:
-        raise UserError(
-            f"{redact(path)} cannot be read as Parquet: {file.metadata.num_rows:,} rows, {sum(rows):,} in its groups"
-        )
-    with remote or nullcontext(), file:
-        for group, count in enumerate(rows[first_group:], first_group):
-            end = number + count
-            fault, position = "it ends too early", (group, number)
-            try:
-                for batch in file.iter_batches(batch_size=1024, row_groups=[group]):
-                    for values in _batch_rows(batch):
-                        number += 1
-                        yield Row(number, values, size * number / total, position=position)
-                        position = None
-            except (pyarrow.ArrowException, OSError, MemoryError, ValueError) as error:
-                fault = _one_line(error)
-            if number < end:
-                fault = f"the rest of row group {group} ({end - number:,} rows) cannot be read: {fault}"
-                yield Row(number + 1, None, size * end / total, fault, lost_rest=True, position=position)
-            number = end
-
-
-def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
-    columns = {name: _values(column) for name, column in zip(batch.schema.names, batch.columns)}
-    for i in range(batch.num_rows):
-        yield {name: values[i] for name, values in columns.items()}
-
-
-def _values(column: Any) -> list[Any]:
-    """A column's values. Those that Python has no value for, such as dates after the year 9999, are given as text."""
-    try:
-        return column.to_pylist()
-    except Exception:
-        return [_value(entry) for entry in column]
-
-
-def _value(entry: Any) -> Any:
-    import pyarrow
-
-    try:
-        return entry.as_py()
-    except Exception:
-        try:
-            return entry.cast(pyarrow.string()).as_py()
-        except Exception:
-            return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

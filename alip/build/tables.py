@@ -1,29 +1,31 @@
-"""Tables with one row per sample: CSV, TSV, JSON lines, Parquet."""
+"""Tables with one row per sample: CSV, TSV, JSON lines, Parquet. Images are files that the rows name or, in Parquet,
+bytes in a column: alone, or as Hugging Face's `datasets` keeps them, in a struct of `bytes` and `path`."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from typing import Any
 
-from alip.build.sources import ByteRange, Fields, Sample, Source, as_text, as_texts
-from alip.build.table_rows import TABLES, read_rows
+from alip.build.sources import MAX_IMAGE_BYTES, ByteRange, Fields, Sample, Source, as_text, as_texts
+from alip.build.table_rows import TABLES, column_names, read_rows
 from alip.errors import UserError
-from alip.remote.urls import folder_of, join, redact
+from alip.remote.urls import folder_of, join, name_of, redact
 
 __all__ = ["TABLES", "TableSource"]
 
 USUAL = {  # the names that are looked for, first one wins
-    "key": ("key", "id", "image_id"),
-    "image": ("image", "image_path", "filepath", "file_path", "path", "file", "filename", "file_name"),
-    "text": ("text", "raw_text", "title", "alt_text"),
+    "key": ("key", "id", "image_id", "__key__"),
+    "image": ("image", "image_path", "filepath", "file_path", "path", "file", "filename", "file_name", "img", "jpg"),
+    "text": ("text", "raw_text", "title", "alt_text", "txt"),
     "caption": ("caption", "synthetic_caption"),
 }
-_LOOKED_AT = 1000  # rows in which a column that was asked for should appear
 
 
 class TableSource(Source):
-    """A table with columns for image path, raw text and, perhaps, caption and key (else the path is the key).
+    """A table with columns for image, raw text and, perhaps, caption and key. Without a key the path is the key, and of
+    an image in the table `FILE#ROW`: paths stored beside images are often the same in several files.
 
     Rows of JSON lines may have different fields: each row is read by its own.
     """
@@ -35,6 +37,8 @@ class TableSource(Source):
     def __init__(self, paths: list[str], fields: Fields, image_root: str | None):
         super().__init__(paths, fields)
         self.image_root = image_root
+        names = Counter(name_of(path) for path in paths)
+        self._labels = [name_of(path) if names[name_of(path)] == 1 else redact(path) for path in paths]
 
     def read_unit(self, unit: int, position: tuple[int, ...] | None = None) -> Iterator[Sample]:
         path = self.units[unit]
@@ -49,31 +53,29 @@ class TableSource(Source):
                 error = f"{reason}: {where}: {row.fault}"
                 sample = Sample(f"row {row.number}", where, error=error, progress=progress)
             else:
-                sample = self._sample(row.values, root, where, progress)
+                sample = self._sample(row.values, root, where, f"{self._labels[unit]}#{row.number}", progress)
             sample.position = row.position
             yield sample
 
     def positions(self, unit: int) -> Iterator[tuple[int, ...] | None]:
         self._check_columns(self.units[unit])
-        return (row.position for row in read_rows(self.units[unit]))
+        return (row.position for row in read_rows(self.units[unit], with_bytes=False))
 
     def _check_columns(self, path: str) -> None:
-        """UserError if a column that was named, or any for the image, is in none of the first rows."""
-        there: dict[str, None] = {}
-        for row in islice(read_rows(path), _LOOKED_AT):
-            there.update(dict.fromkeys(row.values or ()))
+        """UserError if a column that was named, or any for the image, is not there."""
+        there = column_names(path)
         if not there:
             return
-        has = ", ".join(map(str, list(there)[:20]))[:200]
+        has = ", ".join(map(str, there[:20]))[:200]
         path = redact(path)
         for what in USUAL:
             given = getattr(self.fields, what)
             if given is not None and given not in there:
                 raise UserError(f"{path} has no column {given!r} for --{what}-field; it has {has}")
         if self.fields.image is None and not any(name in there for name in USUAL["image"]):
-            raise UserError(f"{path} has no column for the image's path: name it with --image-field; it has {has}")
+            raise UserError(f"{path} has no column for images or their paths: name it with --image-field; it has {has}")
 
-    def _sample(self, row: dict, root: str, where: str, progress: float) -> Sample:
+    def _sample(self, row: dict, root: str, where: str, row_key: str, progress: float) -> Sample:
         names = {
             what: getattr(self.fields, what) or next((name for name in usual if name in row), None)
             for what, usual in USUAL.items()
@@ -81,27 +83,64 @@ class TableSource(Source):
         if names["text"] == names["caption"]:
             names["caption"] = None
         sample = Sample(where, where, progress=progress)
-        value: dict[str, str | None] = {}
-        for what, name in names.items():
+        value: dict[str, str | None] = {"key": None, "text": None}
+        for what in ("key", "text", "caption"):
+            name = names[what]
             try:
                 if what == "caption":
                     sample.captions = as_texts(row.get(name)) if name else ()
                 else:
                     value[what] = as_text(row.get(name)) if name else None
             except ValueError as error:
-                value[what] = None
-                fault = error if what != "image" else "an image's path should be here; images themselves: write tars"
-                sample.error = f"bad-text: {where}: the column {name}: {fault}"
+                sample.error = f"bad-text: {where}: the column {name}: {error}"
         taken = set(names.values())
         sample.metadata = {
-            str(name): entry for name, entry in row.items() if name not in taken and entry not in (None, "")
+            str(name): entry
+            for name, entry in row.items()
+            if name not in taken and entry not in (None, "") and not _holds_bytes(entry)
         }
-        image = value["image"] and value["image"].strip()
-        sample.key = (value["key"] and value["key"].strip()) or image or where
         try:
-            sample.image_data = ByteRange(join(root, image)) if image else None
+            data, path = _image(row.get(names["image"]))
+            sample.image_data = ByteRange(join(root, path)) if data is None and path else data
+        except _BadImage as error:
+            data, path = None, None
+            sample.error = sample.error or f"{error.reason}: {where}: the column {names['image']}: {error}"
         except ValueError as error:
             sample.error = sample.error or f"foreign-url: {error}"
-        sample.image_name = os.path.basename(image or "")
+        sample.key = (value["key"] and value["key"].strip()) or (path if data is None else row_key) or where
+        sample.image_name = os.path.basename(path or "")
         sample.text = value["text"]
         return sample
+
+
+class _BadImage(ValueError):
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def _image(cell: Any) -> tuple[bytes | None, str | None]:
+    """An image's bytes, if the cell holds them, and its path, if it has one. _BadImage for what is neither."""
+    data = None
+    if isinstance(cell, dict) and cell.keys() <= {"bytes", "path"}:
+        data, cell = cell.get("bytes"), cell.get("path")
+    elif isinstance(cell, bytes):
+        data, cell = cell, None
+    if data is not None and not isinstance(data, bytes):
+        raise _BadImage("bad-text", f"`bytes` is of type {type(data).__name__}")
+    if data is not None and len(data) > MAX_IMAGE_BYTES:
+        raise _BadImage("unreadable", f"{len(data):,} bytes, the limit is {MAX_IMAGE_BYTES:,}")
+    try:
+        path = as_text(cell)
+    except ValueError:
+        raise _BadImage("bad-text", "an image's path should be here, or its bytes") from None
+    return data, path and path.strip()
+
+
+def _holds_bytes(value: Any) -> bool:
+    """Whether a value is bytes or holds some, such as another image."""
+    if isinstance(value, dict):
+        return any(map(_holds_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_bytes, value))
+    return isinstance(value, bytes)

@@ -304,7 +304,7 @@ class _Build:
             example = self.rejects.first()
             text = f"{text}; the first: {example}" if example else text
             if {"missing-caption", "missing-text", "missing-texts"} & self.rejects.counts.keys():
-                text += "; see --captions, --missing-caption, --missing-text"
+                text += "; see --text-field, --caption-field, --captions, --missing-caption, --missing-text"
             self.output.discard()  # not "resumed" when the input or the command is corrected
             raise UserError(text)
         final = self.folder / f"{self.name}-rejects.jsonl"

@@ -124,13 +124,6 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
         rows(tmp_path / "t.parquet")
 
 
-@pytest.mark.parametrize("image", [{"bytes": b"\xff\xd8", "path": None}, b"\xff\xd8"])
-def test_a_column_of_images_is_called_that(tmp_path, image):
-    pyarrow.parquet.write_table(pyarrow.table({"image": [image], "text": ["a text"]}), tmp_path / "t.parquet")
-    (sample,) = open_source(str(tmp_path / "t.parquet"))
-    assert "the column image: an image's path should be here" in sample.error
-
-
 def test_parquet_with_dates_that_python_does_not_know(tmp_path):
     path = tmp_path / "t.parquet"
     far = pyarrow.array([10**15, 0], pyarrow.timestamp("s"))

@@ -74,13 +74,21 @@ def write_table(tars, folder, ending):
         path.write_bytes(("\ufeff" + content).encode())
     elif ending == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=4)
+    elif ending == "images.parquet":
+        cells = [{"bytes": image.read_bytes(), "path": image.name} for image in images]
+        table = pyarrow.Table.from_pylist([row | {"image": cell} for row, cell in zip(rows, cells)])
+        pyarrow.parquet.write_table(table, path, row_group_size=4, compression="none", write_page_checksum=True)
+        data = bytearray(path.read_bytes())
+        damaged = data.index(images[5].read_bytes())  # of the second row group, whose texts stay whole
+        data[damaged + 100] ^= 1
+        path.write_bytes(data)
     else:
         lines = [json.dumps(row) for row in rows]
         path.write_text("\ufeff" + "\n".join([*lines[:6], "", "{broken", *lines[6:]]), encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize("kind", ["tar", "damaged.tar", "jsonl", "csv", "parquet", "folder"])
+@pytest.mark.parametrize("kind", ["tar", "damaged.tar", "jsonl", "csv", "parquet", "images.parquet", "folder"])
 def test_a_large_file_is_done_in_parts(tars, tmp_path, monkeypatch, kind):
     """The same bytes; and after a driver has died the file is not divided again."""
     if kind.endswith("tar"):
@@ -100,7 +108,7 @@ def test_a_large_file_is_done_in_parts(tars, tmp_path, monkeypatch, kind):
     options = {"policy": Policy(), "workers": 0, "samples_per_shard": 32, "quiet": True}
     one = writer.build(open_source(str(path)), tmp_path / "a" / "set", **options).manifest
     expected = {"damaged.tar": {"broken-input", "damaged-sample"}, "jsonl": {"broken-row"}, "csv": {"broken-row"}}
-    expected["folder"] = {"unsupported-format"}
+    expected |= {"folder": {"unsupported-format"}, "images.parquet": {"broken-input"}}
     assert expected.get(kind, set()) <= set(one.rejects)
     for source in (TarSource, TableSource):
         monkeypatch.setattr(source, "divided_from", 1)

@@ -175,7 +175,11 @@ def _several_streams(rng: random.Random, folder: Path) -> Callable[[], object]:
 def _column(rng: random.Random, texts: list[str]) -> pa.Array:
     """The texts as another type of Parquet, or something else of that many rows."""
     kinds: list[Any] = [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
-    action = rng.randrange(9)
+    action = rng.randrange(10)
+    if action == 9:
+        if rng.random() < 0.2:
+            return pa.array([{"bytes": rng.choice((1, "a"))}] * len(texts))
+        return pa.array([rng.choice(({"bytes": b"\xff\xd8", "path": "a"}, {"path": "a.jpg"}, {}, None)) for _ in texts])
     if action < 4:
         return pa.array(texts, pa.string()).cast(kinds[action])
     if action == 4:

@@ -207,6 +207,8 @@ def _parquet(rng: random.Random, folder: Path) -> Callable[[], object]:
     rows = _rows(rng)
     out = io.BytesIO()
     compression = rng.choice(("none", "snappy", "zstd"))
+    if rng.random() < 0.5:  # images in the table itself
+        rows = [row | {"image": {"bytes": row["text"].encode() * 20, "path": row["image"]}} for row in rows]
     table = pyarrow.Table.from_pylist([row | {"other": row["text"] * 20} for row in rows])
     pyarrow.parquet.write_table(table, out, row_group_size=10, compression=compression, write_page_checksum=True)
     path = folder / "t.parquet"

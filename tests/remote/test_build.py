@@ -134,6 +134,20 @@ def test_tables_and_their_images(s3, tmp_path, monkeypatch):
     assert found[0] == found[1] == found[2] == [(f"images/{i}.jpg", "joined") for i in range(4)]
 
 
+def test_tables_that_hold_their_images(s3, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    cells = [{"bytes": encoded(make_image(i), quality=90), "path": None} for i in range(5)]
+    texts = {"text": [f"raw {i}" for i in range(5)], "caption": [f"caption {i}" for i in range(5)]}
+    pyarrow.parquet.write_table(pyarrow.table({"image": cells, **texts}), tmp_path / "t.parquet", row_group_size=2)
+    writing.upload(tmp_path / "t.parquet", "s3://bucket/held/t.parquet")
+    here = build(str(tmp_path / "t.parquet"), tmp_path / "here" / "set", None)
+    there = build("s3://bucket/held/t.parquet", tmp_path / "there" / "set", None)
+    assert there.samples == 5 and there.fingerprint == here.fingerprint
+    assert [row["key"] for row in read_texts(there)] == [f"t.parquet#{row}" for row in range(1, 6)]
+
+
 def test_captions_of_images_in_the_store(s3, stored, tmp_path):
     from alip.caption.pipeline import main
 
