@@ -209,3 +209,4 @@ def _check(args: argparse.Namespace) -> None:
         schedule.create_schedule(args.lr_scheduler, args.lr, 1000, args.warmup, args.cooldown)
     except ValueError as error:
         raise UserError(f"--warmup {args.warmup}: {error}") from error
+    args.warmup = schedule.canonical_warmup(args.warmup)

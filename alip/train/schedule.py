@@ -86,16 +86,27 @@ def create_schedule(
     return Schedule(kind, peak, total, _steps(warmup, total), round(cooldown * total), cycle_beta1)
 
 
+def canonical_warmup(value: str) -> str:
+    """One spelling for each warm-up, so that `.10` and `0.1` are the same recipe. ValueError as by create_schedule."""
+    fraction, number = _parsed(value)
+    return repr(number) if fraction and number else str(round(number))
+
+
 def _steps(value: str | float, total: int) -> int:
     """ "0.1" → a tenth of all steps; "500" → 500 steps."""
+    fraction, number = _parsed(value)
+    return min(total, round(number * total) if fraction else round(number))
+
+
+def _parsed(value: str | float) -> tuple[bool, float]:
+    """Whether it is a fraction of all steps, not a number of them; and the number."""
     try:
         number = float(value)
     except ValueError:
         number = math.nan
     if not 0 <= number < math.inf or (number > 1 and number != round(number)):
         raise ValueError(f"a warm-up of {value} is not possible: give a fraction (0.1) or a number of steps (500)")
-    fraction = number < 1 or (isinstance(value, str) and "." in value and number == 1.0)
-    return min(total, round(number * total) if fraction else round(number))
+    return number < 1 or (isinstance(value, str) and "." in value and number == 1.0), number
 
 
 def _cosine(start: float, end: float, done: float) -> float:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from open_clip_train import scheduler
 
-from alip.train.schedule import create_schedule
+from alip.train.schedule import canonical_warmup, create_schedule
 
 
 @pytest.mark.parametrize("total, warmup", [(100, "0.1"), (37, "0.25"), (1000, "0.01")])
@@ -54,6 +54,22 @@ def test_open_clips_schedules_are_open_clips():
     for kind, adjust in theirs.items():
         ours = create_schedule(kind, 2.0, 50, "7", cooldown=0.4)
         assert [ours.learning_rate(step) for step in range(50)] == pytest.approx([adjust(step) for step in range(50)])
+
+
+@pytest.mark.parametrize(
+    ("spellings", "canonical"),
+    [
+        (("0.1", ".1", ".10", "1e-1"), "0.1"),
+        (("500", "500.0", "5e2"), "500"),
+        (("1",), "1"),
+        (("1.0", "1.00"), "1.0"),
+        (("0", "0.0", ".0"), "0"),
+    ],
+)
+def test_a_warmup_has_one_spelling(spellings, canonical):
+    assert {canonical_warmup(one) for one in spellings} == {canonical}
+    lengths = {create_schedule("cosine", 1.0, 2000, one).warmup for one in (*spellings, canonical)}
+    assert len(lengths) == 1
 
 
 def test_warmup_as_fraction_or_number():
