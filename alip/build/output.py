@@ -25,7 +25,7 @@ class DatasetOutput:
 
     def __init__(self, folder: Path, name: str, options: dict, overwrite: bool = False):
         if not name.strip(" ."):  # "." and "DIR/": the files would be hidden ones
-            raise UserError(f"--output {folder / name}: the dataset needs a name there, DIR/NAME")
+            raise UserError('--output: give the dataset a name, DIR/NAME; a path that ends in "/" or "." has none')
         if name.lower().endswith(".json"):  # every reader would take it for the manifest's file
             raise UserError(f"--output {folder / name}: give the dataset's name, without .json")
         self.folder, self.name = folder, name

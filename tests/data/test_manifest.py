@@ -50,5 +50,5 @@ def test_a_sidecar_of_other_columns_is_refused(dataset, change, column):
 def test_a_dataset_needs_a_name(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for output in (".", "..", f"{tmp_path}/"):
-        with pytest.raises(UserError, match="needs a name there, DIR/NAME"):
+        with pytest.raises(UserError, match="give the dataset a name, DIR/NAME"):
             build_shards(tmp_path / "tars", output)
