@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from itertools import accumulate
 
 import torch
@@ -257,6 +258,19 @@ def _path_loss(
     return loss.to(rows.dtype), saved
 
 
+def _without_second_derivative(backward: Callable) -> Callable:
+    """once_differentiable alone lets a gradient of the gradient be zero, in silence, where the loss is what is
+    differentiated."""
+
+    @wraps(backward)
+    def checked(ctx, *loss_gradients):
+        if torch.is_grad_enabled():
+            raise RuntimeError("this loss has no second derivative: leave create_graph out, for which it is needed")
+        return backward(ctx, *loss_gradients)
+
+    return checked
+
+
 class _BiPathContrast(torch.autograd.Function):
     """See `bi_path_contrast`. Autocast is off here in both directions, and so is TF32: the products stay in fp32."""
 
@@ -282,6 +296,7 @@ class _BiPathContrast(torch.autograd.Function):
         return tuple(losses)
 
     @staticmethod
+    @_without_second_derivative
     @once_differentiable
     def backward(ctx, *loss_gradients):
         image, logit_scale, *saved = ctx.saved_tensors

@@ -110,8 +110,9 @@ class AdaptiveContrastiveLoss(nn.Module):
     even_batches: promise that every rank has the same number of samples, so that no host needs to read the other
         ranks' counts. With check_finite=False the host then never waits for the device.
 
-    The buffer `history` (3,) holds H_tc, H_xt, H_xc in fp32, the same on every rank; NaN means "no batch yet". It is
-    updated at each forward in training mode, never in eval mode. A mean that is not finite never enters it.
+    The buffer `history` (3,) holds H_tc, H_xt, H_xc in fp32, the same on every rank; NaN means "no batch yet". It stays
+    fp32 where a module around it is cast: in bf16 a step of 1 − m would round to nothing. It is updated at each forward
+    in training mode, never in eval mode. A mean that is not finite never enters it.
 
     Ranks. Each computes the rows of its own images. Gradients are scaled so that their *mean* over the ranks, as
     DistributedDataParallel computes it, is the gradient of one process with the whole batch, for the parameters behind
@@ -150,12 +151,17 @@ class AdaptiveContrastiveLoss(nn.Module):
             history_momentum, history_init = settings["history_momentum"], settings["history_init"]
             chunk_size, logits_cache_bytes = settings["chunk_size"], settings["logits_cache_bytes"]
         super().__init__()
+        for name, value in (("gamma_sample", gamma_sample), ("gamma_pair", gamma_pair)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, not {value}")
+        if history_init is not None and not -1 <= history_init <= 1:
+            raise ValueError(f"history_init must be a similarity in [-1, 1], or None, not {history_init}")
         if not 0 <= history_momentum <= 1:
             raise ValueError(f"history_momentum must be in [0, 1], not {history_momentum}")
         if objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+        if chunk_size is not None and (chunk_size < 1 or chunk_size != int(chunk_size)):
+            raise ValueError(f"chunk_size must be a whole number of at least 1, not {chunk_size}")
         if logits_cache_bytes < 0:
             raise ValueError(f"logits_cache_bytes must be at least 0, not {logits_cache_bytes}")
         self.gamma_sample = gamma_sample
@@ -165,7 +171,7 @@ class AdaptiveContrastiveLoss(nn.Module):
         self.objective = objective
         if objective != "alip":
             self.use_weights = (False, False, False)
-        self.chunk_size = chunk_size
+        self.chunk_size = None if chunk_size is None else int(chunk_size)
         self.logits_cache_bytes = logits_cache_bytes
         self.process_group = process_group
         self.check_finite = check_finite
@@ -243,6 +249,14 @@ class AdaptiveContrastiveLoss(nn.Module):
             return self.history
         return torch.where(first, means, history)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> AdaptiveContrastiveLoss:
+        before = self.history
+        super()._apply(fn, recurse)
+        if self.history.dtype != torch.float32:  # what was lost in the cast comes from before it
+            known = torch.empty_like(self.history, dtype=torch.float32) if before.is_meta else before
+            self.history = known.to(self.history.device)
+        return self
+
     def extra_repr(self) -> str:
         names = ("sample", "text", "caption")
         weights = [name for name, used in zip(names, self.use_weights) if used]
@@ -266,5 +280,11 @@ def _check_shapes(image: Tensor, text: Tensor, caption: Tensor, logit_scale: Ten
     shapes = [tuple(f.shape) for f in (image, text, caption)]
     if image.dim() != 2 or len(set(shapes)) != 1:
         raise ValueError(f"image, text and caption features must be (B, D) and of one shape, not {shapes}")
+    if not all(f.is_floating_point() for f in (image, text, caption)):
+        raise ValueError(f"features must be floating point, not {[str(f.dtype) for f in (image, text, caption)]}")
+    if not isinstance(logit_scale, Tensor):
+        raise TypeError(
+            f"logit_scale must be a tensor, as the model's logit_scale.exp(), not {type(logit_scale).__name__}"
+        )
     if logit_scale.numel() != 1:
         raise ValueError(f"logit_scale must be one number, not of shape {tuple(logit_scale.shape)}")

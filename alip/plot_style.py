@@ -100,10 +100,13 @@ def printable(text: str) -> str:
     return "".join(_printable_character(character) for character in text)
 
 
-def shorten(text: str, width: int) -> str:
-    """Printable, on one line, at most `width` characters."""
+def shorten(text: str, width: int, keep_end: bool = False) -> str:
+    """Printable, on one line, at most `width` characters. keep_end: what is too long loses its middle."""
     text = " ".join(printable(text).split())
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+    if len(text) <= width:
+        return text
+    end = text[len(text) - width // 2 :] if keep_end else ""
+    return text[: width - 1 - len(end)].rstrip() + "…" + end
 
 
 def wrap(text: str, width: int, lines: int) -> str:

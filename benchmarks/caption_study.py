@@ -207,8 +207,10 @@ def main() -> int:
         numbers = " ".join(f"{name} {row[name]:.1f}" for name in METRICS)
         print(f"{run.key}: {numbers} ({row['seconds']:.0f} s, {len(rows)} runs done)", flush=True)
     if rows:
-        with atomic_write(arguments.results.with_suffix(".md"), text=True) as file:
+        page = arguments.results.with_suffix(".md")
+        with atomic_write(page, text=True) as file:
             file.write(tables(rows, len(runs)))
+        print(page)
     return 0
 
 

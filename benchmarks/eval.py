@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--width", type=count, default=512)
     parser.add_argument("--no-sort", action="store_true", help="features to ranks only; the matrix is never made")
     args = parser.parse_args()
+    if args.captions < args.images:
+        parser.error(f"--captions {args.captions}: give at least one for each of the {args.images} images")
     torch.manual_seed(0)
     owner = torch.arange(args.captions) * args.images // args.captions
     image_features = F.normalize(torch.randn(args.images, args.width), dim=1)

@@ -6,6 +6,7 @@
 #
 # Run again, it resumes where it stopped. More flags of train.py can follow. Under SLURM: scripts/train_slurm.sh.
 # Everything is checked before a rank starts; a mistake is one line and status 2. CHECK_ONLY=1 stops after the check.
+# Relative paths are those of this repository's folder, in which everything runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,6 +28,10 @@ SHUTDOWN_S=${SHUTDOWN_S:-120}           # seconds that a stopped rank has to sav
 CHECK_ONLY=${CHECK_ONLY:-}
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
+if ! command -v "$PYTHON" > /dev/null; then
+    echo "error: PYTHON=$PYTHON: there is no such command" >&2
+    exit 2
+fi
 if [ -z "$DATA" ]; then
     echo "error: set DATA to the rec shards, e.g. DATA=/data/yfcc15m/train (data2rec.py makes them, docs/data.md)" >&2
     exit 2
@@ -46,7 +51,15 @@ on_host() { # HOST NUMBER ALL CHECK_ONLY [flags]
 }
 if [ -n "$HOSTS" ] && [ -z "$NODES" ]; then
     read -r -a hosts <<< "$HOSTS"
-    (on_host "${hosts[0]}" 0 "${#hosts[@]}" 1 "$@") || exit $?
+    if [ "${#hosts[@]}" -eq 0 ]; then
+        echo "error: HOSTS names no machine: write HOSTS=\"node1 node2\", or leave it out" >&2
+        exit 2
+    fi
+    (on_host "${hosts[0]}" 0 "${#hosts[@]}" 1 "$@") || {
+        status=$?
+        [ "$status" -eq 2 ] || echo "error: ${hosts[0]}: the check there ended with status $status" >&2
+        exit "$status"
+    }
     [ -z "$CHECK_ONLY" ] || exit 0
     pids=()
     for i in "${!hosts[@]}"; do
@@ -74,8 +87,6 @@ if [ "$NODES" -eq 1 ]; then
 else
     rendezvous=(--nnodes "$NODES" --node-rank "$NODE_RANK" --rdzv-id alip --rdzv-backend c10d)
     rendezvous+=(--rdzv-endpoint "$LEADER:$PORT")
-    # torch's launchers would otherwise keep the first start's store, with its dead addresses, after a restart.
-    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 fi
 exec "$PYTHON" -m alip.train.launch ${CHECK_ONLY:+--check-only} "${rendezvous[@]}" --nproc-per-node "$PROCESSES" \
     --max-restarts "$MAX_RESTARTS" --shutdown-timeout "$SHUTDOWN_S" \

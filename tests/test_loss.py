@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from alip.infonce import Collectives, bi_path_contrast
 from alip.loss import AdaptiveContrastiveLoss, gate_weights
@@ -287,3 +288,43 @@ def test_clip_objectives(objective, number):
 def test_unknown_objective():
     with pytest.raises(ValueError, match="alip, clip-text, clip-caption"):
         AdaptiveContrastiveLoss(objective="clip")
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.bfloat16(), lambda m: m.half(), lambda m: m.to(torch.float64)])
+def test_the_history_stays_fp32(cast):
+    module = nn.ModuleDict({"loss": AdaptiveContrastiveLoss(history_init=0.123456789)})
+    before = module["loss"].history.clone()
+    cast(module)
+    assert module["loss"].history.dtype == torch.float32 and module["loss"].history.equal(before)
+    on_meta = AdaptiveContrastiveLoss().to("meta").to(torch.bfloat16)
+    assert on_meta.history.is_meta and on_meta.history.dtype == torch.float32
+    assert on_meta.to_empty(device="cpu").history.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({name: value} for name in ("gamma_sample", "gamma_pair") for value in (-1, math.nan, math.inf)),
+        *({"history_init": value} for value in (2, -1.5, math.nan)),
+        {"chunk_size": 1.5},
+    ],
+)
+def test_settings_out_of_range(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        AdaptiveContrastiveLoss(**settings)
+
+
+def test_what_is_no_feature_or_scale():
+    x = F.normalize(torch.randn(4, 8), dim=1)
+    with pytest.raises(TypeError, match="logit_scale must be a tensor"):
+        AdaptiveContrastiveLoss()(x, x, x, 10.0)
+    with pytest.raises(ValueError, match="features must be floating point"):
+        AdaptiveContrastiveLoss()(x, x.long(), x, torch.tensor(10.0))
+
+
+def test_a_second_derivative_is_refused():
+    """Not taken for zero, as for a gradient penalty it would be in silence."""
+    x, t, c = (F.normalize(torch.randn(4, 8), dim=1).requires_grad_() for _ in range(3))
+    loss = AdaptiveContrastiveLoss()(x, t, c, torch.tensor(10.0)).loss
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, x, create_graph=True)

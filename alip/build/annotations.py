@@ -48,6 +48,7 @@ class AnnotationSource(Source):
                 image, error = None, f"foreign-url: {outside}"
             yield Sample(
                 key=key,
+                image_key=key.rpartition("#")[0],
                 where=f"{path}, {key}",
                 image_data=image,
                 error=error,

@@ -46,14 +46,15 @@ class CaptionTable:
             lambda new: _fill(new, paths, keeps, column, several),
         )
 
-    def get(self, key: str) -> list[str] | None:
-        """The captions of a key; of IMAGE#3 also those of IMAGE. None: no file has the key; []: none is kept.
+    def get(self, key: str, image_key: str | None = None) -> list[str] | None:
+        """The captions of a sample's key or, where there are none, of its image's. None: no file has the key; []: none
+        is kept.
 
         UserError if it is unknown whether one of them is kept: captions of other images may lack scores.
         """
         rows = self._rows(key)
-        if not rows and "#" in key:
-            rows = self._rows(key.rpartition("#")[0])
+        if not rows and image_key is not None:
+            rows = self._rows(image_key)
         if not rows:
             return None
         self.found += 1

@@ -70,6 +70,7 @@ class JoinedTexts:
     def __init__(self, files: TextFiles, folder: Path, several: bool = False):
         self.captions: CaptionTable | None = None
         self.rewrites: RewriteTable | None = None
+        self._input_key: str | None = None
         if files.captions:
             index = folder / "captions-table.sqlite"  # (captions.sqlite is how earlier versions called theirs)
             tables = files.scores_files if not index.exists() else []
@@ -80,8 +81,9 @@ class JoinedTexts:
 
     def apply(self, sample: Sample) -> None:
         """Gives a sample its texts, in place. They come before the source's own: the user named these files."""
+        self._input_key = self._input_key or sample.key
         if self.captions:
-            found = self.captions.get(sample.key)
+            found = self.captions.get(sample.key, sample.image_key)
             sample.captions = sample.captions if found is None else tuple(found)
         if self.rewrites and sample.text and (rewrite := self.rewrites.get(sample.key, sample.text)):
             keep_old(sample.metadata, "original_text", sample.text)
@@ -111,9 +113,9 @@ class JoinedTexts:
                 if table.example() is None:
                     raise UserError(f"the {what} files hold no {what}: name others, or none")
                 same = " with the same raw text" if table is self.rewrites else ""
-                raise UserError(
-                    f"none of the {what}' keys is a key of the input{same}: their keys are like {table.example()!r}"
-                )
+                input_key = f", the input's like {self._input_key!r}" if self._input_key else ""
+                theirs = f"they are like {table.example()!r}"
+                raise UserError(f"none of the {what}' keys is a key of the input{same}: {theirs}{input_key}")
 
     def dropped(self) -> int:
         """How many keys of the captions file have no caption that was kept."""

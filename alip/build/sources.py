@@ -36,7 +36,7 @@ class ByteRange:
             return read_url(self.path, most)
         # Without O_NONBLOCK a named pipe would be waited for.
         descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb", buffering=0):
+        try:
             state = os.fstat(descriptor)
             if not stat.S_ISREG(state.st_mode):
                 raise ValueError(f"{self.path} is not a regular file")
@@ -44,13 +44,16 @@ class ByteRange:
             if length > most:
                 raise ValueError(f"{length:,} bytes, the limit is {most:,}")
             return os.pread(descriptor, length, self.offset)
+        finally:
+            os.close(descriptor)
 
 
 @dataclass
 class Sample:
     """One image with its texts, as the source has them.
 
-    key: the source's name for it. image_data: the image's bytes, or where they are (`image` reads them); None without
+    key: the source's name for it. image_key: that of its image, where several samples may be of one; captions may be
+    joined by it, too. image_data: the image's bytes, or where they are (`image` reads them); None without
     an image. image_name: the file name with its extension. text: raw web text; captions: synthetic captions; as the
     source has them, since cleaning them here would change their token ids.
     metadata: everything else in the source (JSON values). where: file and position in it, for people.
@@ -71,6 +74,7 @@ class Sample:
     number: int = 0
     progress: float | None = None
     position: tuple[int, ...] | None = None
+    image_key: str | None = None
 
     @property
     def caption(self) -> str | None:
@@ -177,6 +181,7 @@ class Source:
 def _placed(sample: Sample, unit: int, number: int) -> Sample:
     """The sample with its place, and its key as every later file has it: captions are looked up by it."""
     sample.unit, sample.number, sample.key = unit, number, writable(sample.key)
+    sample.image_key = sample.image_key and writable(sample.image_key)
     return sample
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from alip.build.sources import MAX_IMAGE_BYTES, ByteRange, Fields, Sample, Source, as_text, as_texts
 from alip.build.table_rows import TABLES, column_names, read_rows
 from alip.errors import UserError
-from alip.remote.urls import folder_of, join, name_of, redact
+from alip.remote.urls import folder_of, join, redact
 
 __all__ = ["TABLES", "TableSource"]
 
@@ -25,7 +25,8 @@ USUAL = {  # the names that are looked for, first one wins
 
 class TableSource(Source):
     """A table with columns for image, raw text and, perhaps, caption and key. Without a key the path is the key, and of
-    an image in the table `FILE#ROW`: paths stored beside images are often the same in several files.
+    an image in the table `FILE#ROW`, rows counted from 0: paths stored beside images are often the same in several
+    files. Of files with the same name FILE is as much of the path as tells them apart.
 
     Rows of JSON lines may have different fields: each row is read by its own.
     """
@@ -37,8 +38,7 @@ class TableSource(Source):
     def __init__(self, paths: list[str], fields: Fields, image_root: str | None):
         super().__init__(paths, fields)
         self.image_root = image_root
-        names = Counter(name_of(path) for path in paths)
-        self._labels = [name_of(path) if names[name_of(path)] == 1 else redact(path) for path in paths]
+        self._labels = _distinct_names(paths)
 
     def read_unit(self, unit: int, position: tuple[int, ...] | None = None) -> Iterator[Sample]:
         path = self.units[unit]
@@ -53,7 +53,7 @@ class TableSource(Source):
                 error = f"{reason}: {where}: {row.fault}"
                 sample = Sample(f"row {row.number}", where, error=error, progress=progress)
             else:
-                sample = self._sample(row.values, root, where, f"{self._labels[unit]}#{row.number}", progress)
+                sample = self._sample(row.values, root, where, f"{self._labels[unit]}#{row.number - 1}", progress)
             sample.position = row.position
             yield sample
 
@@ -99,15 +99,17 @@ class TableSource(Source):
             for name, entry in row.items()
             if name not in taken and entry not in (None, "") and not _holds_bytes(entry)
         }
+        cell = row.get(names["image"])
         try:
-            data, path = _image(row.get(names["image"]))
+            data, path = _image(cell)
             sample.image_data = ByteRange(join(root, path)) if data is None and path else data
         except _BadImage as error:
             data, path = None, None
             sample.error = sample.error or f"{error.reason}: {where}: the column {names['image']}: {error}"
         except ValueError as error:
             sample.error = sample.error or f"foreign-url: {error}"
-        sample.key = (value["key"] and value["key"].strip()) or (path if data is None else row_key) or where
+        own_key = value["key"] and value["key"].strip()
+        sample.key = own_key or (path if cell is None or isinstance(cell, str) else row_key) or where
         sample.image_name = os.path.basename(path or "")
         sample.text = value["text"]
         return sample
@@ -121,20 +123,31 @@ class _BadImage(ValueError):
 
 def _image(cell: Any) -> tuple[bytes | None, str | None]:
     """An image's bytes, if the cell holds them, and its path, if it has one. _BadImage for what is neither."""
-    data = None
-    if isinstance(cell, dict) and cell.keys() <= {"bytes", "path"}:
-        data, cell = cell.get("bytes"), cell.get("path")
+    data, path = None, cell
+    if isinstance(cell, dict) and not cell.keys().isdisjoint(("bytes", "path")):
+        data, path = cell.get("bytes"), cell.get("path")
     elif isinstance(cell, bytes):
-        data, cell = cell, None
-    if data is not None and not isinstance(data, bytes):
-        raise _BadImage("bad-text", f"`bytes` is of type {type(data).__name__}")
+        data, path = cell, None
+    for part, kind in ((data, bytes), (path, str)):
+        if part is not None and not isinstance(part, kind) and part == part:
+            kind_of = type(part).__name__
+            raise _BadImage(
+                "not-an-image", f"an image's path or its bytes should be here, not a value of type {kind_of}"
+            )
     if data is not None and len(data) > MAX_IMAGE_BYTES:
         raise _BadImage("unreadable", f"{len(data):,} bytes, the limit is {MAX_IMAGE_BYTES:,}")
-    try:
-        path = as_text(cell)
-    except ValueError:
-        raise _BadImage("bad-text", "an image's path should be here, or its bytes") from None
+    path = as_text(path)
     return data, path and path.strip()
+
+
+def _distinct_names(paths: list[str]) -> list[str]:
+    """The files' names; of those that share one, with as many folders before it as it takes to tell them apart."""
+    parts = [redact(path).split("/") for path in paths]
+    counts = Counter("/".join(one[-depth:]) for one in parts for depth in range(1, len(one) + 1))
+    return [
+        next((name for d in range(1, len(one)) if counts[name := "/".join(one[-d:])] == 1), "/".join(one))
+        for one in parts
+    ]
 
 
 def _holds_bytes(value: Any) -> bool:

@@ -37,9 +37,9 @@ class ExistingCaptions:
             )
         self.metadata = {"file": str(path), "size": path.stat().st_size}
 
-    def captions(self, key: str) -> list[str]:
-        """The captions of a key, each once; none if the file has none."""
-        return list(dict.fromkeys(self._table.get(key) or []))[: self._per_image]
+    def captions(self, sample: Sample) -> list[str]:
+        """The captions of a sample, each once; none if the file has none."""
+        return list(dict.fromkeys(self._table.get(sample.key, sample.image_key) or []))[: self._per_image]
 
 
 class ExistingWork(CaptionWork):
@@ -47,11 +47,11 @@ class ExistingWork(CaptionWork):
 
     def run(self, items: list[Item]) -> list[Result]:
         """The lines of a batch."""
-        return [self._line(item, self.captioner.captions(item.key)) for item in items]
+        return [self._line(item, self.captioner.captions(item.sample)) for item in items]
 
     def digest(self, sample: Sample) -> str:
         """Of the captions that a sample's line would have."""
-        line = self._line(Item(sample, None), self.captioner.captions(sample.key))
+        line = self._line(Item(sample, None), self.captioner.captions(sample))
         return "" if isinstance(line, Failed) else line_digest(line)
 
 

@@ -68,7 +68,7 @@ class RewriteWork:
             return PreparedImage(reason=reason, detail=detail)
         if sample.text is None:
             return PreparedImage(reason="no-text", detail="the source has no raw text for it")
-        caption = (self._captions[1].get(sample.key) or [None])[0] if self._captions else ""
+        caption = (self._captions[1].get(sample.key, sample.image_key) or [None])[0] if self._captions else ""
         if caption is None:
             return PreparedImage(reason="no-caption", detail="the prompt names {caption}, and --captions has none")
         return PreparedImage(text_digest(f"{sample.text}\0{caption}"), (sample.text, caption))

@@ -105,5 +105,6 @@ def plot_pairs(pairs: list[tuple[Image.Image, str, str]], path: Path, title: str
         for axis, (image, key, caption) in zip(axes.flat, pairs):
             axis.imshow(np.asarray(image))
             axis.set_title(style.wrap(caption, 25, 6), fontsize=7, loc="left")
-            axis.text(0, -0.04, style.shorten(key, 28), fontsize=6, color="0.45", transform=axis.transAxes, va="top")
+            name = style.shorten(key, 28, keep_end=True)
+            axis.text(0, -0.04, name, fontsize=6, color="0.45", transform=axis.transAxes, va="top")
         figure.suptitle(style.wrap(title, 105, 2), color="0.3")

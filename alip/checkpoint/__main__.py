@@ -7,6 +7,7 @@ python -m alip.checkpoint import --checkpoint FILE --output RUN
 from __future__ import annotations
 
 import argparse
+import re
 
 from alip.checkpoint.export import export
 from alip.checkpoint.load import load_model, run_folder_of
@@ -15,13 +16,21 @@ from alip.command import CommandParser
 from alip.errors import run_command
 
 
+def _license(text: str) -> str:
+    """The identifier of a licence, as a model card's header takes it."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no identifier of a licence: write mit, apache-2.0 or other")
+    return text
+
+
 def _arguments() -> argparse.Namespace:
     parser = CommandParser(prog="python -m alip.checkpoint", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("export", help="write a folder that open_clip or transformers loads")
     out.add_argument("--to", required=True, choices=("open_clip", "hf"), help="whose form")
     out.add_argument("--weights", choices=("model", "ema"), default="model", help="default: model")
-    out.add_argument("--license", default="other", help="for the model card, e.g. mit (default: not stated)")
+    stated = "for the model card, e.g. mit (default: not stated)"
+    out.add_argument("--license", type=_license, default="other", help=stated)
     out.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
     into = commands.add_parser("import", help="make a run folder of released weights")
     for command, output in ((out, "the folder to write"), (into, "the run folder to make")):

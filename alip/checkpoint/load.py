@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from alip.distributed import note
+from alip.distributed import check_device, note
 from alip.errors import UserError
 from alip.files import sha256_of_file
 from alip.model.bi_path import create_model
@@ -73,6 +73,8 @@ def load_model(
     if not model.text_format.is_clip:
         model.tokenizer([""])  # what cannot be tokenised is reported before anything is encoded
     model.metadata = _metadata(found, weights, with_fingerprint)
+    if torch.device(device).type == "cuda":
+        check_device(str(device))
     return model.to(device).eval()
 
 

@@ -64,7 +64,11 @@ def open_data(
 ) -> Manifest | SyntheticData:
     """The manifest of `DIR/NAME`, or with dataset_type "synthetic" random samples, `train_num_samples` of them."""
     if dataset_type == "synthetic":
+        if train_num_samples is None:
+            raise UserError("synthetic data needs a number of samples: train_num_samples, --train-num-samples")
         return SyntheticData(train_num_samples)
+    if train_data is None:
+        raise UserError("no data is given: name the shards, DIR/NAME")
     return load_manifest(train_data, at_url=True)
 
 
@@ -108,7 +112,13 @@ def create_loader(
         sizes = {"image_size": image_size, "context_length": context_length, "vocab_size": vocab_size}
         return SyntheticLoader(data, batch_size, **sizes, world=world, seed=seed, plan_texts=plan_texts)
     manifest = data if isinstance(data, Manifest) else load_manifest(data, at_url=True)
-    _check_choices(reader, caption_sampling, data_order, batch_size)
+    _check_choices(reader, caption_sampling, data_order, interpolation or "bilinear")
+    numbers = {"batch_size": batch_size, "image_size": image_size, "threads": threads, "window_shards": window_shards}
+    for name, value in numbers.items():
+        if value != int(value) or value < 1:
+            raise UserError(f"{name} must be a whole number of at least 1, not {value}")
+    if len(mean) != 3 or len(std) != 3:
+        raise UserError(f"mean and std are three numbers each, not {list(mean)} and {list(std)}")
     check_tokens(manifest, TextFormat(tokenizer, context_length, vocab_size))
     # A GPU is sent bytes, a quarter of the traffic; the model normalises them there.
     raw = world.device.type == "cuda"
@@ -128,16 +138,15 @@ def create_loader(
     return Loader(records, decoder, batch_size, form, world, seed, augmentation, shuffle, drop_last, **texts, **source)
 
 
-def _check_choices(reader: str, caption_sampling: str, data_order: str, batch_size: int) -> None:
+def _check_choices(reader: str, caption_sampling: str, data_order: str, interpolation: str) -> None:
     for name, value, known in (
         ("reader", reader, READERS),
         ("caption sampling", caption_sampling, SAMPLING),
         ("data order", data_order, ORDERS),
+        ("interpolation", interpolation, ("bilinear", "bicubic")),
     ):
         if value not in known:
             raise UserError(f"unknown {name} {value!r}: choose {', '.join(known)}")
-    if batch_size < 1:
-        raise UserError(f"a batch has at least one sample, not {batch_size}")
 
 
 def _open_records(
@@ -210,11 +219,14 @@ class Loader:
         return whole + (not self.drop_last and rest >= self.world.world_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from `start` on: the number of samples that all ranks together have read.
+        """The batches of an epoch, from `start` on: the number of samples that all ranks together have read, which
+        is at least 0 (ValueError).
 
         Batch g of all ranks is order[start + g·B·W : start + (g+1)·B·W], of which rank r has the r-th B. With another
         number of ranks the samples of a global batch are the same as long as B·W is.
         """
+        if start < 0:
+            raise ValueError(f"an epoch starts at sample 0 or later, not {start}")
         requests: queue.Queue = queue.Queue(_READ_AHEAD)
         stop = threading.Event()
         reading = threading.Thread(target=self._read, args=(epoch, start, requests, stop), daemon=True)

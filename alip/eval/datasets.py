@@ -177,7 +177,8 @@ def open_imagenet(folder: str | Path) -> ClassificationDataset:
     try:
         images = TorchvisionImages(ImageFolder(path))
     except (FileNotFoundError, OSError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: {reason} One folder per ImageNet class (n01440764, …) is expected there") from error
     names = record.class_names("standard")
     check_order(str(path), names, list(record.own(images)))
     return ClassificationDataset(

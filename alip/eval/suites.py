@@ -48,7 +48,9 @@ def open_suite(name: str, data_root: str | Path, protocol: str = "standard") -> 
             datasets.append((task, opened))
     if not datasets:
         first, location = missing[0]
-        raise UserError(f"--suite {name}: none of its {len(missing)} datasets is there; {first.title} needs {location}")
+        raise UserError(
+            f"the suite {name}: none of its {len(missing)} datasets is there; {first.title} needs {location}"
+        )
     return OpenedSuite(name, datasets, missing)
 
 

@@ -10,6 +10,7 @@ last block everything but the pooled token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from alip.model import hub
 from alip.model.attention import take_rows
 from alip.model.config import resolve_config
 from alip.model.freeze import frozen_batch_norms, lock_image_tower, lock_text_tower
-from alip.model.overrides import override_images
+from alip.model.overrides import OVERRIDES, override_images
 from alip.model.pretrained import adopt, find_pretrained
 from alip.model.text_format import TextFormat, Tokenizer, create_tokenizer, text_format
 from alip.model.transformer import compiled_function, run_blocks, runs_unpadded
@@ -67,9 +68,13 @@ def create_model(
     quick_gelu: OpenAI's approximate GELU, for weights that were trained with it.
     compile: torch.compile the towers' blocks for training, or a whole ResNet (costs a minute at the start).
     pad_texts: run all texts at full length, as open_clip does: for comparisons.
-    image_overrides: size, mean, std, … of the images: see `alip.model.overrides.override_images`.
+    image_overrides: image_size, image_mean, image_std, image_interpolation, image_resize_mode, pretrained_image, as
+        `alip.model.overrides.override_images` takes them.
     """
     name, model_cfg, preprocess_cfg = resolve_config(name_or_config)
+    unknown = image_overrides.keys() - OVERRIDES
+    if unknown:
+        raise TypeError(f"create_model has no argument {min(unknown)!r}; of images it takes {', '.join(OVERRIDES)}")
     if "multimodal_cfg" in model_cfg:
         raise UserError(f"{name}: CoCa models have a text decoder, which ALIP does not train; choose a CLIP model")
     found = pretrained
@@ -344,11 +349,12 @@ class BiPath:
         """open_clip's transform of a PIL image to a tensor (3, H, W): resize, centre crop, mean and std."""
         return image_transform_v2(PreprocessCfg(**self.config["preprocess_cfg"]), is_train=is_train)
 
-    def tokenizer(self, texts: list[str]) -> torch.Tensor:
-        """Token ids (n, context_length) int64 of texts, for this model; UserError if its tokenizer is not here."""
+    def tokenizer(self, texts: str | Sequence[str], context_length: int | None = None) -> torch.Tensor:
+        """Token ids (n, context_length) int64 of n texts, or of one string, for this model. context_length: the
+        model's, if None. UserError if its tokenizer is not here."""
         if self._tokenizer is None:
             self._tokenizer = create_tokenizer(self.config["model_cfg"], self.source_folder, self.may_download)
-        return self._tokenizer(texts)
+        return self._tokenizer(texts, context_length)
 
     @property
     def text_format(self) -> TextFormat:

@@ -9,6 +9,8 @@ from alip.errors import UserError
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 RESIZE_MODES = ("shortest", "longest", "squash")
+# What `override_images` takes, by keyword.
+OVERRIDES = ("image_size", "image_mean", "image_std", "image_interpolation", "image_resize_mode", "pretrained_image")
 
 
 def override_images(
@@ -16,15 +18,16 @@ def override_images(
     preprocess_cfg: dict[str, Any],
     *,
     image_size: int | None = None,
-    image_mean: Sequence[float] | None = None,
-    image_std: Sequence[float] | None = None,
+    image_mean: float | Sequence[float] | None = None,
+    image_std: float | Sequence[float] | None = None,
     image_interpolation: str | None = None,
     image_resize_mode: str | None = None,
     pretrained_image: bool = False,
 ) -> None:
     """Changes an open_clip configuration in place; None leaves its own value. UserError for values it cannot have.
 
-    image_size: side of the square input, in pixels. image_mean, image_std: of red, green and blue, for values 0 to 1.
+    image_size: side of the square input, in pixels. image_mean, image_std: of red, green and blue, for values 0 to 1;
+    one number for all three.
     image_interpolation: of every resize, in training and evaluation. image_resize_mode: in evaluation: "shortest"
     (short side to the size, centre crop), "longest" (long side, padded) or "squash" (both sides).
     pretrained_image: start the image tower from the ImageNet weights that timm has for it, downloaded.
@@ -36,11 +39,13 @@ def override_images(
         if image_size < 1 or (is_vit and image_size % patch):
             raise UserError(f"an image size of {image_size} is not possible: the model's patches are {patch} pixels")
         vision_cfg["image_size"] = image_size
-    for name, values in (("mean", image_mean), ("std", image_std)):
-        if values is not None:
-            if len(values) != 3 or (name == "std" and min(values) <= 0):
-                raise UserError(f"the image {name} is three numbers{', above 0' * (name == 'std')}, not {list(values)}")
-            preprocess_cfg[name] = list(values)
+    for name, given in (("mean", image_mean), ("std", image_std)):
+        if given is not None:
+            values = [given] * 3 if isinstance(given, int | float) else list(given)
+            if len(values) != 3 or not all(0 <= value <= 1 for value in values) or (name == "std" and 0 in values):
+                above = "above 0 and up to 1" if name == "std" else "from 0 to 1"
+                raise UserError(f"the image {name} is three numbers {above}, not {values}: those of 0 to 255 over 255")
+            preprocess_cfg[name] = values
     for name, value, known in (
         ("interpolation", image_interpolation, INTERPOLATIONS),
         ("resize_mode", image_resize_mode, RESIZE_MODES),

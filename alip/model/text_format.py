@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from alip.model import hub
 from alip.model.config import resolve_config
 from alip.tokens import TextFormat
 
-Tokenizer = Callable[[list[str]], torch.Tensor]
 TOKENIZER_FILES = (
     "tokenizer_config.json",
     "tokenizer.json",
@@ -44,8 +43,34 @@ def read_text_format(name_or_config: str | Path | dict[str, Any]) -> TextFormat:
     return text_format(resolve_config(name_or_config)[1])
 
 
+class Tokenizer:
+    """Texts → token ids, for one model; as open_clip's tokenizers are called. Can be pickled.
+
+    form: of the model's texts. inner: what makes the ids, called as this is; None: CLIP's own.
+    """
+
+    def __init__(self, form: TextFormat, inner: Callable[[list[str], int], torch.Tensor] | None = None):
+        self.form = form
+        self._inner = inner or tokens.tokenize
+
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> torch.Tensor:
+        """Token ids (n, context_length) int64 of n texts, one for a single string. context_length: the model's, if
+        None. TypeError for what is no text; UserError for ids that the model does not know."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"a tokenizer takes strings, and number {number} is of type {type(text).__name__}")
+        rows = self._inner(texts, context_length or self.form.context_length)
+        if rows.numel() and int(rows.max()) >= self.form.vocab_size:
+            raise UserError(
+                f"the tokenizer {self.form.tokenizer} gives ids up to {int(rows.max())}, but the model's vocabulary "
+                f"has {self.form.vocab_size}: it belongs to another model"
+            )
+        return rows
+
+
 def create_tokenizer(model_cfg: dict[str, Any], folder: Path | None = None, may_download: bool = False) -> Tokenizer:
-    """Texts → token ids (n, context_length) int64, as the model of this configuration was trained.
+    """The tokenizer with which the model of this configuration was trained.
 
     folder: the model's, where a tokenizer of its own may be. A Hugging Face tokenizer is taken from there, or from the
     local cache; from the network only with may_download. Raises UserError where it cannot be had.
@@ -53,25 +78,11 @@ def create_tokenizer(model_cfg: dict[str, Any], folder: Path | None = None, may_
     form, text = text_format(model_cfg), model_cfg["text_cfg"]
     options = dict(text.get("tokenizer_kwargs") or {})
     if not form.is_clip:
-        inner = _huggingface(form, text, options, folder, may_download)
-    elif options:
-        inner = _clip_with_options(form, options)
-    else:
-        inner = lambda texts: tokens.tokenize(texts, form.context_length)  # noqa: E731
-
-    def tokenize(texts: list[str]) -> torch.Tensor:
-        rows = inner(list(texts))
-        if rows.numel() and int(rows.max()) >= form.vocab_size:
-            raise UserError(
-                f"the tokenizer {form.tokenizer} gives ids up to {int(rows.max())}, but the model's vocabulary has "
-                f"{form.vocab_size}: it belongs to another model"
-            )
-        return rows
-
-    return tokenize
+        return Tokenizer(form, _huggingface(form, text, options, folder, may_download))
+    return Tokenizer(form, _clip_with_options(form, options) if options else None)
 
 
-def _clip_with_options(form: TextFormat, options: dict[str, Any]) -> Tokenizer:
+def _clip_with_options(form: TextFormat, options: dict[str, Any]) -> Callable[[list[str], int], torch.Tensor]:
     from open_clip.tokenizer import SimpleTokenizer
 
     try:
@@ -83,7 +94,7 @@ def _clip_with_options(form: TextFormat, options: dict[str, Any]) -> Tokenizer:
 
 def _huggingface(
     form: TextFormat, text: dict[str, Any], options: dict[str, Any], folder: Path | None, may_download: bool
-) -> Tokenizer:
+) -> Callable[[list[str], int], torch.Tensor]:
     try:
         import transformers  # noqa: F401
     except ImportError as error:

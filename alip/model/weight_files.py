@@ -45,6 +45,8 @@ def read_file(path: str | Path) -> Any:
         raise UserError(f"{path}: the file is empty; copy or download it again")
     if path.name.endswith(INDEX_SUFFIX):
         return _read_shards(path)
+    if path.suffix == ".json":
+        raise UserError(f"{path}: a description, not weights; give its folder {path.parent}, or a weights file in it")
     if path.suffix in (".npz", ".npy"):
         raise UserError(f"{path}: a NumPy archive (big_vision's form) is not read; give open_clip's conversion of it")
     if path.suffix == ".safetensors":

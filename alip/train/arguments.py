@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +157,11 @@ def _resolve_recipe(args: argparse.Namespace) -> None:
             raise UserError("--epochs-cooldown counts epochs, but the run's length is given by --steps: use --cooldown")
         if not 0 <= args.epochs_cooldown <= args.epochs:
             raise UserError(f"--epochs-cooldown {args.epochs_cooldown:g}: the run has {args.epochs} epochs")
+        if args.cooldown is not None:
+            raise UserError("--cooldown and --epochs-cooldown are the same in two units: leave one of them out")
         args.cooldown = args.epochs_cooldown / args.epochs
+    elif args.cooldown is None:
+        args.cooldown = 0.2
 
 
 def _resolve_images(args: argparse.Namespace) -> None:
@@ -167,8 +173,8 @@ def _resolve_images(args: argparse.Namespace) -> None:
     for name in ("image_mean", "image_std"):
         values = getattr(args, name)
         if values is not None:
-            if len(values) not in (1, 3) or (name == "image_std" and min(values) <= 0):
-                raise UserError(f"--{name.replace('_', '-')} {values}: give three numbers (std above 0)")
+            if len(values) not in (1, 3):
+                raise UserError(f"--{name.replace('_', '-')} {values}: give three numbers, or one")
             setattr(args, name, values * 3 if len(values) == 1 else values)
     if args.image_interpolation == "random":
         raise UserError("--image-interpolation random: DALI resizes a batch in one way; choose bilinear or bicubic")
@@ -178,6 +184,7 @@ def _resolve_images(args: argparse.Namespace) -> None:
 
 def _resolve_logging(args: argparse.Namespace) -> None:
     """Log, evaluations, checkpoints."""
+    given_reports = args.report_to
     words = [word for word in args.report_to.replace(",", " ").split() if word != "none"]
     reports = {"tensorboard", "wandb"} if "all" in words else set(words)
     if reports - {"tensorboard", "wandb"}:
@@ -186,12 +193,19 @@ def _resolve_logging(args: argparse.Namespace) -> None:
         reports.add("wandb")
         args.wandb_project_name = args.wandb
     args.report_to = ",".join(sorted(reports)) or "none"
+    if "wandb" in reports and sys.modules.get("wandb") is None and find_spec("wandb") is None:
+        flag = "--wandb" if args.wandb is not None else f"--report-to {given_reports}"
+        raise UserError(f"{flag} needs the wandb package: pip install wandb, or leave it out")
     args.wandb = args.wandb_project_name if "wandb" in reports else None
 
     if args.delete_previous_checkpoint:
         if args.keep_epochs:
             raise UserError("--delete-previous-checkpoint keeps no epoch's: leave --save-frequency (--keep-epochs) out")
+        if args.keep not in (None, 1):
+            raise UserError("--delete-previous-checkpoint keeps the newest one only: leave --keep out")
         args.keep = 1
+    elif args.keep is None:
+        args.keep = 2
     args.save_every = parse_interval(args.save_every, "steps")
     given = {f"{n}epochs" for n in (args.val_frequency, args.zeroshot_frequency) if n is not None}
     given |= {args.eval_every} if args.eval_every is not None else set()

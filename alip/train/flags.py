@@ -130,7 +130,7 @@ def _data_flags(add) -> None:
     window = "shards that --data-order shards mixes at a time"
     add("--window-shards", RECIPE, "loader", type=count, default=WINDOW_SHARDS, metavar="K", help=window)
     size = "of the shards kept in --cache-dir, for --train-data at a URL"
-    add("--cache-size", MACHINE, "loader", type=parse_size, default=CACHE_SIZE, metavar="100GB", help=size)
+    add("--cache-size", MACHINE, "loader", type=_size, default=CACHE_SIZE, metavar="100GB", help=size)
     workers = "loader.threads evaluations"
     add(
         "--workers --threads",
@@ -191,7 +191,14 @@ def _optimizer_flags(add) -> None:
     names = "one-cycle, cosine, const, const-cooldown"
     add("--lr-scheduler --schedule", RECIPE, "schedule.kind", type=canonical_name, help=names)
     add("--warmup", RECIPE, "schedule", help="fraction of all steps (0.1) or number of steps (500)")
-    add("--cooldown", RECIPE, "schedule", **_FRACTION, default=0.2, help="fraction of all steps, for const-cooldown")
+    add(
+        "--cooldown",
+        RECIPE,
+        "schedule",
+        **_FRACTION,
+        default=None,
+        help="fraction of all steps, for const-cooldown; 0.2",
+    )
     add("--epochs-cooldown", RECIPE, **_NOT_NEGATIVE, metavar="N", help="the same in epochs")
     add("--cycle-beta1", RECIPE, "schedule", **_EITHER, help="one-cycle moves beta1 too")
     add(
@@ -289,7 +296,7 @@ def _logging_flags(add) -> None:
     add("--wandb", MACHINE, "run", metavar="PROJECT", help="report to Weights & Biases too, into this project")
     add("--save-every", MACHINE, "plan", default="1000", metavar=interval, help="besides every epoch's end; 0: none")
     add("--save-most-recent", MACHINE, **_SWITCH, help="always so: the newest checkpoint is kept")
-    add("--keep", MACHINE, "run", type=count, default=2, metavar="N", help="newest checkpoints to keep")
+    add("--keep", MACHINE, "run", type=count, default=None, metavar="N", help="newest checkpoints to keep; 2")
     every = "keep every K-th epoch's too; 0: none"
     add("--keep-epochs --save-frequency", MACHINE, "run", type=natural, default=0, metavar="K", help=every)
     add("--delete-previous-checkpoint", MACHINE, **_SWITCH, help="--keep 1 --keep-epochs 0")
@@ -334,6 +341,13 @@ class StoreOptions(argparse.Action):
 def count_or_auto(text: str) -> int | str:
     """A count of at least 1, or "auto"."""
     return text if text == "auto" else count(text)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _similarity(text: str) -> float | None:

@@ -23,6 +23,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from alip.distributed import LAUNCHER
 from alip.errors import MISTAKES, UserError, run_command
@@ -53,14 +54,30 @@ def main() -> int:
     parser = torchrun.get_args_parser()
     parser.error = _refuse
     launch = parser.parse_args(words[1:] if only_check else words)
+    _check_launch(launch)
     ranks = _world_size(launch)
     if Path(launch.training_script).name == "train.py":
         check_command(parse_arguments(launch.training_script_args), ranks)
-    return 0 if only_check else _run(launch)
+    if only_check:
+        print("the command is sound; nothing was started")
+        return 0
+    return _run(launch)
 
 
 def _refuse(message: str) -> NoReturn:
     raise UserError(f"{message} (all flags: python -m alip.train.launch --help)")
+
+
+def _check_launch(launch) -> None:
+    """UserError for values that torchrun would answer with a traceback."""
+    for flag, value in (("--max-restarts", launch.max_restarts), ("--shutdown-timeout", launch.shutdown_timeout)):
+        if value is not None and value < 0:
+            raise UserError(f"{flag} {value}: give a number from 0 on")
+    try:
+        parse_rendezvous_endpoint(launch.rdzv_endpoint, default_port=29400)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--rdzv-endpoint {launch.rdzv_endpoint}: write HOST:PORT ({reason})") from error
 
 
 def _world_size(launch) -> int:
@@ -84,6 +101,8 @@ def _run(launch) -> int:
     if torchrun.determine_local_world_size(launch.nproc_per_node) > 1:
         # As torchrun does, which warns of it in five lines; each rank then chooses its number of threads itself.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Else a restart gets the first start's store, with its dead addresses, and fails.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     for name in _NOISY:
         logging.getLogger(name).addFilter(lambda record: _read_mistake() is None)
     with tempfile.TemporaryDirectory(prefix="alip-mistakes-") as folder:

@@ -114,8 +114,12 @@ class RunLog:
             return
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
-        else:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:  # `| head`: no reason to lose a run
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(f"nobody reads the console any more; the run continues, and logs into {self._path}", file=sys.stderr)
 
     def close(self) -> None:
         """Ends the files; what was written is readable at any time before."""
@@ -195,10 +199,8 @@ def _open_tensorboard(folder: Path, after_step: int):
 
 
 def _open_wandb(project: str, folder: Path, settings: dict[str, Any]):
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("--wandb needs the wandb package: pip install wandb, or leave the flag out") from error
+    import wandb
+
     return wandb.init(project=project, dir=str(folder), name=folder.name, config=settings, resume="allow")
 
 

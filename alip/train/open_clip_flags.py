@@ -1,7 +1,6 @@
 """Flags that open_clip's trainer has and this one does not need: each answers with a line on what to do instead.
 
-Also the names that flags of this trainer had before. Models that ALIP does not train (CoCa, SigLIP, distillation) have
-no entry: their flags are unknown here, as argparse reports it.
+Also the names that flags of this trainer had before.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ _INPUT = "a flag of data2rec.py, which builds the rec shards that train.py reads
 _LOSS = "the loss is always computed this way: each rank holds the rows of its own images, with the full gradient"
 _LAUNCH = "torchrun describes the ranks (see docs/training.md), the backend follows the device; leave it out"
 _REMOTE = "a run folder may be on any mounted file system; copy it with the tool of that storage"
+_OTHER_LOSS = "ALIP's two paths are trained by its own loss or, with --objective, by CLIP's; open_clip trains this one"
 _COMPILE = "--torchcompile compiles the towers (the default on a GPU)"
 
 # Flag: (number of values as argparse has it, the answer).
@@ -52,6 +52,11 @@ REFUSED: dict[str, tuple[int | str, str]] = {
     "--torchscript": (0, _COMPILE),
     "--trace": (0, _COMPILE),
     "--use-bnb-linear": (1, "not supported; --precision amp_bf16 is the fast type"),
+    "--siglip": (0, _OTHER_LOSS),
+    "--coca-caption-loss-weight": (1, _OTHER_LOSS),
+    "--coca-contrastive-loss-weight": (1, _OTHER_LOSS),
+    "--distill-model": (1, _OTHER_LOSS),
+    "--distill-pretrained": (1, _OTHER_LOSS),
     "--copy-codebase": (0, "run.json records the git revision, and whether the code was edited since"),
     "--log-local": (0, "rank 0 writes the log, on storage that all machines share"),
     "--wandb-notes": (1, "notes are edited in Weights & Biases itself; run.json is sent along"),

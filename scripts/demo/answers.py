@@ -9,10 +9,14 @@ benchmark, so neither model's best are picked out.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `import alip`, from anywhere
+
 from recorded import CLIP, recorded_run
 
 from alip import distributed

@@ -18,10 +18,13 @@ import argparse
 import io
 import json
 import subprocess
+import sys
 import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `import alip`, from anywhere
 
 from classes import CLASS_OF
 from PIL import Image

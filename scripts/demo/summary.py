@@ -8,7 +8,10 @@ Without --clip, CLIP's row is the recorded one of benchmarks/demo_seeds.py.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `import alip`, from anywhere
 
 from classes import CLASSES
 from recorded import CLIP, recorded_run

@@ -11,9 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `import alip`, from anywhere
 
 from classes import CLASSES, TEMPLATES
 from texts import order, sample

@@ -70,9 +70,30 @@ def test_without_a_key_each_row_has_one_of_its_own(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         pq.write_table(pa.table({"image": cells, "text": ["x", "y"]}), tmp_path / folder / "t.parquet")
-    assert [sample.key for sample in open_source(str(tmp_path / "a/t.parquet"))] == ["t.parquet#1", "t.parquet#2"]
+    assert [sample.key for sample in open_source(str(tmp_path / "a/t.parquet"))] == ["t.parquet#0", "t.parquet#1"]
     both = [sample.key for sample in open_source([str(tmp_path / one / "t.parquet") for one in ("a", "b")])]
-    assert both == [f"{tmp_path}/{one}/t.parquet#{row}" for one in ("a", "b") for row in (1, 2)]
+    assert both == [f"{one}/t.parquet#{row}" for one in ("a", "b") for row in (0, 1)]
+
+
+def test_all_rows_of_a_column_of_structs_have_keys_alike(tmp_path):
+    """With bytes, with a path alone, with more fields than the usual two."""
+    kind = pa.struct([*IMAGE, ("width", pa.int32())])
+    cells = [{"bytes": jpegs(1)[0], "path": "a.jpg", "width": 4}, {"path": "b.jpg"}, {"bytes": b"x"}]
+    found = samples(tmp_path / "t.parquet", image=pa.array(cells, kind), text=["x"] * 3)
+    assert [sample.key for sample in found] == [f"t.parquet#{row}" for row in range(3)]
+    assert [sample.error for sample in found] == [None] * 3 and found[1].image_data.path == str(tmp_path / "b.jpg")
+
+
+def test_a_caption_of_another_key_is_not_taken(tmp_path):
+    """Only the keys of COCO's and Karpathy's sentences stand for their image's."""
+    from alip.build.joined_texts import TextFiles
+
+    columns = {"image": pa.array(jpegs(2), pa.binary()), "text": ["x", "y"], "key": ["a", "a#1"]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    (tmp_path / "c.jsonl").write_text('{"key": "a", "caption": "of a alone"}\n')
+    texts, source = TextFiles((str(tmp_path / "c.jsonl"),)), open_source(str(tmp_path / "t.parquet"))
+    manifest = writer.build(source, tmp_path / "set", policy=Policy(), workers=0, quiet=True, texts=texts).manifest
+    assert [row["key"] for row in read_texts(manifest)] == ["a"] and manifest.rejects == {"missing-caption": 1}
 
 
 def test_the_names_of_columns_of_the_hub(tmp_path):
@@ -102,10 +123,14 @@ def test_other_bytes_are_no_metadata(tmp_path):
         (
             [b"x"],
             pa.list_(pa.binary()),
-            "bad-text: .*row 1: the column image: an image's path should be here, or its b",
+            "not-an-image: .*row 1: the column image: an image's path or .*of type list",
         ),
-        ({"url": "x"}, pa.struct([("url", pa.string())]), "bad-text: .*an image's path should be here, or its bytes"),
-        ({"bytes": "x"}, pa.struct([("bytes", pa.string())]), "bad-text: .*`bytes` is of type str"),
+        (
+            {"url": "x"},
+            pa.struct([("url", pa.string())]),
+            "not-an-image: .*an image's path or its bytes should be here, not .*type dict",
+        ),
+        ({"bytes": "x"}, pa.struct([("bytes", pa.string())]), "not-an-image: .*not a value of type str"),
         (b"123456789", pa.binary(), "unreadable: .*the column image: 9 bytes, the limit is 8"),
     ],
 )
@@ -164,7 +189,7 @@ def test_captions_are_made_and_joined_by_the_rows_keys(tmp_path):
     words = ["--input", tmp_path / "t.parquet", "--output", tmp_path / "c.jsonl", "--captioner", captioner]
     assert main([str(word) for word in (*words, "--workers", 0, "--device", "cpu")]) == 0
     made = {line["key"]: line["caption"] for line in map(json.loads, (tmp_path / "c.jsonl").read_text().splitlines())}
-    assert list(made) == [f"t.parquet#{row}" for row in range(1, 6)]
+    assert list(made) == [f"t.parquet#{row}" for row in range(5)]
     texts = TextFiles((str(tmp_path / "c.jsonl"),))
     source, folder = open_source(str(tmp_path / "t.parquet")), tmp_path / "out" / "set"
     manifest = writer.build(source, folder, policy=Policy(), workers=0, quiet=True, texts=texts).manifest

@@ -155,7 +155,7 @@ def test_every_way_to_give_several(tmp_path):
         ("g.json", json.dumps([{"image_id": "k", "caption": one} for one in want])),
     ):
         found = table(tmp_path, file)
-        assert found.get("k") == found.get("k#2") == want, file
+        assert found.get("k") == found.get("k#2", image_key="k") == want, file
         assert found.get("none") is None
     columns = {"key": ["k", "m"], "captions": [want, ["four"]]}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "h.parquet")

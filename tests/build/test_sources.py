@@ -344,7 +344,8 @@ def test_captions_files(tmp_path, form):
         path.write_text(head + "".join(f"{key}\t{one}\n" for key, one in PAIRS.items()))
     assert dict(read_captions(str(path))) == PAIRS
     table = CaptionTable([str(path)], tmp_path / "index.sqlite")
-    assert [table.get(key) for key in ("sub/b", "5#3", "none")] == [["said, of b"], ["said of five"], None]
+    assert [table.get(key) for key in ("sub/b", "5#3", "none")] == [["said, of b"], None, None]
+    assert table.get("5#3", image_key="5") == ["said of five"]
     assert table.found == 2
 
 

@@ -207,6 +207,25 @@ def test_a_run_that_has_logged_once_is_points(tmp_path, figures):
     assert lines and all(line.get_marker() not in (None, "None") for line in lines)
 
 
+def test_a_run_that_diverged_shows_its_last_finite_point(tmp_path, figures):
+    run = write_run(tmp_path / "run", 8, False)
+    lines = (run / "metrics.jsonl").read_text().splitlines()[:-1]  # the last one is not whole
+    rows = [json.loads(line) for line in lines]
+    for row in [row for row in rows if row["kind"] == "train"][1:]:
+        row |= {name: None for name, value in row.items() if isinstance(value, float)}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training.curves(run, tmp_path / "curves")
+    losses = figures[0].axes[0].lines
+    assert losses and all(line.get_marker() == "o" and line.get_markevery() == [0] for line in losses)
+    assert "7 logged steps have no finite loss" in figures[0].get_suptitle()
+
+
+def test_points_that_a_line_does_not_show():
+    nan = float("nan")
+    assert training._alone(np.array([1, nan, 2, 3, nan, nan, 4])) == [0, 6]
+    assert training._alone(np.array([nan, 1])) == [1] and training._alone(np.array([1, 2])) == []
+
+
 def test_bars_beside_all_published_methods(tmp_path):
     names = list(published.ZEROSHOT["ALIP"])
     theirs = [(method, [values[name] for name in names], False) for method, values in published.ZEROSHOT.items()]

@@ -169,6 +169,17 @@ def test_holm():
     assert [found[i] for i in (0, 1, 2, 4)] == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm's own example
 
 
+def test_a_group_with_runs_that_are_not_measured_says_so(runs, tmp_path, capsys):
+    part = tmp_path / "a-part"
+    shutil.copytree(runs[1], part)
+    entries = [entry for entry in results.load(part) if entry["dataset"] == "pets"]
+    (part / "results" / "results.json").unlink()
+    results.save(part / "results", entries)
+    groups = ["--group", "clip", *runs[3:], "--group", "alip", runs[0], part, runs[2]]
+    page = page_of(groups, tmp_path / "report", capsys, "--no-plots")
+    assert "| alip (standard, 2 to 3 of 3 runs) |" in page and "| clip (standard) " in page
+
+
 def test_groups_and_baselines_are_checked(runs, tmp_path):
     for words, message in (
         ([], "which runs"),

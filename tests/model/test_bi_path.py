@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 
 import open_clip
 import pytest
@@ -332,3 +333,29 @@ def test_broken_config_file(tmp_path):
     path.write_text("{oops")
     with pytest.raises(UserError, match="not valid JSON"):
         create_model(path)
+
+
+def test_the_tokenizer_is_called_as_open_clips():
+    model = create_model(VIT)
+    theirs = open_clip.get_tokenizer("ViT-B-32")
+    for texts in ("a dog", ["a dog", "two  dogs, é"], ("a dog",), []):
+        assert model.tokenizer(texts).equal(theirs(list(texts) if isinstance(texts, tuple) else texts))
+    assert model.tokenizer("a dog", context_length=5).equal(theirs("a dog", context_length=5))
+    with pytest.raises(TypeError, match="number 1 is of type NoneType"):
+        model.tokenizer(["a", None])
+    again = pickle.loads(pickle.dumps(model))
+    assert again.tokenizer("a dog").equal(theirs("a dog"))
+
+
+def test_other_arguments_for_images_are_named():
+    with pytest.raises(TypeError, match="no argument 'size'; of images it takes image_size, image_mean"):
+        create_model(VIT, size=64)
+    assert create_model(VIT, image_mean=0.5).config["preprocess_cfg"]["mean"] == [0.5] * 3
+    for wrong in (
+        {"image_mean": [120, 120, 120]},
+        {"image_std": [58, 57, 57]},
+        {"image_std": 0},
+        {"image_mean": [0.5]},
+    ):
+        with pytest.raises(UserError, match="three numbers"):
+            create_model(VIT, **wrong)

@@ -63,6 +63,10 @@ SLURM_JOB = {
         ({"MICRO_BATCH": "3"}, "not a multiple of 3 samples"),
         ({"MICRO_BATCH": "auto"}, "needs a CUDA device"),
         ({"OUTPUT": "/proc/run"}, "/proc"),
+        ({"SHUTDOWN_S": "-5"}, "--shutdown-timeout -5: give a number from 0 on"),
+        ({"MAX_RESTARTS": "-1"}, "--max-restarts -1"),
+        ({"PORT": "99999", "NODES": "2"}, "--rdzv-endpoint localhost:99999: write HOST:PORT"),
+        ({"PYTHON": "/nowhere/python"}, "PYTHON=/nowhere/python: there is no such command"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -75,6 +79,14 @@ def test_a_mistake_is_one_line(cluster, data, model_file, settings, words):
     assert not (cluster / "run").exists()
     calls = (cluster / "calls").read_text() if (cluster / "calls").exists() else ""
     assert calls == ("ssh one\n" if "HOSTS" in settings else "")  # one machine is asked, before any rank starts
+
+
+def test_hosts_that_are_none_and_a_host_that_fails(cluster):
+    done = run("bash", PAPER, DATA="d", HOSTS=" ")
+    assert (done.returncode, done.stdout) == (2, "") and "HOSTS names no machine" in done.stderr
+    executable(cluster / "ssh", "exit 255\n")
+    done = run("bash", PAPER, DATA="d", HOSTS="one two")
+    assert (done.returncode, done.stderr) == (255, "error: one: the check there ended with status 255\n")
 
 
 def test_a_mistake_in_a_slurm_job_starts_nothing(cluster):

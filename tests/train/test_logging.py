@@ -2,6 +2,8 @@
 
 import json
 import math
+import shlex
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from alip.errors import UserError
 from alip.train import logging
 from alip.train.logging import RunLog
+from tests.helpers.shards import ROOT
 
 VALUES = {
     **{"loss": 2.5, "text_loss": 1.5, "caption_loss": 1.0, "sample_weight": 0.9, "text_weight": 0.5},
@@ -147,6 +150,24 @@ def test_a_resume_on_a_full_disk_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(logging, "atomic_write", full)
     with pytest.raises(UserError, match=r"metrics\.jsonl: could not be written"):
         RunLog(tmp_path, 9, after_step=2, tensorboard=False)
+
+
+def test_a_run_outlives_the_reader_of_its_console(tmp_path):
+    """As in `python train.py … | head -1`."""
+    program = (
+        "from pathlib import Path; from alip.train.logging import RunLog\n"
+        f"log = RunLog(Path({str(tmp_path)!r}), 9, tensorboard=False)\n"
+        "for step in range(2000):\n"
+        "    log.event({'step': step}, 'note', message='x' * 99)\n"
+        "print('and again')\n"
+    )
+    words = f"{sys.executable} -c {shlex.quote(program)} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "x" * 99 + "\n")
+    assert (
+        done.stderr == f"nobody reads the console any more; the run continues, and logs into {tmp_path}/metrics.jsonl\n"
+    )
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2000
 
 
 def test_wandb_gets_the_numbers(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from alip import plot_style as style
 from alip.errors import UserError
@@ -110,13 +111,28 @@ def curves(run: Path, path: Path) -> None:
         speed.set_ylabel("samples / s")
         speed.set_ylim(bottom=0)
         for line in (line for axis in figure.axes for line in axis.lines):
-            if len(line.get_xdata()) == 1:  # a run that has logged once: a point instead of a line without length
-                line.set(marker="o", markersize=2.5)
+            values = np.asarray(line.get_ydata(), dtype=float)
+            alone = [0] if len(values) == 1 else _alone(values)
+            if alone and line.get_marker() in ("None", "", None):  # points instead of lines without length
+                line.set(marker="o", markersize=2.5, markevery=alone)
         for axis in panels.flat:
             axis.set_xlabel("optimizer step")
             axis.grid(True)
             axis.margins(x=0.01)
-        figure.suptitle(style.shorten(str(real_path(run).name), 80))
+            if axis.lines:
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        lost = np.count_nonzero(~np.isfinite(train["loss"])) if "loss" in train else 0
+        left_out = f" ({lost:,} logged steps have no finite loss, and no point here)" if lost else ""
+        figure.suptitle(style.shorten(str(real_path(run).name), 80) + left_out)
+
+
+def _alone(values: np.ndarray) -> list[int]:
+    """Finite values without a finite neighbour, which a line does not show."""
+    finite = np.isfinite(values)
+    beside = np.zeros_like(finite)
+    beside[1:] |= finite[:-1]
+    beside[:-1] |= finite[1:]
+    return np.flatnonzero(finite & ~beside).tolist()
 
 
 def _lines_of(axis: Axes, train: Columns, names: Sequence[tuple[str, str]], legend: bool = True) -> None:

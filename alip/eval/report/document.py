@@ -33,6 +33,7 @@ from alip.plot_style import plot_or_warn
 from alip.text_table import markdown_table
 
 _TITLES = {"zeroshot": "Zero-shot classification", "probe": "Linear probe", "few-shot": "Few-shot probe"}
+_MEDIAN_RANKS = f"median ranks ({' / '.join(label for _, label in WAYS)})"
 _PUBLISHED_MEAN = {"zeroshot": published.ZEROSHOT_MEAN, "probe": published.PROBE_MEAN}
 FORMATS = ("markdown", "csv", "latex")
 
@@ -106,7 +107,7 @@ def _cell(row: Row, column: Column, name: str, report: Report) -> Cell:
 
 
 def _retrieval_table(rows: Sequence[Row], column: Column, title: str, report: Report) -> Table:
-    table = Table(f"Retrieval: {title}", [f"{label} R@{k}" for _, label in WAYS for k in (1, 5, 10)] + ["median rank"])
+    table = Table(f"Retrieval: {title}", [f"{label} R@{k}" for _, label in WAYS for k in (1, 5, 10)] + [_MEDIAN_RANKS])
     for row in rows:
         if column in row.cells:
             cells = [_cell(row, column, f"{way}_R@{k}", report) for way, _ in WAYS for k in (1, 5, 10)]

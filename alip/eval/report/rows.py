@@ -98,6 +98,10 @@ def _group_rows(name: str, members: Sequence[str], runs: Runs, task: str) -> lis
             own = joined.setdefault(key, Row(name, [row.details[0], *_shared_details(row)], key))
             for column, cells in row.cells.items():
                 own.cells.setdefault(column, []).extend(cells)
+    for row in joined.values():
+        least, most = (choose(map(len, row.cells.values())) for choose in (min, max))
+        if least < len(members):
+            row.details.append(f"{least if least == most else f'{least} to {most}'} of {len(members)} runs")
     return list(joined.values())
 
 
