@@ -120,7 +120,7 @@ def curves(run: Path, path: Path) -> None:
             axis.grid(True)
             axis.margins(x=0.01)
             if axis.lines:
-                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         lost = np.count_nonzero(~np.isfinite(train["loss"])) if "loss" in train else 0
         left_out = f" ({lost:,} logged steps have no finite loss, and no point here)" if lost else ""
         figure.suptitle(style.shorten(str(real_path(run).name), 80) + left_out)
