@@ -158,6 +158,29 @@ def test_only_crashes_are_restarted(tmp_path, what, restarts, status, starts):
         assert "RuntimeError: a bug" in done.stderr and "ChildFailedError" not in done.stderr
 
 
+COLLECTIVE = """
+import os, signal, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+dist.all_reduce(torch.ones(1))
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.ones(1))  # ends with rank 1
+total = torch.ones(1)
+dist.all_reduce(total)
+print("after the restart", int(total))
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_of_one_machine_find_each_other_after_a_restart(tmp_path):
+    """Each start needs a store of its own: in the first one are the addresses of the dead."""
+    (tmp_path / "rank.py").write_text(COLLECTIVE)
+    words = [sys.executable, "-m", "alip.train.launch", "--standalone", "--nproc-per-node", "2"]
+    done = run(*words, "--max-restarts", 1, tmp_path / "rank.py")
+    assert (done.returncode, done.stdout) == (0, "after the restart 2\n" * 2), done.stderr
+
+
 def test_the_check_does_nothing_for_a_good_command(flags, tmp_path):
     check_command(parse_arguments([*map(str, flags), "--output", str(tmp_path / "new" / "run")]))
     assert list(tmp_path.iterdir()) == []
