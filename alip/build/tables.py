@@ -11,7 +11,7 @@ from typing import Any
 from alip.build.sources import MAX_IMAGE_BYTES, ByteRange, Fields, Sample, Source, as_text, as_texts
 from alip.build.table_rows import TABLES, column_names, read_rows
 from alip.errors import UserError
-from alip.remote.urls import folder_of, join, redact
+from alip.remote.urls import folder_of, join, name_of, redact
 
 __all__ = ["TABLES", "TableSource"]
 
@@ -83,36 +83,43 @@ class TableSource(Source):
         if names["text"] == names["caption"]:
             names["caption"] = None
         sample = Sample(where, where, progress=progress)
-        value: dict[str, str | None] = {"key": None, "text": None}
-        for what in ("key", "text", "caption"):
-            name = names[what]
-            try:
-                if what == "caption":
-                    sample.captions = as_texts(row.get(name)) if name else ()
-                else:
-                    value[what] = as_text(row.get(name)) if name else None
-            except ValueError as error:
-                sample.error = f"bad-text: {where}: the column {name}: {error}"
+        own_key = _take_texts(sample, row, names)
         taken = set(names.values())
         sample.metadata = {
             str(name): entry
             for name, entry in row.items()
             if name not in taken and entry not in (None, "") and not _holds_bytes(entry)
         }
-        cell = row.get(names["image"])
+        data, path, cell = None, None, row.get(names["image"])
         try:
             data, path = _image(cell)
             sample.image_data = ByteRange(join(root, path)) if data is None and path else data
         except _BadImage as error:
-            data, path = None, None
             sample.error = sample.error or f"{error.reason}: {where}: the column {names['image']}: {error}"
         except ValueError as error:
             sample.error = sample.error or f"foreign-url: {error}"
-        own_key = value["key"] and value["key"].strip()
-        sample.key = own_key or (path if cell is None or isinstance(cell, str) else row_key) or where
+        sample.key = own_key or (row_key if isinstance(cell, dict | bytes) else path) or where
         sample.image_name = os.path.basename(path or "")
-        sample.text = value["text"]
         return sample
+
+
+def _take_texts(sample: Sample, row: dict, names: dict[str, str | None]) -> str | None:
+    """Gives a sample the texts of a row, or an error; returns the row's key, if it has one."""
+    key = None
+    for what in ("key", "text", "caption"):
+        name = names[what]
+        if name is None:
+            continue
+        try:
+            if what == "caption":
+                sample.captions = as_texts(row.get(name))
+            elif what == "text":
+                sample.text = as_text(row.get(name))
+            else:
+                key = as_text(row.get(name))
+        except ValueError as error:
+            sample.error = f"bad-text: {sample.where}: the column {name}: {error}"
+    return key and key.strip()
 
 
 class _BadImage(ValueError):
@@ -128,12 +135,11 @@ def _image(cell: Any) -> tuple[bytes | None, str | None]:
         data, path = cell.get("bytes"), cell.get("path")
     elif isinstance(cell, bytes):
         data, path = cell, None
-    for part, kind in ((data, bytes), (path, str)):
-        if part is not None and not isinstance(part, kind) and part == part:
-            kind_of = type(part).__name__
-            raise _BadImage(
-                "not-an-image", f"an image's path or its bytes should be here, not a value of type {kind_of}"
-            )
+    wrong = path if isinstance(path, bytes | list | tuple | dict) else None
+    wrong = data if not isinstance(data, bytes | None) else wrong
+    if wrong is not None:
+        found = f"a value of type {type(wrong).__name__}"
+        raise _BadImage("not-an-image", f"an image's path or its bytes should be here, not {found}")
     if data is not None and len(data) > MAX_IMAGE_BYTES:
         raise _BadImage("unreadable", f"{len(data):,} bytes, the limit is {MAX_IMAGE_BYTES:,}")
     path = as_text(path)
@@ -142,12 +148,18 @@ def _image(cell: Any) -> tuple[bytes | None, str | None]:
 
 def _distinct_names(paths: list[str]) -> list[str]:
     """The files' names; of those that share one, with as many folders before it as it takes to tell them apart."""
-    parts = [redact(path).split("/") for path in paths]
-    counts = Counter("/".join(one[-depth:]) for one in parts for depth in range(1, len(one) + 1))
-    return [
-        next((name for d in range(1, len(one)) if counts[name := "/".join(one[-d:])] == 1), "/".join(one))
-        for one in parts
-    ]
+    names = Counter(map(name_of, paths))
+    alike = [redact(path).split("/") for path in paths if names[name_of(path)] > 1]
+    counts = Counter("/".join(one[-depth:]) for one in alike for depth in range(1, len(one) + 1))
+
+    def distinct(path: str) -> str:
+        if names[name_of(path)] == 1:
+            return name_of(path)
+        parts = redact(path).split("/")
+        longer = ("/".join(parts[-depth:]) for depth in range(2, len(parts)))
+        return next((name for name in longer if counts[name] == 1), "/".join(parts))
+
+    return list(map(distinct, paths))
 
 
 def _holds_bytes(value: Any) -> bool:

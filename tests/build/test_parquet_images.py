@@ -196,6 +196,11 @@ def test_captions_are_made_and_joined_by_the_rows_keys(tmp_path):
     assert {row["key"]: row["caption"] for row in read_texts(manifest)} == made
 
 
+def test_a_number_is_a_path(tmp_path):
+    (sample,) = samples(tmp_path / "t.parquet", image=[12], text=["x"])
+    assert (sample.image_data, sample.key, sample.error) == (ByteRange(str(tmp_path / "12")), "12", None)
+
+
 def test_an_image_beside_the_table_is_still_read_there(tmp_path):
     (sample,) = samples(tmp_path / "t.parquet", image=[" a.jpg "], text=["x"])
     assert (sample.image_data, sample.key) == (ByteRange(str(tmp_path / "a.jpg")), "a.jpg")
