@@ -123,6 +123,10 @@ def build(name: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) 
         raise
     except Exception as error:  # open_clip's, timm's and transformers' own, for values that do not go together
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if vision_cfg.get("patch_dropout") and "patch_drop_rate" in reason:
+            raise UserError(
+                f"{name}: patch dropout is for vision transformers, and it has none: leave it out"
+            ) from error
         raise UserError(f"{name}: open_clip cannot build this model: {reason}") from error
     preprocess = merge_preprocess_dict(PreprocessCfg(), preprocess_cfg)
     if getattr(model.visual, "image_size", None) is not None:

@@ -52,8 +52,12 @@ def differences(saved: dict[str, Any], now: dict[str, Any], parts: tuple[str, ..
         for key in sorted(before.keys() | after.keys()):
             old = before[key] if key in before else default_before(part, key)
             if old != after.get(key):
-                found.append(f"{part} {key}: was {old!r}, now {after.get(key)!r}")
+                found.append(f"{part} {key}: was {_shown(old)}, now {_shown(after.get(key))}")
     return found
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else repr(value)
 
 
 def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], force: bool) -> list[str]:

@@ -159,7 +159,7 @@ def test_other_data_and_model_are_named():
     assert differences(saved, now, ("data", "model", "recipe")) == [
         "data fingerprint: was 'a', now 'b'",
         "model vision_cfg.width: was 32, now 64",
-        "recipe crop: was None, now [1, 2]",
+        "recipe crop: was not given, now [1, 2]",
     ]
     assert differences({"recipe": {"crop": (1, 2)}}, {"recipe": {"crop": [1, 2]}}, ("recipe",)) == []
 
