@@ -5,6 +5,7 @@ import json
 import pytest
 
 from alip.build.caption_files import read_entries
+from alip.build.sources import Sample
 from alip.caption.existing import ExistingCaptions
 from alip.caption.pipeline import main
 from alip.caption.work import caption_seed
@@ -95,8 +96,10 @@ def test_existing_captions_are_several_where_asked_for(folder, monkeypatch):
     for path in (by_rows, by_lists):
         with pytest.raises(UserError, match=r"several captions of 'k0000': give --captions-per-image K"):
             ExistingCaptions(path)
-        assert [ExistingCaptions(path, 4).captions(key) for key in ("k0000", "k0001", "k")] == [["a", "b"], ["c"], []]
-        assert ExistingCaptions(path, 1).captions("k0000") == ["a"]
+        several = ExistingCaptions(path, 4)
+        assert [several.captions(Sample(key, "")) for key in ("k0000", "k0001", "k")] == [["a", "b"], ["c"], []]
+        assert several.captions(Sample("k0000#2", "", image_key="k0000")) == ["a", "b"]
+        assert ExistingCaptions(path, 1).captions(Sample("k0000", "")) == ["a"]
 
     given = ["--captioner", f"existing:{by_rows}", "--limit", "2"]
     assert main(arguments(folder, *given)) == 0
