@@ -259,13 +259,13 @@ def _path_loss(
 
 
 def _without_second_derivative(backward: Callable) -> Callable:
-    """once_differentiable alone lets a gradient of the gradient be zero, in silence, where the loss is what is
-    differentiated."""
+    """RuntimeError under create_graph=True. With once_differentiable alone, the gradient of a loss that is itself
+    differentiated would count as a constant, and a gradient penalty as zero, without a word."""
 
     @wraps(backward)
     def checked(ctx, *loss_gradients):
         if torch.is_grad_enabled():
-            raise RuntimeError("this loss has no second derivative: leave create_graph out, for which it is needed")
+            raise RuntimeError("this loss has no second derivative: differentiate it without create_graph=True")
         return backward(ctx, *loss_gradients)
 
     return checked

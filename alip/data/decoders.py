@@ -24,6 +24,7 @@ IN_FLIGHT = 3  # batches given to a decoder before the first is asked back
 
 
 _DALI_FILTERS = {"bilinear": "INTERP_LINEAR", "bicubic": "INTERP_CUBIC"}
+INTERPOLATIONS = tuple(_DALI_FILTERS)
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 

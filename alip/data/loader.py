@@ -18,7 +18,7 @@ import torch
 from alip.data.augment import Augmentation, AugmentationParams, sample_params
 from alip.data.batch import Batch, HostTexts, PlanTexts, prepare_texts
 from alip.data.captions import SAMPLING, choose_captions
-from alip.data.decoders import IN_FLIGHT, BrokenImage, DaliDecoder, PixelFormat, PlainDecoder
+from alip.data.decoders import IN_FLIGHT, INTERPOLATIONS, BrokenImage, DaliDecoder, PixelFormat, PlainDecoder
 from alip.data.order import ORDERS, WINDOW_SHARDS, ShardOrder, Windows, create_order
 from alip.data.read_ahead import ReadAhead
 from alip.data.sample_reader import Records
@@ -143,7 +143,7 @@ def _check_choices(reader: str, caption_sampling: str, data_order: str, interpol
         ("reader", reader, READERS),
         ("caption sampling", caption_sampling, SAMPLING),
         ("data order", data_order, ORDERS),
-        ("interpolation", interpolation, ("bilinear", "bicubic")),
+        ("interpolation", interpolation, INTERPOLATIONS),
     ):
         if value not in known:
             raise UserError(f"unknown {name} {value!r}: choose {', '.join(known)}")

@@ -29,7 +29,7 @@ from alip.model import hub
 from alip.model.attention import take_rows
 from alip.model.config import resolve_config
 from alip.model.freeze import frozen_batch_norms, lock_image_tower, lock_text_tower
-from alip.model.overrides import OVERRIDES, override_images
+from alip.model.overrides import check_overrides, override_images
 from alip.model.pretrained import adopt, find_pretrained
 from alip.model.text_format import TextFormat, Tokenizer, create_tokenizer, text_format
 from alip.model.transformer import compiled_function, run_blocks, runs_unpadded
@@ -72,9 +72,7 @@ def create_model(
         `alip.model.overrides.override_images` takes them.
     """
     name, model_cfg, preprocess_cfg = resolve_config(name_or_config)
-    unknown = image_overrides.keys() - OVERRIDES
-    if unknown:
-        raise TypeError(f"create_model has no argument {min(unknown)!r}; of images it takes {', '.join(OVERRIDES)}")
+    check_overrides(image_overrides)
     if "multimodal_cfg" in model_cfg:
         raise UserError(f"{name}: CoCa models have a text decoder, which ALIP does not train; choose a CLIP model")
     found = pretrained
@@ -124,9 +122,7 @@ def build(name: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) 
     except Exception as error:  # open_clip's, timm's and transformers' own, for values that do not go together
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if vision_cfg.get("patch_dropout") and "patch_drop_rate" in reason:
-            raise UserError(
-                f"{name}: patch dropout is for vision transformers, and it has none: leave it out"
-            ) from error
+            raise UserError(f"{name}: patch dropout is for vision transformers only; leave it out") from error
         raise UserError(f"{name}: open_clip cannot build this model: {reason}") from error
     preprocess = merge_preprocess_dict(PreprocessCfg(), preprocess_cfg)
     if getattr(model.visual, "image_size", None) is not None:

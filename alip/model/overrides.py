@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from alip.errors import UserError
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 RESIZE_MODES = ("shortest", "longest", "squash")
-# What `override_images` takes, by keyword.
-OVERRIDES = ("image_size", "image_mean", "image_std", "image_interpolation", "image_resize_mode", "pretrained_image")
 
 
 def override_images(
@@ -58,3 +56,11 @@ def override_images(
         if not vision_cfg.get("timm_model_name"):
             raise UserError("only timm's image towers have ImageNet weights of their own; for others use --pretrained")
         vision_cfg["timm_model_pretrained"] = True
+
+
+def check_overrides(names: Iterable[str]) -> None:
+    """TypeError, with the names that there are, for one that `override_images` does not take."""
+    known = override_images.__kwdefaults__
+    for name in names:
+        if name not in known:
+            raise TypeError(f"create_model has no argument {name!r}; of images it takes {', '.join(known)}")

@@ -321,3 +321,15 @@ def test_the_run_of_a_file_is_that_of_its_checkpoints(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     assert run_folder_of(tmp_path) == run_folder_of(tmp_path / "checkpoints/best.pt") == tmp_path
     assert run_folder_of(tmp_path / "start/weights.pt") is None
+
+
+def test_a_description_is_no_weights_file(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(UserError, match="a description, not weights; give its folder"):
+        checkpoint.load_model(tmp_path / "open_clip_config.json")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_is_not_here_is_one_line(run):
+    with pytest.raises(UserError, match="no GPU can be used here"):
+        checkpoint.load_model(run, device="cuda")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alip.data import recordio
-from alip.data.loader import Augmentation, create_loader
+from alip.data.loader import Augmentation, create_loader, open_data
 from alip.data.order import BLOCK, WINDOW, EpochOrder, uniform
 from alip.data.sample_reader import Records
 from alip.data.shards import Manifest, load_manifest, merged_index
@@ -378,3 +378,28 @@ def test_crops_keep_to_their_limits():
     assert abs(params.mirror.mean() - 0.5) < 0.05
     again = sample_params(Augmentation(area=(0.3, 0.9), aspect=(0.5, 2.0)), sizes[::-1], 32, 1, 1, index[::-1])
     assert (again.start[::-1] == params.start).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 4.5}, "batch_size must be a whole number of at least 1, not 4.5"),
+        ({"image_size": 0}, "image_size must be"),
+        ({"threads": 0}, "threads must be"),
+        ({"window_shards": 0}, "window_shards must be"),
+        ({"mean": [0.5]}, "mean and std are three numbers each"),
+        ({"interpolation": "nearest"}, "unknown interpolation 'nearest': choose bilinear, bicubic"),
+    ],
+)
+def test_values_that_cannot_be_are_one_line(shards, wrong, message):
+    with pytest.raises(UserError, match=message):
+        create_loader(shards, **{"batch_size": 4, "world": World(0, 0, 1), **FORM, **wrong})
+
+
+def test_data_that_is_not_given_and_a_start_before_the_epoch(shards):
+    with pytest.raises(UserError, match="needs a number of samples"):
+        open_data(None, "synthetic")
+    with pytest.raises(UserError, match="name the shards"):
+        open_data(None)
+    with pytest.raises(ValueError, match="sample 0 or later, not -7"):
+        next(iter(loader(shards).epoch(0, start=-7)))
