@@ -95,7 +95,7 @@ def test_image_flags_reach_the_loader_and_the_model(flags, tmp_path, monkeypatch
     found = model.config["preprocess_cfg"]
     assert (model.image_size, found["size"], found["mean"], found["std"]) == (24, [24, 24], [0.5] * 3, [0.2, 0.3, 0.4])
     assert (found["interpolation"], found["resize_mode"]) == ("bicubic", "squash")
-    with pytest.raises(UserError, match="recipe image_interpolation: was 'bicubic', now None"):
+    with pytest.raises(UserError, match="recipe image_interpolation: was 'bicubic', now not given"):
         train_here(*flags, *options[:-6], *options[-2:], "--output", tmp_path / "run", "--resume", "latest")
 
 
