@@ -143,13 +143,26 @@ def test_bars_are_scaled_to_their_values_and_have_chance(tmp_path, monkeypatch):
             return self.context.__exit__(*error)
 
     monkeypatch.setattr(bars_module.style, "figure", Spy)
-    series = [(TEXTS[0], [1.5, 2.5], True), ("theirs", [None, 2.0], False), (TEXTS[1], [None, 3.0], True)]
+    rows = [(TEXTS[0], [1.5, 2.5], True), ("theirs", [None, 2.0], False), (TEXTS[1], [None, 3.0], True)]
+    series = [bars_module.Series(*row) for row in rows]
     bars_module.bars(["a", "b"], series, TEXTS[0], "accuracy (%)", tmp_path / "bars", chance=[0.5, 1.0])
     (axis,) = seen
     assert 3.0 < axis.get_ylim()[1] < 4.0 and axis.get_ylim()[0] == 0
     assert axis.get_ylabel() == "accuracy (%)"
     assert sorted(patch.get_height() for patch in axis.patches) == [1.5, 2.5, 3.0]
     assert [line.get_segments()[0][0][1] for line in axis.collections] == [0.5, 1.0]
+    check_files(tmp_path / "bars")
+
+
+def test_a_mean_of_several_runs_has_their_standard_deviation(tmp_path, figures):
+    series = [bars_module.Series("seeds", [10.0, 20.0], True, [2.0, None]), bars_module.Series("run", [5.0, 1.0], True)]
+    bars_module.bars(["a", "b"], series, "title", "accuracy (%)", tmp_path / "bars")
+    (axis,) = figures[0].axes
+    (ends,) = [collection.get_segments() for collection in axis.collections]
+    assert [[y for _, y in segment] for segment in ends] == [[8.0, 12.0]], "one group of one row has several runs"
+    assert ends[0][0][0] == pytest.approx(axis.patches[0].get_x() + axis.patches[0].get_width() / 2)
+    above = {text.get_text(): text.xy[1] for text in axis.texts}
+    assert above == {"10.0": 12.0, "20.0": 20.0, "5.0": 5.0, "1.0": 1.0}
     check_files(tmp_path / "bars")
 
 
@@ -177,13 +190,13 @@ def figures(monkeypatch):
 
 def test_nothing_is_cut_off(tmp_path, figures):
     labels = [f"run (standard, step {n}, EMA, amp_bf16)" for n in range(5)]
-    series = [(label, [20.0, 60.0], True) for label in labels]
+    series = [bars_module.Series(label, [20.0, 60.0], True) for label in labels]
     bars_module.bars(["a", "b"], series, "title", "recall (%)", tmp_path / "bars", chance=[None, 1.0])
     (legend,) = figures[0].legends
     assert inside(figures[0], legend) and len(legend.get_texts()) == 6
     assert len(figures[0].axes[0].collections) == 1, "chance where it is known"
     names = [f"a dataset of a long name, {n} shots" for n in range(8)]
-    bars_module.bars(names, [("run", [20.0] * 8, True)], "title", "recall (%)", tmp_path / "names")
+    bars_module.bars(names, [bars_module.Series("run", [20.0] * 8, True)], "title", "recall (%)", tmp_path / "names")
     boxes = [label.get_window_extent() for label in figures[1].axes[0].get_xticklabels()]
     assert all(left.x1 <= right.x0 for left, right in pairwise(boxes)) and figures[1].axes[0].bbox.height > 150
     classification.confusion(classified(2, 7), tmp_path / "confusion")
@@ -228,11 +241,12 @@ def test_points_that_a_line_does_not_show():
 
 def test_bars_beside_all_published_methods(tmp_path):
     names = list(published.ZEROSHOT["ALIP"])
-    theirs = [(method, [values[name] for name in names], False) for method, values in published.ZEROSHOT.items()]
-    ours = [(f"run {n}", [50.0 + n] * len(names), True) for n in range(7)]
+    series = bars_module.Series
+    theirs = [series(method, [values[name] for name in names], False) for method, values in published.ZEROSHOT.items()]
+    ours = [series(f"run {n}", [50.0 + n] * len(names), True) for n in range(7)]
     bars_module.bars(names, [*theirs, *ours], "title", "accuracy (%)", tmp_path / "many")
     check_files(tmp_path / "many")
-    bars_module.bars(["one"], [("run", [0.0], True)], "title", "accuracy (%)", tmp_path / "zero")
+    bars_module.bars(["one"], [series("run", [0.0], True)], "title", "accuracy (%)", tmp_path / "zero")
     check_files(tmp_path / "zero")
 
 
@@ -323,8 +337,9 @@ def test_texts_with_and_without_glyphs():
 
 
 def test_the_same_numbers_give_the_same_bytes(tmp_path):
+    series = [bars_module.Series("run", [5.0], True, [1.0])]
     for name in ("one", "two"):
-        bars_module.bars(["a"], [("run", [5.0], True)], "title", "accuracy (%)", tmp_path / name, [1.0])
+        bars_module.bars(["a"], series, "title", "accuracy (%)", tmp_path / name, [1.0])
     for one, two in zip(style.outputs(tmp_path / "one"), style.outputs(tmp_path / "two")):
         assert one.read_bytes() == two.read_bytes()
 

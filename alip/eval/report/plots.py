@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 from alip.eval import published, results
 from alip.eval.metrics import chance_of
-from alip.eval.plots.bars import bars
+from alip.eval.plots.bars import Series, bars
 from alip.eval.report.rows import WAYS, Column, Row, benchmark_of, columns_of
 
 PUBLISHED = {"zeroshot": published.ZEROSHOT, "probe": published.PROBE}
@@ -18,11 +18,10 @@ def retrieval_bars(rows: Sequence[Row], column: Column, title: str, path: Path) 
     """Recalls both ways of one dataset."""
     groups = [f"R@{k}\n{label if k == 5 else ''}" for _, label in WAYS for k in (1, 5, 10)]
     theirs = published.RETRIEVAL.get(benchmark_of(rows, column) or "", {})
-    series = [(method, [value for way in ways for value in way], False) for method, ways in theirs.items()]
+    series = [Series(method, [value for way in ways for value in way], False) for method, ways in theirs.items()]
     measured = [row for row in rows if column in row.cells]
     for row in measured:
-        values = [fmean(row.values(column, f"{way}_R@{k}")) for way, _ in WAYS for k in (1, 5, 10)]
-        series.append((row.label, values, True))
+        series.append(_of_runs(row.label, [row.values(column, f"{way}_R@{k}") for way, _ in WAYS for k in (1, 5, 10)]))
     numbers = measured[0].entry(column)["numbers"]
     images = max(1.0, float(numbers["images"]))
     captions = max(images, float(numbers.get("captions", images)))
@@ -48,10 +47,9 @@ def task_bars(rows: Sequence[Row], task: str, title: str, path: Path) -> None:
     for method, own in PUBLISHED.get(task, {}).items():
         values = [own.get(name or "") for name in names]
         if any(value is not None for value in values):
-            series.append((method, values, False))
+            series.append(Series(method, values, False))
     for row in rows:
-        values = [row.values(column, "primary") for column in columns]
-        series.append((row.label, [fmean(one) if one else None for one in values], True))
+        series.append(_of_runs(row.label, [row.values(column, "primary") for column in columns]))
     chance = []
     for column in columns:
         first = next(row.entry(column) for row in rows if column in row.cells)
@@ -59,6 +57,12 @@ def task_bars(rows: Sequence[Row], task: str, title: str, path: Path) -> None:
         chance.append(chance_of(first.get("primary_metric") or "top1", classes) if classes else None)
     groups = [_starred(title, rows, column) for column, title in columns.items()]
     bars(groups, series, f"{title}: primary metric of each dataset", "primary metric (%)", path, chance)
+
+
+def _of_runs(label: str, groups: Sequence[Sequence[float]]) -> Series:
+    """A row's bars: of each group's runs the mean, and the standard deviation where there are several."""
+    means = [fmean(runs) if runs else None for runs in groups]
+    return Series(label, means, True, [stdev(runs) if len(runs) > 1 else None for runs in groups])
 
 
 def _starred(title: str, rows: Sequence[Row], column: Column) -> str:
