@@ -18,6 +18,7 @@ H is updated with the current batch before it is used. Weights are constants for
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from dataclasses import dataclass
@@ -179,6 +180,14 @@ class AdaptiveContrastiveLoss(nn.Module):
         start = math.nan if history_init is None else float(history_init)
         self.register_buffer("history", torch.full((3,), start, dtype=torch.float32))
         self.history: Tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptiveContrastiveLoss:
+        """On the same ranks: a process group cannot be copied."""
+        memo[id(self.process_group)] = self.process_group
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     @torch.compiler.disable
     def forward(

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 shard", "2 shards", "1,000 shards"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is text (left), the others are numbers (right)."""
     header, *rows = [[_cell(cell) for cell in row] for row in (header, *rows)]

@@ -5,6 +5,7 @@ The processes of one world size are started once and run all cases: starting the
 
 from __future__ import annotations
 
+import copy
 import math
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -154,7 +155,9 @@ def case_a_part_of_the_ranks(rank: int, world: int) -> None:
     """A process group of its own: each rank alone here, so that each sees only its own batch."""
     groups = [dist.new_group([k]) for k in range(world)]
     features = make_features(11, 6, rank)
-    output = AdaptiveContrastiveLoss(process_group=groups[rank])(*features, torch.tensor(10.0))
+    loss = copy.deepcopy(AdaptiveContrastiveLoss(process_group=groups[rank]))  # of a module around it
+    assert loss.process_group is groups[rank]
+    output = loss(*features, torch.tensor(10.0))
     expected = reference_step(*features, 10.0, [1.0] * 3)
     assert math.isclose(output.loss.item(), expected.loss.item(), rel_tol=1e-6)
 

@@ -17,6 +17,7 @@ from alip.files import atomic_write
 from alip.remote.reading import exists, glob, open_any
 from alip.remote.urls import UrlPath, is_url, local_path, name_of
 from alip.remote.writing import check_writable, upload
+from alip.text_table import counted
 
 
 def merge(output: str | os.PathLike, *, overwrite: bool = False) -> int:
@@ -60,7 +61,8 @@ def merge(output: str | os.PathLike, *, overwrite: bool = False) -> int:
         },
     )
     _publish(merged, [one.name for one in inputs])
-    print(f"{folder / name}: {merged.samples:,} samples in {len(merged.shards)} shards, merged from {len(inputs)}")
+    shards = counted(len(merged.shards), "shard")
+    print(f"{folder / name}: {merged.samples:,} samples in {shards}, merged from {len(inputs)}")
     print(*shared_keys_text(merged.metadata), sep="", end="\n" if shared else "")
     return 0
 

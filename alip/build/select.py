@@ -30,6 +30,7 @@ from alip.data.shards import CAPTIONS_COLUMN, SIDECAR_COLUMNS, Manifest, Shard, 
 from alip.errors import UserError
 from alip.files import real_path, sha256_of_file
 from alip.remote.urls import UrlPath, is_url, local_path, name_of, redact
+from alip.text_table import counted
 from alip.tokens import pack_label, unpack_captions
 
 
@@ -49,7 +50,7 @@ class SelectSummary:
         manifest = self.manifest
         there = "already complete: " if self.already_there else ""
         line = f"{there}{manifest.folder / manifest.name}: {manifest.samples:,} of {self.samples:,} samples kept"
-        line += f" ({100 * manifest.samples / self.samples:.1f} %) in {len(manifest.shards)} shards"
+        line += f" ({100 * manifest.samples / self.samples:.1f} %) in {counted(len(manifest.shards), 'shard')}"
         if self.captions:
             line += f", {self.captions[1]:,} of {self.captions[0]:,} captions"
         return line + (f"; {self.replaced:,} raw texts replaced by the caption" if self.replaced else "")

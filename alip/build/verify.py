@@ -26,7 +26,7 @@ from alip.files import parquet_path, sha256_of_file
 from alip.remote.access import RemoteError
 from alip.remote.reading import glob
 from alip.remote.urls import UrlPath, local_path, name_of, scheme_of
-from alip.text_table import plain_table
+from alip.text_table import counted, plain_table
 from alip.tokens import unpack_captions
 
 _NAMED = 5  # faults of one shard that are printed in full
@@ -77,7 +77,7 @@ def verify(
     if faults:
         print(f"{faults} faults" + (f", {len(shown)} of them shown" if len(shown) < faults else ""))
         return 1
-    print(f"sound: {manifest.samples:,} samples in {len(reports)} shards")
+    print(f"sound: {manifest.samples:,} samples in {counted(len(reports), 'shard')}")
     return 0
 
 

@@ -30,6 +30,7 @@ from alip.data.shards import Manifest, Shard
 from alip.errors import UserError
 from alip.files import sync
 from alip.remote.urls import is_url, local_path, name_of
+from alip.text_table import counted
 
 SAMPLES_PER_SHARD = 20_000
 
@@ -52,8 +53,9 @@ class BuildSummary:
         there = "already complete: " if self.already_there else ""
         size = sum(shard.bytes for shard in manifest.shards) / 1e6
         lines = [
-            f"{there}{manifest.folder / manifest.name}: {manifest.samples:,} samples in {len(manifest.shards)} shards, "
-            f"{size:,.1f} MB; {manifest.metadata['untouched']:,} JPEGs stored unchanged"
+            f"{there}{manifest.folder / manifest.name}: {manifest.samples:,} samples in "
+            f"{counted(len(manifest.shards), 'shard')}, {size:,.1f} MB; "
+            f"{manifest.metadata['untouched']:,} JPEGs stored unchanged"
         ]
         dropped = manifest.metadata.get("caption_filter", {}).get("keys_without_caption", 0)
         if dropped:

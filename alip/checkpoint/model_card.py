@@ -11,7 +11,7 @@ from torch import nn
 from alip.files import read_json
 from alip.model.weights import weights_hash
 from alip.schema import check
-from alip.text_table import markdown_table
+from alip.text_table import counted, markdown_table
 
 _LOAD = {
     "open_clip": (
@@ -117,7 +117,7 @@ def _results_lines(run: Path | None, weights: str) -> str:
         contents.setdefault((entry["dataset"], _task(entry)), set()).add(entry.get("dataset_hash"))
     rows = []
     for entry in own:
-        details = [f"{entry[key]} {key[:-1]}{'s' * (entry[key] != 1)}" for key in ("shots", "seeds") if entry.get(key)]
+        details = [counted(entry[key], key[:-1]) for key in ("shots", "seeds") if entry.get(key)]
         details += [str(entry[key]) for key in ("protocol", "precision") if entry.get(key)]
         details += [f"{name} from {Path(file).name}" for name, file in (entry.get("given") or {}).items()]
         several = len(contents[entry["dataset"], _task(entry)]) > 1

@@ -224,3 +224,8 @@ def _check(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise UserError(f"--warmup {args.warmup}: {error}") from error
     args.warmup = schedule.canonical_warmup(args.warmup)
+    if args.lr_scheduler == "const-cooldown" and "." in args.warmup and float(args.warmup) + args.cooldown > 1:
+        raise UserError(
+            f"--warmup {args.warmup} and --cooldown {args.cooldown:g} overlap: both are fractions of all "
+            "steps, 1 together at most"
+        )

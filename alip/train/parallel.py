@@ -23,11 +23,14 @@ class LostRank(RuntimeError):
 def synchronise_batch_norm(model: nn.Module, world: World) -> None:
     """Turns BatchNorm into SyncBatchNorm, in place: statistics of all ranks' samples. Nothing on a single rank.
 
-    Parameters and tensor names stay. Raises UserError on a CPU, where torch has no such layer.
+    Parameters and tensor names stay. Raises UserError for a model without BatchNorm, and on a CPU, where torch has no
+    such layer.
     """
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError("--use-bn-sync: this model has no BatchNorm: leave it out")
     if not world.is_distributed:
         return
-    if world.device.type != "cuda" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if world.device.type != "cuda":
         raise UserError("--use-bn-sync: torch synchronises BatchNorm on GPUs only; leave it out on a CPU")
     nn.SyncBatchNorm.convert_sync_batchnorm(model)
 

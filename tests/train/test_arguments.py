@@ -228,6 +228,7 @@ def test_logs_and_name_are_the_output_folder():
         ([*NEEDED, "--no-sample-weight", "--gamma-sample", "3"], "--gamma-sample belongs to --objective alip"),
         ([*NEEDED, "--objective", "clip-text", "--no-text-weight"], "--no-text-weight belongs to --objective alip"),
         ([*NEEDED, "--cooldown", "0.3"], "belongs to --lr-scheduler const-cooldown"),
+        ([*NEEDED, *COOLDOWN, "--cooldown", "0.5", "--warmup", ".8"], "--warmup 0.8 and --cooldown 0.5 overlap"),
         ([*NEEDED, "--dataset-type", "webdataset"], "only rec shards are read; leave it out"),
         (["--train-data", "a/{0..9}.tar", "--name", "n"], "data2rec.py --input 'a/{0..9}.tar'"),
         ([*NEEDED, "--train-num-samples", "9"], "the manifest of the shards knows"),

@@ -35,11 +35,13 @@ def test_every_batch_norm_is_synchronised_and_keeps_its_parameters():
     assert optimised == parameters
 
 
-def test_a_single_rank_and_models_without_stay_as_they_are(model_file):
+def test_a_single_rank_stays_as_it_is_and_models_without_are_refused(model_file):
     model = create_model(RESNET)
     synchronise_batch_norm(model, World())
     assert not any(isinstance(norm, nn.SyncBatchNorm) for norm in norms(model))
-    synchronise_batch_norm(create_model(model_file), World(world_size=2))
+    for world in (World(), World(world_size=2)):
+        with pytest.raises(UserError, match="no BatchNorm: leave it out"):
+            synchronise_batch_norm(create_model(model_file), world)
 
 
 def test_not_on_a_cpu():

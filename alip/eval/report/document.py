@@ -30,7 +30,7 @@ from alip.eval.report.significance import Difference
 from alip.eval.report.tables import Cell, Table, TableRow, to_csv, to_latex, to_markdown
 from alip.files import atomic_write
 from alip.plot_style import plot_or_warn
-from alip.text_table import markdown_table
+from alip.text_table import counted, markdown_table
 
 _TITLES = {"zeroshot": "Zero-shot classification", "probe": "Linear probe", "few-shot": "Few-shot probe"}
 _MEDIAN_RANKS = f"median ranks ({' / '.join(label for _, label in WAYS)})"
@@ -262,7 +262,7 @@ def _p(value: float) -> str:
 def _about_differences(differences: Sequence[Difference]) -> str:
     count = sum(one.p is not None for one in differences)
     return (
-        f'first − second of the primary metric, in points. {count} test{"s" * (count != 1)}, two-sided; "p, Holm" is '
+        f'first − second of the primary metric, in points. {counted(count, "test")}, two-sided; "p, Holm" is '
         "corrected for all of them together. A test of single runs is about the test items alone: another seed of "
         "training may differ by more."
     )

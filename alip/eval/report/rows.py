@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alip.eval import published, results
+from alip.text_table import counted
 
 Entry = results.Entry
 Runs = Mapping[str, list[Entry]]  # a name for the run → its entries
@@ -157,7 +158,7 @@ def columns_of(rows: Sequence[Row], task: str) -> dict[Column, str]:
         alike = [other for other in found if (other[0], other[2]) == (name, shots)]
         about = [f"content {(content or 'unknown')[:7]}"] if len({other[1] for other in alike}) > 1 else []
         about += [str(metric or "unknown metric")] if len({other[3] for other in alike}) > 1 else []
-        text = name if shots is None else f"{name}, {shots} shot{'s' * (shots > 1)}"
+        text = name if shots is None else f"{name}, {counted(shots, 'shot')}"
         return f"{text} [{', '.join(about)}]" if about else text
 
     return {column: title(column) for column in found}
