@@ -21,7 +21,11 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
     exit 2
 fi
 NODES=${SLURM_JOB_NUM_NODES:-1}
-NAMES=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+NODE_LIST=${SLURM_JOB_NODELIST:-}
+if ! NAMES=$(scontrol show hostnames "$NODE_LIST" 2>/dev/null) || [ -z "$NAMES" ]; then
+    echo "error: no names of this job's nodes: try 'scontrol show hostnames \"$NODE_LIST\"' (SLURM_JOB_NODELIST) there" >&2
+    exit 2
+fi
 LEADER=${NAMES%%$'\n'*} # the first line; `| head -n 1` ends scontrol by SIGPIPE now and then, and pipefail the job
 PORT=${PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}

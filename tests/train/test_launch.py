@@ -96,6 +96,13 @@ def test_a_mistake_in_a_slurm_job_starts_nothing(cluster):
     assert "srun" not in (cluster / "calls").read_text()
 
 
+def test_a_slurm_job_whose_nodes_have_no_names(cluster):
+    executable(cluster / "scontrol", "echo scontrol: error: no such host >&2; exit 1\n")
+    done = run("bash", SLURM, DATA="d", **SLURM_JOB)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert 'scontrol show hostnames "node[7-8]"' in done.stderr and not (cluster / "calls").exists()
+
+
 def test_what_a_slurm_job_starts(cluster):
     python = executable(cluster / "python", f'echo "python $*" >> {cluster}/calls\n')
     settings = {**SLURM_JOB, "DATA": "d", "PYTHON": str(python)}
