@@ -114,6 +114,9 @@ class FolderSource(Source):
         """How many images there are."""
         return self._listing[0]
 
+    def local_files(self) -> Iterator[str]:
+        return (os.path.join(folder, name) for folder, names, _ in self._walk() for name in names)
+
     def describe(self) -> list[list]:
         return [[os.path.basename(os.path.abspath(self.folder)), 0, *self._listing]]
 

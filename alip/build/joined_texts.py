@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,10 @@ class TextFiles:
         if self.keep is None:
             return []
         return [Path(one) for one in self.scores] or [scores_path(one) for one in self.captions]
+
+    def local_files(self) -> Iterator[str]:
+        """Those on this machine. (Scores are known by their content.)"""
+        return (file for file in (*self.captions, self.rewrites) if file is not None and not is_url(file))
 
     def options(self) -> dict[str, Any]:
         """What a build that resumes must have in common with its first run."""

@@ -74,11 +74,12 @@ class Journal:
         self.folder = work.path
         self.path = work.path / JOURNAL
         self.lines, whole = _read_lines(self.path)
+        self.last_written = self.path.stat().st_mtime if len(self.lines) > 1 else None  # by the build that this resumes
         header = {"version": VERSION, "options": options}
         if not self.lines or (len(self.lines) == 1 and self.lines[0] != json.loads(json.dumps(header))):
             work.empty()
             self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 (held until close)
-            self.lines = []
+            self.lines, self.last_written = [], None
             self.add(header)
             sync(work.path)
         else:

@@ -115,6 +115,14 @@ class DatasetOutput:
         self.journal.close()
         self.work.remove()
 
+    @property
+    def last_written(self) -> float | None:
+        """When what is there was written, seconds since the epoch: the dataset, or the part of it that this resumes.
+        None for a new build, and at a URL."""
+        if self.journal:
+            return self.journal.last_written
+        return self.manifest_path.stat().st_mtime if self.manifest_path.is_file() else None
+
     def close(self) -> None:
         """Closes the journal and releases the lock; the next run resumes from there."""
         if self.journal:

@@ -173,6 +173,10 @@ class Source:
         """The fraction of the whole source before `done` bytes of a unit."""
         return min(1.0, (self._before[unit] + done) / self._before[-1])
 
+    def local_files(self) -> Iterator[str]:
+        """The files on this machine that samples are read from, without the images that a table names."""
+        return (unit for unit in self.units if not is_url(unit))
+
     def describe(self) -> list[list]:
         """The units by name and size in bytes: two runs over the same input have the same list, in any folder."""
         return [[name_of(unit), size] for unit, size in zip(self.units, self.sizes)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
@@ -113,10 +115,22 @@ def build(
     with ExitStack() as stack:
         stack.enter_context(explain_disk_errors(disk_of(output, scratch)))
         target = stack.enter_context(closing(open_output(output, name, options, overwrite, scratch)))
+        _warn_of_changes(target.last_written, chain(source.local_files(), texts.local_files()))
         if target.finished:
             return BuildSummary(target.finished, already_there=True)
         job = stack.enter_context(closing(_Build(source, target, options, policy, input_shard, texts)))
         return BuildSummary(job.run(workers, quiet) if engine is None else job.run_on(engine, quiet))
+
+
+def _warn_of_changes(last_written: float | None, files: Iterable[str]) -> None:
+    """Inputs are known by name and size, so that a copy of them serves as well. A file of the same size that is newer
+    than the build may have other content: most tars keep their size when a text in them changes."""
+    for file in files if last_written is not None else ():
+        with suppress(OSError):  # gone meanwhile: reported by who reads it
+            if os.stat(file).st_mtime > last_written:
+                warning = f"warning: {file} is newer than what was built from it: --overwrite builds it again"
+                print(warning, file=sys.stderr)
+                return
 
 
 def _recorded(options: dict) -> dict:

@@ -187,6 +187,60 @@ def test_a_second_run_finds_it_done_and_other_options_are_refused(tmp_path):
     assert build_shards(tmp_path / "tars", tmp_path / "set", policy=small, overwrite=True).samples == 10
 
 
+def newer(path: Path, content: bytes) -> None:
+    """The content of a file, changed a second from now."""
+    path.write_bytes(content)
+    os.utime(path, (time.time() + 1,) * 2)
+
+
+@pytest.mark.parametrize("changed", ["a tar", "captions", "texts in a folder"])
+def test_an_input_of_the_same_size_that_changed_since_is_named(tmp_path, capsys, changed):
+    source, texts = make_tars(tmp_path / "tars", 10), TextFiles()
+    path = tmp_path / "tars" / "00000.tar"
+    if changed == "captions":
+        path = tmp_path / "captions.tsv"
+        path.write_text("".join(f"{i:07d}\tsaid of {i}\n" for i in range(10)))
+        texts = TextFiles(captions=(str(path),))
+    elif changed == "texts in a folder":
+        source, path = tmp_path / "images", tmp_path / "images" / "a.json"
+        source.mkdir()
+        (source / "a.jpg").write_bytes(encoded(make_image(0)))
+        path.write_text('{"text": "raw text number 1", "caption": "a caption"}')
+    build_shards(source, tmp_path / "set", texts=texts)
+    before = contents(tmp_path)
+    build_shards(source, tmp_path / "set", texts=texts)
+    assert capsys.readouterr().err == ""
+    word = b"said of" if changed == "captions" else b"raw text"
+    newer(path, path.read_bytes().replace(word, word.upper()))
+    build_shards(source, tmp_path / "set", texts=texts)
+    expected = f"warning: {path} is newer than what was built from it: --overwrite builds it again\n"
+    assert capsys.readouterr().err == expected
+    assert {name: before[name] for name in before if "set" in name} == {
+        name: data for name, data in contents(tmp_path).items() if "set" in name
+    }
+    manifest = build_shards(source, tmp_path / "set", texts=texts, overwrite=True)
+    row = next(iter(read_texts(manifest)))
+    assert word.upper().decode() in row["caption" if changed == "captions" else "text"]
+
+
+def test_a_tar_that_changed_before_a_resume_is_named(tmp_path, monkeypatch, capsys):
+    source, real = make_tars(tmp_path / "tars", 60, per_tar=30), journal.Journal.add
+
+    def add(self, line):
+        real(self, line)
+        if "shard" in line:
+            raise Stop
+
+    monkeypatch.setattr(journal.Journal, "add", add)
+    with pytest.raises(Stop):
+        build_shards(source, tmp_path / "set", samples_per_shard=25)
+    monkeypatch.setattr(journal.Journal, "add", real)
+    path = source / "00001.tar"
+    newer(path, path.read_bytes())
+    assert build_shards(source, tmp_path / "set", samples_per_shard=25).samples == 60
+    assert capsys.readouterr().err.startswith(f"warning: {path} is newer than what was built from it")
+
+
 class Stop(Exception):
     """Stands for a power cut."""
 
