@@ -27,8 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_common(parser)
     args = parser.parse_args(argv)
-    world = distributed.start(args.device)
-    try:
+    with distributed.joined(args.device) as world:
         encoding = encoding_from(args, world)
         datasets = [open_texts(name, args.data_root) for name in split_names(args.dataset)]
         model = load_model(
@@ -39,8 +38,6 @@ def main(argv: list[str] | None = None) -> int:
         return texts(
             model, datasets, encoding, protocol=args.protocol, source=args.checkpoint, folder=folder, plots=plots
         )
-    finally:
-        distributed.stop()
 
 
 if __name__ == "__main__":

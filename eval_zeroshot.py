@@ -46,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     if bool(args.datasets) == bool(args.suite):
         raise UserError("name what to measure, by one of the two: --datasets NAME …, or --suite NAME")
     tasks = tasks_from(args)
-    # A probe of ImageNet is fitted on one rank, for longer than a missing rank would be waited for.
-    world = distributed.start(args.device, timeout_minutes=10 if tasks == ("zeroshot",) else 24 * 60)
-    try:
+    with distributed.joined(args.device) as world:
         encoding = encoding_from(args, world)
         if args.suite:
             return _suite(args, tasks, encoding)
@@ -77,8 +75,6 @@ def main(argv: list[str] | None = None) -> int:
             shots=args.shots,
             seeds=args.seeds,
         )
-    finally:
-        distributed.stop()
 
 
 def _suite(args: argparse.Namespace, tasks: Sequence[str], encoding: Encoding) -> int:

@@ -23,8 +23,8 @@ from alip.model.compilation import resolve_compile
 from alip.model.precision import resolve
 from alip.model.text_format import read_text_format
 from alip.train.arguments import fingerprint_settings, options, parse_arguments
-from alip.train.batch_size import CudaMemory, DryStep, Found, largest_that_fits, resolve_batch
-from alip.train.check import check_output, check_start, describe, show
+from alip.train.batch_size import CudaMemory, DryStep, Found, find_largest, resolve_batch
+from alip.train.check import check_free, check_output, check_start, describe, show
 from alip.train.evaluation import create_evaluations
 from alip.train.flops import ModelFlops
 from alip.train.optimizer import create_optimizer
@@ -46,11 +46,8 @@ def main() -> int:
         logging.basicConfig(level=logging.DEBUG)
     if args.cache_dir:
         hub.use_cache(args.cache_dir)
-    world = distributed.start(args.device, args.dist_timeout)
-    try:
+    with distributed.joined(args.device, args.dist_timeout) as world:
         return train(args, world)
-    finally:
-        distributed.stop()
 
 
 def train(args: argparse.Namespace, world: World) -> int:
@@ -86,7 +83,8 @@ def train(args: argparse.Namespace, world: World) -> int:
         parts = (args.model, model, data, optimizer, schedule, plan, evaluations, world)
         show(describe(*parts, args.precision, args.torchcompile), world)
     if args.check:
-        show(check_output(Path(args.output), model), world)
+        check_free(Path(args.output), world)
+        show(check_output(Path(args.output), model, state.ema is not None), world)
         show(check_start(Path(args.output), loader, state, fingerprint, world, **options(args, "run")), world)
         return 0
     with lock_folder(Path(args.output), world):
@@ -117,7 +115,7 @@ def _choose_batch(args: argparse.Namespace, world: World) -> tuple[int, int]:
         step = {"samples": samples, "precision": args.precision, "ema": args.ema > 0, "device": world.device}
         step["margin"] = memory.margin
         dry = DryStep(args.model, options(args, "model"), options(args, "optimizer"), **step)
-        return largest_that_fits(samples, dry, memory)
+        return find_largest(samples, dry, memory)
 
     return resolve_batch(*size, world, find, lambda text: show([text], world))
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import itertools
 import os
 import signal
+import socket
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from alip.errors import UserError
+from alip.errors import UserError, end_at_once
 
 LAUNCHER = "ALIP_LAUNCHER"  # environment variable: the process id of alip.train.launch, for the ranks that it starts
 _CPU = torch.device("cpu")
@@ -134,9 +138,23 @@ def check_device(name: str) -> torch.device:
 
 
 def stop() -> None:
-    """Leaves the process group, if there is one."""
+    """Leaves the process group, if there is one. NCCL waits here for all ranks to do so."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def joined(device: str = "auto", timeout_minutes: float = 10.0) -> Iterator[World]:
+    """The process group of `start` for one command, which leaves it at its end.
+
+    A rank that fails does not leave it: NCCL would have it wait for the others, who wait for it, and its message would
+    not be seen. `run_command` prints that and ends the process as it stands; the launcher ends the other ranks.
+    """
+    world = start(device, timeout_minutes)
+    end_at_once(world.is_distributed)
+    yield world
+    stop()
+    end_at_once(False)
 
 
 def barrier(world: World) -> None:
@@ -161,6 +179,45 @@ def broadcast_object(value: Any, world: World) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def ranks_of_a_machine(world: World) -> int:
+    """How many ranks each machine has: by torchrun's variable, else by the machines' names. All ranks call it.
+
+    UserError where machines have different numbers of them, or not consecutive ones.
+    """
+    name = "LOCAL_WORLD_SIZE"
+    own = launcher_number((name,), 1, least=1) if name in os.environ else socket.gethostname()
+    found = gather_objects(own, world)
+    runs = [(machine, len(list(ranks))) for machine, ranks in itertools.groupby(found)]
+    if isinstance(own, int):
+        counts, sound = {*found}, world.world_size % own == 0
+    else:
+        counts, sound = {count for _, count in runs}, len(runs) == len(set(found))
+    if len(counts) > 1 or not sound:
+        listed = ", ".join(map(str, found))
+        raise UserError(
+            f"--fsdp node needs as many ranks on each machine, one machine's after another's, not: {listed}"
+        )
+    return counts.pop()
+
+
+@contextlib.contextmanager
+def work_of_rank_0(world: World) -> Iterator[Callable[[Any], Any]]:
+    """For what rank 0 does alone: gives a `broadcast_object` in which the others wait for it, however long it takes.
+    All ranks enter it, before the work."""
+    if not world.is_distributed:
+        yield lambda value: value
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+
+    def broadcast(value: Any) -> Any:
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=group, device=_CPU)
+        return box[0]
+
+    yield broadcast
+    dist.destroy_process_group(group)
 
 
 def share(count: int, world: World) -> range:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
-from typing import NoReturn
 
 LONGEST = 1000  # characters of an error line
 
@@ -45,6 +46,15 @@ def report_mistake(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+_at_once = False
+
+
+def end_at_once(wanted: bool) -> None:
+    """Whether a command that fails ends without Python's own tidying up: what it holds may wait for other processes."""
+    global _at_once
+    _at_once = wanted
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs the main function of a command and exits with its status.
 
@@ -57,21 +67,39 @@ def run_command(main: Callable[[], int | None]) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = main()
-    except UserError as error:
-        _end_by_mistake(str(error))
-    except KeyboardInterrupt:
+        status = main() or 0
+    except (Exception, KeyboardInterrupt) as error:
+        status = _status_of(error)
+        if status is None:
+            if not _at_once:
+                raise
+            traceback.print_exc()
+            status = 1
+        if _at_once:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os._exit(status)
+    sys.exit(status)
+
+
+def _status_of(error: BaseException) -> int | None:
+    """Says what went wrong, and gives the status to exit with; None for a bug of ours."""
+    if isinstance(error, UserError):
+        _report(str(error))
+        return 2
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
-    except BrokenPipeError:
+        return 130
+    if isinstance(error, BrokenPipeError):
         # Python flushes stdout once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in _REFUSED or MISTAKES in os.environ:
-            raise  # under a launcher, which has checked the paths: storage that fails for a while is worth a restart
-        _end_by_mistake(f"{error.filename or 'a file'}: {os.strerror(error.errno)}; {_REFUSED[error.errno]}")
-    sys.exit(status or 0)
+        return 1
+    # Under a launcher, which has checked the paths: storage that fails for a while is worth a restart.
+    if isinstance(error, OSError) and error.errno in _REFUSED and MISTAKES not in os.environ:
+        _report(f"{error.filename or 'a file'}: {os.strerror(error.errno)}; {_REFUSED[error.errno]}")
+        return 2
+    return None
 
 
 def _open_closed_streams() -> None:
@@ -84,11 +112,10 @@ def _open_closed_streams() -> None:
             setattr(sys, name, stream)
 
 
-def _end_by_mistake(message: str) -> NoReturn:
+def _report(message: str) -> None:
     rank = os.environ.get("RANK", "0")
     prefix = "" if rank == "0" else f"[rank {rank}] "
     report_mistake(f"error: {prefix}{one_line(message)}")
-    sys.exit(2)
 
 
 def one_line(message: str) -> str:

@@ -14,6 +14,7 @@ from alip.distributed import World, broadcast_object
 from alip.errors import UserError
 from alip.files import FileLock, LockedError
 
+LOCK = ".lock"  # the file's name
 _SAME_HOST_S, _OTHER_HOST_S = 5.0, 100.0
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -30,7 +31,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None], sleep: Callable[[float], None] = time.sleep):
-        self._path = folder / ".lock"
+        self._path = folder / LOCK
         self._lock: FileLock | None = None
 
         def waiting(holder: str) -> None:

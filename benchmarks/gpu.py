@@ -44,10 +44,10 @@ PARTS = {
     "nccl": (gpu_checks.one_rank, 10),
     "waiting": (gpu_checks.waiting, 10),
     "steps": (gpu_rates.steps, 30),
+    "profile": (gpu_rates.profile, 15),  # of a size that `steps` has compiled
+    "batch-size": (gpu_rates.batch_size, 30),
     "loss-sizes": (gpu_rates.loss_sizes, 15),
     "decoding": (gpu_rates.decoding, 45),
-    "profile": (gpu_rates.profile, 15),
-    "batch-size": (gpu_rates.batch_size, 30),
 }
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from alip.distributed import World
 from alip.loss import AdaptiveContrastiveLoss
 from alip.tokens import lengths
-from alip.train.batch_size import CudaMemory, DryStep, largest_that_fits
+from alip.train.batch_size import CudaMemory, DryStep, find_largest
 from alip.train.flops import ModelFlops
 
 
@@ -78,10 +78,10 @@ def step_variants(report) -> Iterator[tuple[str, int, int, dict]]:
         yield f"eager, {large}", large, 1, {}
     yield f"{name}, 2 x {middle} accumulated", middle, 2, options
     yield f"{name}, checkpointing, {huge}", huge, 1, {**options, "grad_checkpointing": True}
-    yield f"{name}, {small}", small, 1, options
     yield f"{name}, {middle}", middle, 1, options
     yield f"{name}, {huge}", huge, 1, options
     yield f"eager, texts padded, {middle}", middle, 1, {"pad_texts": True}
+    yield f"{name}, {small}", small, 1, options
 
 
 def steps(report) -> None:
@@ -249,16 +249,19 @@ class _TinyMemory:
         return self.total
 
 
+class _TinyStep(DryStep):
+    """On the stand-in."""
+
+    def __call__(self, size: int) -> None:
+        if size > _TinyMemory.total:
+            raise torch.OutOfMemoryError("the stand-in is full")
+        super().__call__(size)
+
+
 def batch_size(report) -> None:
     """--batch-size auto: what fits, and what a sample costs in memory."""
     samples = 8 if report.tiny else 4096
     memory = _TinyMemory() if report.tiny else CudaMemory(report.device)
     options = {"samples": samples, "precision": "amp_bf16", "ema": False, "device": report.device}
-    step = DryStep(config(report), {}, {"lr": 1e-6}, margin=memory.margin, **options)
-
-    def limited(size: int) -> None:
-        if report.tiny and size > memory.total:
-            raise torch.OutOfMemoryError("the stand-in is full")
-        step(size)
-
-    report.say(f"{largest_that_fits(samples, limited, memory)}")
+    step = (_TinyStep if report.tiny else DryStep)(config(report), {}, {"lr": 1e-6}, margin=memory.margin, **options)
+    report.say(f"{find_largest(samples, step, memory)}")

@@ -88,6 +88,8 @@ else
     rendezvous=(--nnodes "$NODES" --node-rank "$NODE_RANK" --rdzv-id alip --rdzv-backend c10d)
     rendezvous+=(--rdzv-endpoint "$LEADER:$PORT")
 fi
+# Steps have changing numbers of tokens: without this, freed memory falls into pieces that no later step can use.
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF-expandable_segments:True}
 exec "$PYTHON" -m alip.train.launch ${CHECK_ONLY:+--check-only} "${rendezvous[@]}" --nproc-per-node "$PROCESSES" \
     --max-restarts "$MAX_RESTARTS" --shutdown-timeout "$SHUTDOWN_S" \
     train.py --train-data "$DATA" --model "$MODEL" --output "$OUTPUT" --resume auto \

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from alip import distributed
 from alip.distributed import LAUNCHER, start
 from alip.errors import UserError
 from alip.train.setup import default_threads
@@ -98,3 +99,74 @@ def _runs(process: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+FAILS = """
+import time
+from alip import distributed, errors
+distributed.start = lambda *a: distributed.World(world_size=2)
+distributed.stop = lambda: time.sleep(300)  # as NCCL's, while another rank waits for this one
+def main():
+    with distributed.joined():
+        raise {error}
+errors.run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "error, status, said",
+    [
+        ("errors.UserError('a broken image')", 2, "error: a broken image\n"),
+        ("RuntimeError('a bug')", 1, "RuntimeError: a bug\n"),
+        ("KeyboardInterrupt", 130, "interrupted\n"),
+    ],
+)
+def test_a_rank_that_fails_says_so_and_does_not_wait_for_the_others(error, status, said):
+    words = [sys.executable, "-c", FAILS.format(error=error)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status and done.stderr.endswith(said)
+
+
+WORKS = """
+import time
+from alip import distributed
+with distributed.joined("cpu", timeout_minutes=0.05) as world:
+    with distributed.work_of_rank_0(world) as broadcast:
+        if world.is_main:
+            time.sleep(5)  # longer than a missing rank is waited for
+        print(broadcast("the result" if world.is_main else None))
+"""
+
+
+def test_ranks_wait_for_the_work_of_rank_0(tmp_path):
+    (tmp_path / "works.py").write_text(WORKS)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "works.py")]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "the result\n" * 2), done.stderr
+
+
+@pytest.mark.parametrize(
+    "found, expected",
+    [
+        (["a", "a", "b", "b"], 2),
+        (["a"] * 4, 4),
+        (["a", "b"], 1),
+        (["a", "b", "a", "b"], None),
+        (["a", "a", "a", "b"], None),
+        ([2] * 6, 2),
+        ([2] * 5, None),
+        ([2, 2, 1], None),
+    ],
+)
+def test_ranks_of_a_machine(monkeypatch, found, expected):
+    """By torchrun's variable; without it, as under srun alone, by the machines' names."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if isinstance(found[0], int):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(found[0]))
+    monkeypatch.setattr(distributed, "gather_objects", lambda value, world: found)
+    world = distributed.World(world_size=len(found))
+    if expected is None:
+        with pytest.raises(UserError, match="as many ranks on each machine"):
+            distributed.ranks_of_a_machine(world)
+    else:
+        assert distributed.ranks_of_a_machine(world) == expected

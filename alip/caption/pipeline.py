@@ -71,18 +71,16 @@ def open_input(arguments: argparse.Namespace) -> Source:
 @contextlib.contextmanager
 def world_of_ranks(output: Any) -> Any:
     """The ranks of this run; a full disk becomes one line."""
-    # gloo: nothing but small messages goes between ranks
-    world = distributed.start("cpu", timeout_minutes=WAIT_MINUTES)
     try:
-        yield world
+        # gloo: nothing but small messages goes between ranks
+        with distributed.joined("cpu", timeout_minutes=WAIT_MINUTES) as world:
+            yield world
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise UserError(
             f"the disk of {output} is full: free some space and run the command again, it resumes"
         ) from error
-    finally:
-        distributed.stop()
 
 
 def caption_on_cluster(

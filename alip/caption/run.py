@@ -276,19 +276,22 @@ class Pass:
         except UserError:
             raise
         except Exception as error:
-            if len(batch) > 1:
-                middle = len(batch) // 2
-                if isinstance(error, torch.OutOfMemoryError):
-                    torch.cuda.empty_cache()
-                    self.batch_size = min(self.batch_size, middle)
-                    print(f"out of memory: continuing with batches of {self.batch_size}", file=sys.stderr, flush=True)
-                return self._results(batch[:middle]) + self._results(batch[middle:])
-            self.failed_in_a_row += 1
-            if self.failed_in_a_row >= HOPELESS:
-                raise  # a broken captioner, not a broken image
-            return [Failed("captioner-failed", f"{type(error).__name__}: {error}")]
-        self.failed_in_a_row = 0
-        return results
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            if len(batch) == 1:
+                self.failed_in_a_row += 1
+                if self.failed_in_a_row >= HOPELESS:
+                    raise  # a broken captioner, not a broken image
+                return [Failed("captioner-failed", f"{type(error).__name__}: {error}")]
+        else:
+            self.failed_in_a_row = 0
+            return results
+        # Only here is the error gone, and with its traceback what the failed batch holds on the device.
+        middle = len(batch) // 2
+        if out_of_memory:
+            torch.cuda.empty_cache()
+            self.batch_size = min(self.batch_size, middle)
+            print(f"out of memory: continuing with batches of {self.batch_size}", file=sys.stderr, flush=True)
+        return self._results(batch[:middle]) + self._results(batch[middle:])
 
     def _fail(self, sample: Sample, reason: str, detail: str) -> None:
         self.tally.failed[reason] += 1

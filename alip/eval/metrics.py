@@ -34,14 +34,14 @@ def macro_f1(logits: Tensor, labels: Tensor, groups: Tensor | None = None) -> fl
     return 100.0 * float(f1[present > 0].mean())
 
 
-def _worst(hits: Tensor, groups: Tensor | None) -> float:
+def _worst(hit: Tensor, groups: Tensor | None) -> float:
     if groups is None:
         raise UserError("this metric needs the groups of the images (.npy members of a wds: dataset)")
     group = groups[:, 0].long()
     if int(group.min()) < 0:
         raise UserError("the groups of the images hold a negative number")
     count = torch.bincount(group).double()
-    accuracy = torch.bincount(group, weights=hits) / count.clamp_min(1)
+    accuracy = torch.bincount(group[hit], minlength=len(count)) / count.clamp_min(1)
     return 100.0 * float(accuracy[count > 0].min())
 
 
@@ -50,12 +50,12 @@ def worst_group(logits: Tensor, labels: Tensor, groups: Tensor | None) -> float:
 
     DataComp's FMoW counts every region, the one called "Other" too, which WILDS itself leaves out.
     """
-    return _worst((class_ranks(logits, labels) < 1).double(), groups)
+    return _worst(class_ranks(logits, labels) < 1, groups)
 
 
 def worst_group_top5(logits: Tensor, labels: Tensor, groups: Tensor | None) -> float:
     """The same with the label among the five best classes: Dollar Street's."""
-    return _worst((class_ranks(logits, labels) < 5).double(), groups)
+    return _worst(class_ranks(logits, labels) < 5, groups)
 
 
 def mean_top1_top5(logits: Tensor, labels: Tensor, groups: Tensor | None = None) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alip.distributed import broadcast_object
+from alip.distributed import broadcast_object, work_of_rank_0
 from alip.errors import UserError
 from alip.eval import few_shot
 from alip.eval.datasets import ClassificationDataset
@@ -54,7 +54,11 @@ def measure_probe(
 ) -> Probed:
     """Accuracies with `primary` and the chosen C. All ranks must call it. stored_from: training images in files."""
     images = training_images(dataset)
-    with _evaluating(model), _folder(encoding, len(images) >= stored_from) as folder:
+    with (
+        _evaluating(model),
+        _folder(encoding, len(images) >= stored_from) as folder,
+        work_of_rank_0(encoding.world) as broadcast,
+    ):
         transform = None if dataset.transform is None else dataset.transform(model)
         title = f"{dataset.name} training images"
         if folder is not None:
@@ -83,7 +87,7 @@ def measure_probe(
             outcomes = outcomes_of(dataset, logits, labels, test.positions)
             numbers.update(images=len(test.labels), train_images=len(train.labels), classes=classes, C=strength)
             numbers["unreadable"] = len(missing) + len(test.unreadable)
-    numbers = broadcast_object(numbers, encoding.world)
+        numbers = broadcast(numbers)
     return Probed(numbers, [*missing, *test.unreadable], outcomes)
 
 
@@ -120,25 +124,17 @@ def measure_few_shot(
     _check_labels(dataset.name, train.labels, test.labels, classes)
     unreadable = [*train.unreadable, *test.unreadable]
     found: dict[int, Probed] = {}
-    if encoding.world.is_main:
-        data = FeaturesInMemory(train.features, train.labels)
-        for count in shots:
-            numbers, outcomes = few_shot.measure(
-                data,
-                positions,
-                samples[count],
-                test,
-                dataset,
-                _solver(encoding),
-            )
+    with work_of_rank_0(encoding.world) as broadcast:
+        for count in shots if encoding.world.is_main else ():
+            data = FeaturesInMemory(train.features, train.labels)
+            numbers, outcomes = few_shot.measure(data, positions, samples[count], test, dataset, _solver(encoding))
             numbers.update(images=len(test.labels), classes=classes, unreadable=len(unreadable))
             if numbers.get("unfinished_fits"):
                 _note_unfinished(f"{dataset.name}, {count} shots", numbers["unfinished_fits"])
             if not numbers["validation_images"]:
                 print(f"warning: {dataset.name}: {count} shots leave no image to choose C with; C is 1")
             found[count] = Probed(numbers, unreadable, outcomes)
-    plain = {count: one.numbers for count, one in found.items()}
-    plain = broadcast_object(plain, encoding.world)
+        plain = broadcast({count: one.numbers for count, one in found.items()})
     return {n: found[n] if n in found else Probed(numbers, unreadable) for n, numbers in plain.items()}
 
 

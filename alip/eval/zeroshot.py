@@ -73,7 +73,7 @@ def accuracies(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], Tensor
     rank, predictions = class_ranks(logits, labels), predictions_of(logits)
     hit = (rank == 0).double()
     count = torch.bincount(labels, minlength=classes).double()
-    hits = torch.bincount(labels, weights=hit, minlength=classes)
+    hits = torch.bincount(labels[rank == 0], minlength=classes).double()
     present = count > 0
     numbers = {"top1": 100.0 * float(hit.mean())}
     if classes >= 5:

@@ -1,7 +1,7 @@
 """How a step's samples are divided over ranks and micro-batches; `--batch-size auto` finds what fits by trying.
 
 The number of samples of a step is part of the recipe: the micro-batch is always such that micro-batch x micro-batches x
-ranks is that number. What fits is found by dry steps of growing size, on random images and texts of full length, with a
+ranks is that number. What fits is found by dry steps of growing size, on empty images and texts of full length, with a
 model of its own that is thrown away: the run itself is untouched, random numbers included.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +27,8 @@ from alip.train.setup import create_scaler
 from alip.train.step import TrainStep
 
 MARGIN = 0.08  # of the device's memory: other processes, the decoder's buffers, NCCL, fragmentation
+TYPICAL_TOKENS = 20  # of a text, start and end included: more than web texts and captions have on average
+MOST_SAMPLES = 32767  # of a micro-batch on a GPU: attention starts a row of blocks for each text, 65,535 at most
 _IN_FLIGHT = 3  # micro-batches of images that the decoder holds beside those of the step
 
 
@@ -42,19 +44,29 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """The largest micro-batch that fits, and its memory in bytes: of the step, of one more sample, of the device."""
+    """The largest micro-batch that fits, and its memory in bytes: of the step, of one more sample, of the device.
+
+    with_typical_texts: the largest one if texts have TYPICAL_TOKENS; None where all samples of a step fit.
+    """
 
     size: int
     peak: int
     per_sample: float
     total: int
+    with_typical_texts: int | None = None
 
     def __str__(self) -> str:
         gib = 2**30
         fixed = max(0.0, self.peak - self.size * self.per_sample)
         cost = f"{self.per_sample / 2**20:.1f} MiB a sample, {fixed / gib:.1f} GiB for the rest"
         taken = f"{self.peak / gib:.1f} of {self.total / gib:.1f} GiB ({MARGIN:.0%} stay free)"
-        return f"{cost}; {self.size} at a time take {taken}"
+        line = f"{cost}; {self.size} at a time take {taken}"
+        if (self.with_typical_texts or 0) > self.size:
+            line += (
+                f". That is for texts of full length; of {TYPICAL_TOKENS} tokens each {self.with_typical_texts} at a "
+                f"time fit: give --batch-size {self.with_typical_texts} if yours are no longer on average"
+            )
+        return line
 
 
 def divide(global_batch: int, size: int, ranks: int) -> int:
@@ -74,6 +86,8 @@ def planned_batch(batch_size: int | str, accum_freq: int, global_batch: int | No
     with "auto" is the paper's. UserError where these do not go together.
     """
     if batch_size != "auto":
+        if world.device.type == "cuda" and batch_size > MOST_SAMPLES:
+            raise UserError(f"--batch-size {batch_size}: a GPU takes {MOST_SAMPLES} at a time; give --accum-freq, too")
         return batch_size, accum_freq if global_batch is None else divide(global_batch, batch_size, world.world_size)
     if world.device.type != "cuda":
         raise UserError("--batch-size auto needs a CUDA device, whose memory it fills: give a number on a CPU")
@@ -120,7 +134,7 @@ def largest_that_fits(samples: int, step: Callable[[int], None], memory: Memory)
     step: one dry step of so many samples; raises torch.OutOfMemoryError, or cuBLAS's or cuDNN's error, if it does not
     fit. UserError if none does.
     """
-    sizes = [n for n in range(1, samples + 1) if samples % n == 0]
+    sizes = [n for n in range(1, min(samples, MOST_SAMPLES) + 1) if samples % n == 0]
     peaks: dict[int, int] = {}
 
     def fits(size: int) -> bool:
@@ -184,6 +198,15 @@ class CudaMemory:
         return torch.cuda.max_memory_allocated(self.device) - self.margin
 
 
+def find_largest(samples: int, step: DryStep, memory: Memory) -> Found:
+    """`largest_that_fits` at the longest texts and, where these do not all fit, at texts of TYPICAL_TOKENS."""
+    found = largest_that_fits(samples, step, memory)
+    if found.size == samples or step.tokens <= TYPICAL_TOKENS:
+        return found
+    step.tokens = TYPICAL_TOKENS
+    return replace(found, with_typical_texts=largest_that_fits(samples, step, memory).size)
+
+
 class _LossOfOneRank(nn.Module):
     """The loss without other ranks, which may be at another size: its products and memory, no gates."""
 
@@ -204,10 +227,11 @@ class _Sum:
 
 
 class DryStep:
-    """One training step of any size, at the longest texts, beside what a run holds: `DryStep(...)(size)`.
+    """One training step of any size, beside what a run holds: `DryStep(...)(size)`.
 
     model, optimizer: of create_model and create_optimizer. samples: of this rank's part of a step, whose images are all
-    on the device at once; ema: whether averaged weights are kept; margin: bytes that stay free.
+    on the device at once; ema: whether averaged weights are kept; margin: bytes that stay free. tokens: of each
+    text; at first as many as there can be.
     """
 
     def __init__(
@@ -236,6 +260,7 @@ class DryStep:
             ema=average,
         )
         self.samples, self.margin, self.device = samples, margin, device
+        self.tokens = self.model.context_length
 
     def __call__(self, size: int) -> None:
         side, context = self.model.image_size, self.model.context_length
@@ -247,9 +272,10 @@ class DryStep:
         del ballast
 
     def _batch(self, size: int, side: int, context: int) -> Batch:
-        """Random pixels, and texts as long as they can be."""
-        tokens = torch.full((2 * size, context), 1)
-        tokens[:, 0], tokens[:, -1] = self.model.vocab_size - 2, self.model.vocab_size - 1
+        """Pixels, and texts of `tokens`."""
+        tokens = torch.zeros((2 * size, context), dtype=torch.int64)
+        tokens[:, : self.tokens] = 1
+        tokens[:, 0], tokens[:, self.tokens - 1] = self.model.vocab_size - 2, self.model.vocab_size - 1
         text, caption, plan = prepare_texts(tokens, self.model.plan_texts, self.device).send(self.device)
         image = torch.zeros(size, 3, side, side, dtype=torch.uint8, device=self.device)
         return Batch(image, text, caption, torch.arange(size), plan)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from alip.distributed import World
+from alip.distributed import World, broadcast_object
 from alip.errors import UserError
 from alip.files import real_path
+from alip.folder_lock import LOCK, lock_folder
 from alip.train.checkpoints import CheckpointFolder
 from alip.train.evaluation import Evaluation
 from alip.train.plan import Plan
@@ -22,7 +23,7 @@ from alip.train.schedule import Schedule
 from alip.train.state import TrainState
 
 _PASSED = "check        passed: nothing was trained or written"
-_COPIES = 3  # of the weights in a checkpoint: themselves, and AdamW's two moments
+_COPIES = 3  # of the weights in a checkpoint: themselves, and AdamW's two moments; the EMA's come to these
 
 
 def describe(
@@ -101,17 +102,24 @@ def show(lines: Sequence[str], world: World) -> None:
         print("\n".join(lines), flush=True)
 
 
-def check_output(folder: Path, model: nn.Module, copies: int = _COPIES) -> list[str]:
-    """Lines about the output folder; UserError where nothing can be written. copies: of the weights in a checkpoint."""
+def check_free(folder: Path, world: World) -> None:
+    """UserError where another run is at work in the output folder. All ranks call it."""
+    if broadcast_object((folder / LOCK).exists(), world):
+        with lock_folder(folder, world):
+            pass
+
+
+def check_output(folder: Path, model: nn.Module, ema: bool) -> list[str]:
+    """Lines about the output folder; UserError where nothing can be written. ema: averaged weights are saved, too."""
     existing = next(parent for parent in (folder, *real_path(folder).parents) if parent.exists())
     if not existing.is_dir():
         raise UserError(f"--output {folder}: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output {folder}: {existing} is not writable for this user; choose another folder")
-    size = copies * sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    size = (_COPIES + ema) * sum(value.numel() * value.element_size() for value in model.state_dict().values())
     free = shutil.disk_usage(existing).free
     if free < size:
         raise UserError(
-            f"--output {folder}: a checkpoint takes about {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there"
+            f"--output {folder}: a checkpoint takes about {size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free there"
         )
     return [f"output       {folder}: a checkpoint takes about {size / 1e9:.2f} GB, {free / 1e9:.1f} GB are free"]

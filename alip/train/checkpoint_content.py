@@ -76,12 +76,12 @@ def _is_dense(tensor: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Finite numbers, texts, and lists and tables of them."""
+    """Finite numbers, texts, types of tensors (timm's Adafactor keeps one), and lists and tables of them."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return isinstance(value, bool | str | None) or (_is_python_number(value) and math.isfinite(value))
+    return isinstance(value, bool | str | torch.dtype | None) or (_is_python_number(value) and math.isfinite(value))
 
 
 def _is_python_number(value: Any) -> bool:

@@ -45,10 +45,7 @@ class CheckpointFolder:
         path = self.folder / f"step-{content['step']:08d}.pt"
         try:
             atomic_save(content, path)
-            if epoch_end is not None and self.keep_epochs and epoch_end % self.keep_epochs == 0:
-                _also_named(path, self.folder / f"epoch-{epoch_end:04d}.pt")
-            if best:
-                _also_named(path, self.folder / "best.pt")
+            self._name(path, epoch_end, best)
         except (UserError, OSError, RuntimeError) as error:
             # torch's zip writer fails its own position check when the file accepted only a part.
             reason = "the disk accepted only a part of it; free space" if "unexpected pos" in str(error) else error
@@ -57,6 +54,22 @@ class CheckpointFolder:
         for old in self.steps()[self.keep :]:
             old.unlink(missing_ok=True)
         return path
+
+    def _name(self, path: Path, epoch_end: int | None, best: bool) -> None:
+        names = ["best.pt"] if best else []
+        if epoch_end is not None and self.keep_epochs and epoch_end % self.keep_epochs == 0:
+            names.insert(0, f"epoch-{epoch_end:04d}.pt")
+        for name in names:
+            _also_named(path, self.folder / name)
+
+    def name(self, step: int, epoch_end: int | None, best: bool) -> None:
+        """Gives a step's file the further names that `save` gives it; nothing without that file."""
+        path = self.folder / f"step-{step:08d}.pt"
+        if path.is_file():
+            try:
+                self._name(path, epoch_end, best)
+            except OSError as error:
+                self.warn(f"{path.name} got no further name: {error}")
 
     def set_aside_after(self, step: int) -> None:
         """Renames step files beyond `step`: the run continues from there, and must never return to what they hold."""
@@ -87,6 +100,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _also_named(path: Path, name: Path) -> None:
     """Gives a file a second name, replacing what had that name; a copy where the file system has no hard links."""
+    if name.exists() and name.samefile(path):
+        return
     with atomic_path(name) as temporary:
         try:
             os.link(path, temporary)

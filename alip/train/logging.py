@@ -52,7 +52,7 @@ class RunLog:
         if tensorboard:
             self._tensorboard = _open_tensorboard(folder / "tensorboard", after_step)
         if wandb_project:
-            self._wandb = _open_wandb(wandb_project, folder, settings or {})
+            self._wandb = _open_wandb(wandb_project, folder, settings or {}, resumes=after_step > 0)
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -135,8 +135,9 @@ class RunLog:
         # Opened per line: the file may be moved or cut by others, and every line is complete on the disk.
         self._guard(_append, self._path, text)
         if self._wandb is not None:
+            heading = "/".join(str(line[part]) for part in ("kind", "task", "dataset") if part in line)
             numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
-            self._wandb.log({f"{line['kind']}/{k}": v for k, v in numbers.items() if k != "step"}, step=line["step"])
+            self._wandb.log({f"{heading}/{k}": v for k, v in numbers.items() if k != "step"}, step=line["step"])
 
     def _scalars(self, values: dict[str, float], step: int) -> None:
         if self._tensorboard is not None:
@@ -198,10 +199,17 @@ def _open_tensorboard(folder: Path, after_step: int):
     return SummaryWriter(str(folder), purge_step=after_step + 1 if after_step else None)
 
 
-def _open_wandb(project: str, folder: Path, settings: dict[str, Any]):
+def _open_wandb(project: str, folder: Path, settings: dict[str, Any], resumes: bool):
+    """A run that resumes goes on under the id of its first start, which is kept in the run's folder."""
     import wandb
 
-    return wandb.init(project=project, dir=str(folder), name=folder.name, config=settings, resume="allow")
+    file = folder / "wandb-id.txt"
+    known = file.read_text(encoding="utf-8").strip() if resumes and file.is_file() else None
+    run = wandb.init(project=project, dir=str(folder), name=folder.name, config=settings, id=known, resume="allow")
+    if known is None:
+        with atomic_write(file) as kept:
+            kept.write(f"{run.id}\n".encode())
+    return run
 
 
 def _heading(key: str) -> str:

@@ -45,7 +45,7 @@ def check_command(args: argparse.Namespace, world_size: int = 1) -> None:
     create_plan(data.samples, world, **options(args, "plan"))
     check_tokens(data, read_text_format(args.model))
     model = create_model(args.model, **{**options(args, "model"), "compile": False})
-    check_output(folder, model)
+    check_output(folder, model, args.ema > 0)
     optimizer = create_optimizer(model, **options(args, "optimizer"))
     create_evaluations(world=World(), **options(args, "evaluations"))
     if args.mismatch_column:

@@ -135,7 +135,12 @@ def find_candidates(resume: str | None, folder: CheckpointFolder) -> tuple[str, 
                 f"with --resume {kept[0]}, or choose another --output"
             )
         return "ok", [str(path) for path in folder.steps()]
-    path = Path(resume)
+    path, own = Path(resume), folder.folder.parent
+    if not path.resolve().is_relative_to(own.resolve()) and (folder.steps() or folder.named()):
+        return "error", (
+            f"{own} already holds a run, which a run resumed from {resume} would go on: choose another --output, or "
+            "resume it with --resume auto"
+        )
     if path.is_file():
         return "ok", [str(path)]
     run = path / "checkpoints" if (path / "checkpoints").is_dir() else path

@@ -73,6 +73,9 @@ def open_run(
     if world.is_main:
         checkpoints.clear_unfinished()
         checkpoints.set_aside_after(state.step)
+        # A kill between a checkpoint and its further names has left these out.
+        ended = state.epoch if state.step and state.position == 0 else None
+        checkpoints.name(state.step, ended, best=state.best.get("step") == state.step)
         write_run(folder, settings, fingerprint, world.world_size, resumed_at, [*warnings, *notes])
 
     log = RunLog(
@@ -120,11 +123,13 @@ def _announce(
 
 
 def _opening(state: TrainState, fingerprint: dict[str, dict[str, Any]], plan: Plan) -> str:
-    parameters = sum(p.numel() for p in state.model.parameters())
+    counts = [(p.numel(), p.requires_grad) for p in state.model.parameters()]
+    every, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
+    model = f"{every / 1e6:.1f} M parameters" if trained == every else f"{trained:,} of {every / 1e6:.1f} M parameters"
     layout, data = fingerprint["layout"], fingerprint["data"]
     parts = f"{layout['batch_size']} x {layout['accum_freq']} x {layout['world_size']} ranks"
     return (
-        f"training {parameters / 1e6:.1f} M parameters on {data['samples']} samples of {data['name']}: "
+        f"training {model} on {data['samples']} samples of {data['name']}: "
         f"{plan.total} steps of {plan.global_batch} ({parts}), {plan.steps_per_epoch} an epoch, "
         f"{fingerprint['numerics']['precision']}"
     )

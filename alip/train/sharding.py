@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from alip.distributed import World, launcher_number
+from alip.distributed import World, ranks_of_a_machine
 from alip.errors import UserError
 from alip.model.transformer import run_block, runs_unpadded
 from alip.train.optimizer import gradient_norm, own_parameters
@@ -154,11 +154,9 @@ class Gradients:
 
 
 def _mesh(world: World, scope: str) -> DeviceMesh:
-    local = launcher_number(("LOCAL_WORLD_SIZE",), world.world_size, least=1)
-    if scope == "full" or local == world.world_size:
+    local = world.world_size if scope == "full" else ranks_of_a_machine(world)
+    if local == world.world_size:
         return init_device_mesh(world.device.type, (world.world_size,))
-    if world.world_size % local:
-        raise UserError(f"--fsdp node: {world.world_size} ranks are not a multiple of the {local} of this machine")
     shape = (world.world_size // local, local)
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("copies", "parts"))
     # Groups of a mesh have the backend's own timeout, not that of the group they are made from.

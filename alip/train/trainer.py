@@ -84,6 +84,7 @@ class Trainer:
                 self._save(epoch_ended, improved)
             if not finished and stop.agreed():
                 return self._leave(stop)
+            del micro_batches  # two steps' images would be on the device while the next ones are taken
         return self._finish()
 
     def _batches(self) -> Iterator[list[Any]]:
@@ -100,6 +101,7 @@ class Trainer:
                             f"the data loader ended early, after {state.position} samples of epoch {epoch}"
                         )
                     yield taken
+                    taken = []
 
     def _record(self, micro_batches: list[Any], result: StepResult) -> None:
         """Keeps what a step gave, on the device: nothing is read here."""
@@ -145,7 +147,8 @@ class Trainer:
 
     def _log_mismatches(self) -> None:
         if self.state.mismatch_metrics:
-            self.run.log.gates(self._position(), self.state.mismatch_metrics.report(self.world))
+            with self.clock.paused():
+                self.run.log.gates(self._position(), self.state.mismatch_metrics.report(self.world))
 
     def _is_lost(self) -> bool:
         """True if too many steps in a row were not finite; names those that were not."""

@@ -166,7 +166,10 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(workspace, capfd):
     log = workspace / "log"
     text = (workspace / "sizes.py").read_text()
     small = (
-        "        if len(batch) > 2:\n            import torch\n            raise torch.OutOfMemoryError('too many')\n"
+        "        if len(batch) > 2:\n            import torch, weakref\n"
+        "            assert not (getattr(self, 'held', None) and self.held()), 'a failed batch is still in memory'\n"
+        "            activations = torch.zeros(1)\n            self.held = weakref.ref(activations)\n"
+        "            raise torch.OutOfMemoryError('too many')\n"
     )
     write_captioner(workspace, text.replace("        time.sleep(self.delay)\n", small))
     assert main(arguments(workspace, "--option", f"log={log}")) == 0

@@ -8,7 +8,16 @@ import torch
 from alip.distributed import World
 from alip.errors import UserError
 from alip.train.arguments import parse_arguments
-from alip.train.batch_size import CudaMemory, DryStep, Found, divide, largest_that_fits, planned_batch, resolve_batch
+from alip.train.batch_size import (
+    CudaMemory,
+    DryStep,
+    Found,
+    divide,
+    find_largest,
+    largest_that_fits,
+    planned_batch,
+    resolve_batch,
+)
 from tests.helpers.ranks import on_ranks
 from tests.helpers.steps import CPU, TINY_MODEL
 
@@ -172,3 +181,33 @@ def test_a_dry_step_is_a_training_step_at_the_longest_texts(size, monkeypatch):
     images = 3 * size  # those being decoded; the step's own are in its batches
     assert ((1000 + images * 3 * 32 * 32,), {"dtype": torch.uint8, "device": CPU}) in ballast
     assert all(p.grad is not None for p in dry.model.parameters())
+    dry.tokens = 20
+    dry(size)
+    assert all(batch.text_plan.groups == ((2 * size, 20),) for batch in seen[-1])
+
+
+class Step:
+    """Fits where its tokens do. samples: of the step."""
+
+    tokens = 77
+
+    def __init__(self, memory):
+        self.memory = memory
+
+    def __call__(self, size):
+        self.memory.step(size * self.tokens)
+
+
+@pytest.mark.parametrize("room, sizes", [(77 * 4 + 10, (4, 8)), (77 * 3, (2, 8)), (77 * 8, (8, None)), (100, (1, 4))])
+def test_what_fits_with_typical_texts_is_said(room, sizes):
+    memory = Memory(room, 0, 1)
+    found = find_largest(8, Step(memory), memory)
+    assert (found.size, found.with_typical_texts) == sizes
+    assert ("of 20 tokens each" in str(found)) == (sizes[1] is not None)
+
+
+def test_more_samples_than_attention_takes():
+    with pytest.raises(UserError, match="a GPU takes 32767 at a time; give --accum-freq, too"):
+        planned_batch(65536, 1, None, World(device=GPU))
+    memory = Memory(2**40)
+    assert largest_that_fits(65536, memory.step, memory).size == 16384

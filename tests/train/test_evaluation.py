@@ -11,6 +11,7 @@ from PIL import Image
 
 from alip.errors import UserError
 from alip.model import precision
+from alip.train import checkpoints
 from alip.train.evaluation import EvaluationTime
 from tests.helpers.train_runs import ROOT, train_here
 from tests.helpers.wds import write_wds
@@ -169,3 +170,38 @@ def test_a_suite_equals_the_command(flags, tmp_path):
         assert {name: found[entry["dataset"]][name] for name in entry["numbers"]} == entry["numbers"]
     with pytest.raises(UserError, match=r"no such suite; there are .*datacomp"):
         train_here(*flags, "--eval-suite", "vtab", "--output", tmp_path / "other")
+
+
+class Cut(BaseException):
+    """Ends a run from inside, as a kill would."""
+
+
+@pytest.mark.parametrize("lost", ["epoch-0001.pt", "best.pt"])
+def test_a_kill_before_a_checkpoint_has_its_further_names(flags, captions, tmp_path, monkeypatch, lost):
+    options = [
+        *flags,
+        "--epochs",
+        "1",
+        "--keep-epochs",
+        "1",
+        "--eval-retrieval",
+        captions,
+        "--output",
+        tmp_path / "run",
+    ]
+    real = checkpoints._also_named
+
+    def named(path, name):
+        if name.name == lost:
+            raise Cut
+        real(path, name)
+
+    monkeypatch.setattr(checkpoints, "_also_named", named)
+    with pytest.raises(Cut):
+        train_here(*options)
+    folder = tmp_path / "run" / "checkpoints"
+    assert not (folder / lost).exists()
+    monkeypatch.setattr(checkpoints, "_also_named", real)
+    train_here(*options, "--resume", "auto")
+    newest = max(folder.glob("step-*.pt"))
+    assert all((folder / name).samefile(newest) for name in ("epoch-0001.pt", "best.pt"))

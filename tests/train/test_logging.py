@@ -172,7 +172,9 @@ def test_a_run_outlives_the_reader_of_its_console(tmp_path):
 
 def test_wandb_gets_the_numbers(tmp_path, monkeypatch):
     logged, started = [], {}
-    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end"))
+    run = SimpleNamespace(
+        id="7abc", log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end")
+    )
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: started.update(options) or run))
     log = RunLog(tmp_path / "b32", 9, tensorboard=False, wandb_project="alip", settings={"lr": 0.1})
     log.train(position(2), VALUES, 0.0)
@@ -182,6 +184,15 @@ def test_wandb_gets_the_numbers(tmp_path, monkeypatch):
     step, values = logged[0]
     assert step == 2 and values["train/loss"] == 2.5 and values["train/samples"] == 16
     assert logged[1] == (2, {"event/epoch": 0.2, "event/samples": 16}) and logged[-1] == "end"
+    assert started["id"] is None
+    log = RunLog(tmp_path / "b32", 9, after_step=2, tensorboard=False, wandb_project="alip")
+    assert started["id"] == "7abc", "a resumed run goes on"
+    for dataset in ("one", "two"):
+        log.evaluation(position(3), "retrieval", dataset, {"primary": 1.0})
+    keys = [key for step, values in logged[3:] for key in values if key.endswith("primary")]
+    assert keys == ["eval/retrieval/one/primary", "eval/retrieval/two/primary"]
+    RunLog(tmp_path / "b32", 9, tensorboard=False, wandb_project="alip")
+    assert started["id"] is None, "a run that begins again is another one"
 
 
 def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):

@@ -262,3 +262,25 @@ def test_a_damaged_run_json_is_noted_and_no_reason_not_to_resume(flags, tmp_path
     assert train_here(*flags, "--steps", "2", "--output", run, "--resume", "auto") == 0
     (start,) = json.loads((run / "run.json").read_text())["starts"]
     assert any("the earlier starts of this run are lost" in note for note in start["notes"])
+
+
+def test_a_run_is_not_continued_by_another_one(flags, tmp_path):
+    """The steps of both stood in one log, and the older one's checkpoints beside the new one's."""
+    train_here(*flags, "--steps", "2", "--output", tmp_path / "run")
+    train_here(*flags, "--steps", "1", "--output", tmp_path / "other")
+    again = [*flags, "--steps", "2", "--output", tmp_path / "run", "--resume"]
+    for theirs in (tmp_path / "other", tmp_path / "other" / "checkpoints" / "step-00000001.pt"):
+        with pytest.raises(UserError, match=f"already holds a run, which a run resumed from {theirs} would go on"):
+            train_here(*again, theirs)
+    assert train_here(*again, tmp_path / "run" / "checkpoints") == 0
+
+
+def test_an_optimizer_that_keeps_a_type_of_tensors_is_resumed(flags, tmp_path, cut_at):
+    options = [*flags, "--opt", "timm/adafactorbv", "--no-cycle-beta1", "--save-every", "2", "--steps", "4"]
+    train_here(*options, "--output", tmp_path / "whole")
+    with pytest.raises(Cut):
+        cut_at(3)
+        train_here(*options, "--output", tmp_path / "cut")
+    cut_at(10_000)
+    train_here(*options, "--output", tmp_path / "cut", "--resume", "auto")
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")

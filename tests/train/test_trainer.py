@@ -4,6 +4,7 @@ import json
 import math
 import os
 import subprocess
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from alip.checkpoint import find_checkpoint, load_model
 from alip.data.decoders import PixelFormat
-from alip.data.loader import create_loader
+from alip.data.loader import Loader, create_loader
 from alip.data.shards import load_manifest
 from alip.errors import UserError
 from alip.train import logging, run_folder, step
@@ -272,3 +273,18 @@ def test_the_revision_is_that_of_this_code_and_is_read_without_a_lock(tmp_path, 
     run(["git", "-C", tmp_path, "add", "installed.py"], check=True)
     assert run_folder.git_revision().endswith("+changes")
     assert {line[:2] for line in words} == {("git", "--no-optional-locks")}
+
+
+def test_only_one_steps_images_are_held(flags, tmp_path, monkeypatch):
+    """While a step's batches are taken, those of the step before are gone: `--batch-size auto` counts one step's."""
+    original, earlier, alive = Loader.epoch, [], []
+
+    def watched(self, *arguments, **options):
+        for batch in original(self, *arguments, **options):
+            alive.append(sum(image() is not None for image in earlier))
+            earlier.append(weakref.ref(batch.image))
+            yield batch
+
+    monkeypatch.setattr(Loader, "epoch", watched)
+    train_here(*flags, "--steps", "3", "--batch-size", "4", "--accum-freq", "2", "--output", tmp_path / "run")
+    assert alive == [0, 1] * 3

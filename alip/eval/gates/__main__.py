@@ -64,8 +64,7 @@ def main() -> None:
     check_engine_flags(args)
     if args.output.suffix == ".parquet" or args.output.is_file():
         raise UserError(f"--output {args.output}: give a folder; the table becomes gates.parquet in it")
-    world = distributed.start("cpu" if args.engine == "ray" else args.device, timeout_minutes=60)
-    try:
+    with distributed.joined("cpu" if args.engine == "ray" else args.device, timeout_minutes=60) as world:
         manifest, path = load_manifest(args.data), args.output / "gates.parquet"
         overrides = {name: getattr(args, name) for name in ("gamma_sample", "gamma_pair")}
         overrides |= {f"use_{name}_weight": getattr(args, f"{name}_weight") for name in ("sample", "text", "caption")}
@@ -84,8 +83,6 @@ def main() -> None:
                 score_dataset(scorers, manifest, path, world, **options)
             if world.is_main:
                 report(path, manifest, args.output)
-    finally:
-        distributed.stop()
 
 
 def report(path: Path, manifest: Manifest, output: Path) -> None:
