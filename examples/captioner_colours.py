@@ -48,4 +48,6 @@ def nearest(colour: tuple[int, int, int]) -> str:
 
 def create_captioner(device, options):
     """The one function that a captioner file must have. options: from --option NAME=VALUE, all strings."""
+    if unknown := options.keys() - {"noun"}:
+        raise ValueError(f"no option {', '.join(sorted(unknown))}; there is noun=WORD")
     return ColourCaptioner(options.get("noun", "picture"))

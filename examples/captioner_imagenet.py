@@ -79,4 +79,8 @@ def load_classifier() -> torch.nn.Module:
 
 def create_captioner(device, options):
     """--option top=N: labels in a sentence, at most (default 2)."""
-    return ImageNetCaptioner(device, int(options.get("top", 2)))
+    unknown = options.keys() - {"top"}
+    top = int(options.get("top", 2))
+    if unknown or not 1 <= top <= 10:
+        raise ValueError(f"top=1 to top=10 is all there is, not {', '.join(f'{k}={v}' for k, v in options.items())}")
+    return ImageNetCaptioner(device, top)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from alip import distributed
 from alip.distributed import LAUNCHER, start
 from alip.errors import UserError
 from alip.train.setup import default_threads
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # A launcher that starts one rank, says its process id, and stays.
 _LAUNCHER = """
@@ -123,7 +126,8 @@ errors.run_command(main)
 )
 def test_a_rank_that_fails_says_so_and_does_not_wait_for_the_others(error, status, said):
     words = [sys.executable, "-c", FAILS.format(error=error)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == status and done.stderr.endswith(said)
 
 
@@ -141,7 +145,8 @@ with distributed.joined("cpu", timeout_minutes=0.05) as world:
 def test_ranks_wait_for_the_work_of_rank_0(tmp_path):
     (tmp_path / "works.py").write_text(WORKS)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "works.py")]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, env=environment)
     assert (done.returncode, done.stdout) == (0, "the result\n" * 2), done.stderr
 
 

@@ -64,6 +64,8 @@ class CaptionerChoice:
             settings["captioner"] = f"file:{path.name}"
             settings["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
             settings["options"] = dict(sorted(self.options.items()))
+            if self.decoding.sample:
+                settings["seed"] = self.decoding.seed
         if source in ("transformers", "coca", "openai"):
             settings["model"] = value
             settings["prompt"] = self.prompt
@@ -164,7 +166,10 @@ def _from_file(path: Path, choice: CaptionerChoice, device: torch.device) -> Cap
     create: Callable[..., Captioner] | None = getattr(load_captioner_file(path), "create_captioner", None)
     if create is None:
         raise UserError(f"{path} has no function create_captioner(device, options): see docs/captions.md")
-    captioner = create(device, dict(choice.options))
+    try:
+        captioner = create(device, dict(choice.options))
+    except ValueError as error:  # `int` of an option, most of all
+        raise UserError(f"{path}: create_captioner refused --option: {error}") from error
     if not callable(getattr(captioner, "caption", None)):
         raise UserError(f"{path}: create_captioner returned {type(captioner).__name__}, which has no method caption")
     return captioner

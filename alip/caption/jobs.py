@@ -17,6 +17,7 @@ from alip.caption.preprocessing import PreparedImage, Preprocessing, without_ima
 from alip.caption.run import image_identity
 from alip.caption.store import CaptionStore, DoneImages
 from alip.caption.work import CaptionWork, Work
+from alip.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ class ExistingJob(Job):
 
 
 def choice_of(arguments: argparse.Namespace) -> CaptionerChoice:
-    """The captioner that the arguments name."""
+    """The captioner that the arguments name. UserError for flags of models that it is not."""
+    if idle := _idle_flags(arguments):
+        raise UserError(f"{', '.join(idle)}: of no use to --captioner {arguments.captioner}: leave out")
     per_image = arguments.captions_per_image
     decoding = Decoding(
         **{
@@ -85,6 +88,18 @@ def choice_of(arguments: argparse.Namespace) -> CaptionerChoice:
         endpoint={name: getattr(arguments, name) for name in names} | {"key_variable": arguments.api_key_env},
         per_image=per_image,
     )
+
+
+def _idle_flags(arguments: argparse.Namespace) -> list[str]:
+    """Flags that only the decoding of a model of ours would use. A captioner file's random numbers are seeded."""
+    kind, defaults = arguments.captioner.partition(":")[0], vars(Decoding())
+    if kind not in ("file", "existing"):
+        return []
+    usual = {"prompt": None, "num_beams": None, "precision": "auto"}
+    usual |= {name: defaults[name] for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
+    usual |= {name: defaults[name] for name in ("max_new_tokens", "min_new_tokens")}
+    usual |= {"sample": False} if kind == "existing" else {}
+    return [f"--{name.replace('_', '-')}" for name, value in usual.items() if getattr(arguments, name) != value]
 
 
 def settings_of(choice: CaptionerChoice, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Introduction to the Bootstrap (1993), chapters 8 and 13.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -95,12 +96,19 @@ def mean_interval(parts: list[tuple[Outcomes, str]]) -> list[float] | None:
     parts: outcomes and metric of each. None where one of them has no interval.
     """
     total = np.zeros(RESAMPLES)
-    for number, (outcomes, metric) in enumerate(parts):
+    for number, (outcomes, metric) in enumerate(sorted(parts, key=_content)):  # the same in every order of columns
         values = resampled_values([outcomes], metric, seed=number)[0].get("primary")
         if values is None:
             return None
         total += as_many(values, number) / len(parts)
     return ends_of(total)
+
+
+def _content(part: tuple[Outcomes, str]) -> bytes:
+    digest = hashlib.blake2b(part[1].encode())
+    for name, values in sorted(part[0].items()):
+        digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+    return digest.digest()
 
 
 def as_many(values: np.ndarray, seed: int) -> np.ndarray:

@@ -94,6 +94,8 @@ def read_caption_file(path: Path, image_folders: Sequence[Path], name: str | Non
     Images without captions, as COCO's annotations may list them, are left out and counted. Raises UserError: not such
     a file, no image with captions, images not found.
     """
+    if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
+        raise UserError(f'{path}: tables are not read here; write JSON lines, {{"image": path, "caption": text}} each')
     listed = _entries(read_text(path), path)
     entries = [(file, own) for file, own in listed if own]
     if not entries:

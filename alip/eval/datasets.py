@@ -18,7 +18,17 @@ from alip.eval.classification import ClassificationDataset
 from alip.eval.classnames import check_order
 from alip.eval.dataset_records import CLASSIFICATION, DEMO_CLASSIFICATION, RETRIEVAL
 from alip.eval.image_readers import ImageFiles, Images, TorchvisionImages
-from alip.eval.labelled_rows import SHARDS, USUAL_FIELDS, RowFields, open_shards, open_table, own_templates, spoken
+from alip.eval.labelled_rows import (
+    SHARDS,
+    USUAL_FIELDS,
+    RowFields,
+    in_order,
+    numbers_of,
+    open_shards,
+    open_table,
+    own_templates,
+    spoken,
+)
 from alip.eval.layouts import IMAGE_SUFFIXES
 from alip.eval.prompts import canonical_protocol, check_templates, read_lists
 from alip.eval.record_types import ClassificationRecord, Opener
@@ -246,7 +256,8 @@ class _archive:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, UserError):
-            detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            text = str(error).replace("You can use download=True to download it", "")  # torchvision's; no flag here
+            detail = " ".join(f"{type(error).__name__}: {text}".split())[:300]
             raise UserError(
                 f"{self.name}: the files under {self.location} are not complete: {detail}; expected: "
                 f"{self.layout}; {_HELP}"
@@ -299,7 +310,7 @@ def _from_folder(
     in_prompts: bool = True,
 ) -> ClassificationDataset:
     """A folder with one folder per class; the class names are the folders' names, or the list given (sorted order)."""
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    folders = [path / name for name in in_order(entry.name for entry in path.iterdir() if entry.is_dir())]
     if not folders:
         raise UserError(
             f"{path} has no folders; a class per folder is expected, or a classes.jsonl; rec shards are {SHARDS}{path}"
@@ -317,9 +328,7 @@ def _from_folder(
     names = read_lists(classnames, name, "class names") if classnames else spoken(own, path) if in_prompts else own
     if len(names) != len(own):
         raise UserError(f"{path} has {len(own)} class folders, but {classnames} names {len(names)} classes")
-    if set(names) == set(own):
-        number = {label: names.index(label) for label in own}
-    else:  # folders such as n01440764: the list gives their words, in the folders' sorted order
-        number = {label: i for i, label in enumerate(own)}
+    # Folders such as n01440764: the list gives their words, in the folders' sorted order.
+    number = numbers_of(own, names, path, classnames) if classnames else {label: i for i, label in enumerate(own)}
     images = ImageFiles(files, [number[label] for label in labels])
     return ClassificationDataset(name, images, names, own_templates(prompts, name))

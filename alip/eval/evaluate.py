@@ -21,7 +21,7 @@ from alip.eval.selection import SelectionDataset, measure_selection
 from alip.eval.selection_table import selection_table
 from alip.eval.zeroshot import Classified, measure_zeroshot
 from alip.model.weights import weights_hash
-from alip.text_table import markdown_table
+from alip.text_table import counted, markdown_table
 
 _TITLES = {
     "retrieval": "retrieval",
@@ -262,7 +262,7 @@ class Recorder:
         if unreadable:
             first, reason = unreadable[0]
             print(
-                f"warning: {dataset.name}: {len(unreadable)} images cannot be read and are left out (named in "
+                f"warning: {dataset.name}: {counted(len(unreadable), 'image')} cannot be read, and left out (named in "
                 f"results.json); the first: {first}: {reason}"
             )
         elif (mark := results.mark_of(one)) and mark not in self._marks:

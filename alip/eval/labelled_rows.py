@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from alip.build.table_rows import read_rows
+from alip.distributed import note
 from alip.errors import UserError
 from alip.eval.classification import ClassificationDataset
 from alip.eval.image_readers import ImageFiles, Images, read_rgb, short_hash, stat_key
@@ -85,6 +86,37 @@ def spoken(names: Sequence[str], source: object) -> list[str]:
     return words
 
 
+def numbers_of(own: Sequence[str], names: Sequence[str], source: object, classnames: object) -> dict[str, int]:
+    """own: a dataset's labels, sorted → label → class number: its place in the list, where that has all of them, else
+    its place in the sorted order. UserError where it cannot be told."""
+    places = {name: number for number, name in enumerate(names)}
+    if set(own) <= places.keys():
+        return {label: places[label] for label in own}
+    if len(names) != len(own):
+        unknown = next(label for label in own if label not in places)
+        raise UserError(
+            f"{source} has {len(own)} classes, but {classnames} names {len(names)}, {unknown[:80]!r} not among them: "
+            "list all by their own names, or a name for each in their sorted order"
+        )
+    moved = next((label for number, label in enumerate(own) if places.get(label, number) != number), None)
+    if moved is not None:
+        raise UserError(
+            f"{classnames} has {moved[:80]!r} at another place than {source}, whose classes are in sorted order: list "
+            "all by their own names, or a name for each in that order"
+        )
+    return {label: number for number, label in enumerate(own)}
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Sorted; numbers by their value."""
+    labels = list(labels)
+    return sorted(labels, key=int) if all(map(_is_number, labels)) else sorted(labels)
+
+
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdigit() and len(label) <= _MOST_DIGITS
+
+
 def own_templates(prompts: str | Path | None, name: str) -> list[str]:
     """The templates of a file, else the plain one."""
     return check_templates(read_lists(prompts, name, "templates") if prompts else PLAIN_TEMPLATES, name)
@@ -104,6 +136,8 @@ def _dataset(
         where = next(row.where for row in rows if row.split is None)
         raise UserError(f"{where}: no {_SPLIT}, which other rows have; name one, or remove the rows")
     if len(splits) == 1:
+        if splits == {"train"}:
+            note(f"{path}: all rows are of the split train; they are taken as they are")
         rows, splits = [row._replace(split=None) for row in rows], {None}
     test = next((split for split in _TEST_SPLITS if split in splits), None)
     if splits != {None} and test is None:
@@ -123,9 +157,9 @@ def _classes(
 ) -> tuple[list[str], dict[str, int]]:
     """(names, label → class number). Labels that are numbers may be positions in the given list."""
     labels = {row.label for row in rows}
-    numeric = all(label.isascii() and label.isdigit() and len(label) <= _MOST_DIGITS for label in labels)
+    numeric = all(map(_is_number, labels))
     if not classnames:
-        own = sorted(labels, key=int) if numeric else sorted(labels)
+        own = in_order(labels)
         return spoken(own, path), {label: number for number, label in enumerate(own)}
     names = read_lists(classnames, name, "class names")
     if numeric and not labels <= set(names):
@@ -135,11 +169,7 @@ def _classes(
         return names, {label: int(label) for label in labels}
     if len(set(names)) < len(names):
         raise UserError(f"{classnames}: a class name of {name} is listed twice, so that labels are ambiguous")
-    unknown = next((row for row in rows if row.label not in set(names)), None)
-    if unknown is not None:
-        known = ", ".join(names[:5])[:200]
-        raise UserError(f"{unknown.where}: the label {unknown.label[:80]!r} is not in the class list ({known}, …)")
-    return names, {label: number for number, label in enumerate(names)}
+    return names, numbers_of(sorted(labels), names, path, classnames)
 
 
 # Rows --------------------------------------------------------------------------------------------------------------
@@ -184,7 +214,11 @@ def _label(values: dict[str, Any], given: str | None, where: str) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 10**_MOST_DIGITS:
         value = int(value)  # a column of numbers that had a gap
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-        raise UserError(f"{where}: {column} is {str(value)[:80]!r}, a class name or number is expected")
+        shown = repr(value if isinstance(value, bool) else str(value)[:80])
+        raise UserError(
+            f"{where}: {column} is {shown}, where a class name or a whole number belongs: correct it, or name another "
+            "field with --label-field"
+        )
     if any("\ud800" <= letter <= "\udfff" for letter in str(value)):
         raise UserError(f"{where}: {column} is {str(value)[:80]!r}, which holds half a character")
     return str(value).strip()

@@ -164,7 +164,8 @@ def sweep(train: LabelledFeatures, validation: LabelledFeatures, classes: int, f
     best = max(_COARSE, key=score)
     step = 1.0
     while step >= _FINEST:
-        best = max((best, best - step, best + step), key=lambda power: (score(power), -power))
+        near = (power for power in (best, best - step, best + step) if _COARSE[0] <= power <= _COARSE[-1])
+        best = max(near, key=lambda power: (score(power), -power))
         step /= 2
     return 10.0**best
 

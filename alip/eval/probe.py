@@ -148,7 +148,8 @@ def check_trainable(dataset: ClassificationDataset) -> None:
         raise UserError(f"{dataset.name} has several right classes an image; a probe needs one")
     if dataset.train is None:
         raise UserError(
-            f"{dataset.name} has no training images for a probe; name some with --probe-train (docs/evaluation.md)"
+            f"{dataset.name} has no training images for a probe; eval_zeroshot.py takes some with --probe-train "
+            "(docs/evaluation.md)"
         )
 
 

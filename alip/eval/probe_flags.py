@@ -45,6 +45,8 @@ def tasks_from(args: argparse.Namespace) -> tuple[str, ...]:
     chosen = {task for name in named for task in _GROUPS.get(name, (name,))}
     if "few-shot" not in chosen and (args.shots or args.seeds):
         raise UserError("--shots and --seeds belong to the few-shot probes: add --task few-shot, or leave them out")
+    if args.probe_train and not {"probe", "few-shot"} & chosen:
+        raise UserError("--probe-train belongs to the probes: add --task probe or few-shot, or leave it out")
     args.shots, args.seeds = sorted(set(args.shots or SHOTS)), args.seeds or 3
     return tuple(task for task in CLASSIFICATION_TASKS if task in chosen)
 

@@ -28,6 +28,10 @@ class CheckpointFolder:
     def __init__(self, folder: Path, keep: int = 2, warn: Callable[[str], None] = print, keep_epochs: int = 0):
         self.folder, self.keep, self.keep_epochs, self.warn = Path(folder), max(1, keep), keep_epochs, warn
 
+    def path(self, step: int) -> Path:
+        """A step's file."""
+        return self.folder / f"step-{step:08d}.pt"
+
     def steps(self) -> list[Path]:
         """The step files, newest first."""
         return step_files(self.folder)
@@ -42,7 +46,7 @@ class CheckpointFolder:
 
         epoch_end: number of the epoch that ends with it. best: mark it as the best so far.
         """
-        path = self.folder / f"step-{content['step']:08d}.pt"
+        path = self.path(content["step"])
         try:
             atomic_save(content, path)
             self._name(path, epoch_end, best)
@@ -64,7 +68,7 @@ class CheckpointFolder:
 
     def name(self, step: int, epoch_end: int | None, best: bool) -> None:
         """Gives a step's file the further names that `save` gives it; nothing without that file."""
-        path = self.folder / f"step-{step:08d}.pt"
+        path = self.path(step)
         if path.is_file():
             try:
                 self._name(path, epoch_end, best)

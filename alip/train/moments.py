@@ -91,7 +91,8 @@ class OptimizerState:
                 raise UserError(f"{key} of {name} has the shape {tuple(value.shape)}, not {tuple(whole.shape)}")
             return value.to(parameter.device, copy=True)  # factored moments have shapes of their own
         # Fused kernels walk through parameter and moments alike, whatever their strides are.
-        dtype = parameter.dtype if value.is_floating_point() else value.dtype
+        adapts = self._class == "AdamW" and value.is_floating_point()  # others may keep moments in a type of their own
+        dtype = parameter.dtype if adapts else value.dtype
         return torch.empty_like(parameter, dtype=dtype).copy_(part_of_full(value, whole))
 
     def _whole(self, name: str, value: Any, keep: bool) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from alip.distributed import World
+from alip.distributed import World, broadcast_object
 from alip.errors import UserError
 from alip.files import read_json, write_json
 from alip.remote.urls import redact_all
@@ -30,12 +30,16 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cud
 
 @dataclass
 class Run:
-    """An open run: its folder, its log and its checkpoints, and its fingerprint (see create_fingerprint)."""
+    """An open run: its folder, its log and its checkpoints, and its fingerprint (see create_fingerprint).
+
+    saved_at: the step at which it resumed, if its own checkpoints hold that.
+    """
 
     folder: Path
     log: RunLog
     checkpoints: CheckpointFolder
     fingerprint: dict[str, dict[str, Any]]
+    saved_at: int | None = None
 
 
 def open_run(
@@ -89,7 +93,8 @@ def open_run(
     )
     checkpoints.warn = lambda text: log.say(f"warning: {text}")
     _announce(log, state, plan, fingerprint, warnings, notes, resumed_at)
-    return Run(folder, log, checkpoints, fingerprint)
+    own = resumed_at is not None and broadcast_object(checkpoints.path(state.step).is_file(), world)
+    return Run(folder, log, checkpoints, fingerprint, resumed_at if own else None)
 
 
 def _warnings(state: TrainState, plan: Plan) -> list[str]:

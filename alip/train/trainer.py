@@ -47,7 +47,7 @@ class Trainer:
         self.clock = StepClock()
         self.nonfinite = NonFiniteWatch(plan.nonfinite_limit, only_loss=train_step.scaler is not None)
         self.peak = device_peak(world.device, train_step.precision)
-        self._saved_at = -1
+        self._saved_at = self.run.saved_at
         self._evaluation_timed = False
 
     def train(self) -> int:

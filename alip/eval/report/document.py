@@ -122,7 +122,9 @@ def _retrieval_table(rows: Sequence[Row], column: Column, title: str, report: Re
 def _primary_table(
     rows: Sequence[Row], columns: Mapping[Column, str], task: str, report: Report, lookup: _Outcomes
 ) -> Table:
-    """A column per dataset; the mean is given only where no dataset is missing, published means as published."""
+    """A column per dataset; the mean is given only where no dataset is missing, published means as published, and not
+    over different numbers of shots."""
+    averaged = len({shots for _, _, shots, _ in columns}) == 1
     table = Table(title_of(task), [*columns.values(), "mean"])
     for row in rows:
         cells = [_cell(row, column, "primary", report) for column in columns]
@@ -140,6 +142,10 @@ def _primary_table(
         if mean is not None or any(value is not None for value in values):
             cells = [Cell(() if value is None else (value,)) for value in (*values, mean)]
             table.rows.append(TableRow(method, cells, published=True))
+    if not averaged:
+        table.header.pop()
+        for shown in table.rows:
+            shown.cells.pop()
     return table
 
 
@@ -261,6 +267,8 @@ def _p(value: float) -> str:
 
 def _about_differences(differences: Sequence[Difference]) -> str:
     count = sum(one.p is not None for one in differences)
+    if not count:
+        return "first − second of the primary metric, in points. No difference could be tested."
     return (
         f'first − second of the primary metric, in points. {counted(count, "test")}, two-sided; "p, Holm" is '
         "corrected for all of them together. A test of single runs is about the test items alone: another seed of "
