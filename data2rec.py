@@ -33,7 +33,7 @@ _SEVERAL_FILES: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = command.CommandParser(
-        description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=(__doc__ or "").split("\n\n")[0], formatter_class=command.DefaultsFormatter
     )
     for declare in (_task_flags, _output_flags, _input_flags, _selection_flags, _image_flags, _machine_flags):
         declare(parser)

@@ -36,6 +36,13 @@ class CommandParser(argparse.ArgumentParser):
         )
 
 
+class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default of each flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+
 def _is_utf8(word: str) -> bool:
     try:
         word.encode()

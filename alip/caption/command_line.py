@@ -68,7 +68,7 @@ def input_flags(group, output: str = "FILE.jsonl; its record, failures and figur
     group.add_argument("--image-root", help="folder of relative image paths in tables and JSON")
     group.add_argument("--image-field", help="column with the image's path")
     group.add_argument("--key-field", help="column with the sample's key")
-    group.add_argument("--text-field", help="column with the raw text, for --rewrite")
+    group.add_argument("--text-field", help="column with the raw text (captions need none)")
     group.add_argument("--splits", type=command.names, help="of Karpathy's JSON; '' for all (default: train,restval)")
     group.add_argument("--limit", type=command.natural, help="only the first LIMIT samples of the input")
     group.add_argument(
@@ -84,7 +84,7 @@ def _captioner_flags(group) -> None:
         "--captioner",
         default="blip",
         help=f"{', '.join(NAMED_MODELS)}, coca; a Hugging Face model name or local folder; coca:MODEL/PRETRAINED or "
-        "coca:FOLDER; file:PATH.py; existing:FILE (default: %(default)s)",
+        "coca:FOLDER; openai:MODEL with --base-url; file:PATH.py; existing:FILE (default: %(default)s)",
     )
     group.add_argument("--prompt", help="text that the model continues or answers; left out of the caption")
     group.add_argument(

@@ -4,7 +4,7 @@
 
 The flags before the script are torchrun's. Ranks that crash or are killed are restarted up to --max-restarts times, as
 torchrun does it. A `UserError` of a rank ends the job instead: its line is the last one printed, and the status is 2.
-With `--check-only` first, nothing is started. Made for train.py; other scripts are started without a check.
+With `--check-only` nothing is started. Made for train.py; other scripts are started without a check.
 """
 
 from __future__ import annotations
@@ -49,16 +49,15 @@ class _Agent(LocalElasticAgent):
 
 def main() -> int:
     """Checks the command of `train.py` once, then starts the ranks as torchrun does; returns the exit status."""
-    words = sys.argv[1:]
-    only_check = words[:1] == ["--check-only"]
     parser = torchrun.get_args_parser()
     parser.error = _refuse
-    launch = parser.parse_args(words[1:] if only_check else words)
+    parser.add_argument("--check-only", action="store_true", help="check the command, and start nothing")
+    launch = parser.parse_args()
     _check_launch(launch)
     ranks = _world_size(launch)
     if Path(launch.training_script).name == "train.py":
         check_command(parse_arguments(launch.training_script_args), ranks)
-    if only_check:
+    if launch.check_only:
         print("the command is sound; nothing was started")
         return 0
     return _run(launch)

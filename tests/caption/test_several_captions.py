@@ -107,3 +107,34 @@ def test_existing_captions_are_several_where_asked_for(folder, monkeypatch):
     by_rows.write_text("".join(f"{key}\t{text.upper()}\n" for key, text in rows[1:]))
     assert main(arguments(folder, *given)) == 0
     assert dict(read_entries(str(folder / "c.jsonl"))) == {"k0000": ["B", "A"], "k0001": ["C"]}
+
+
+@pytest.mark.parametrize(
+    "captioner, words",
+    [
+        ("file:sizes.py", ["--prompt", "a photo of"]),
+        ("file:sizes.py", ["--num-beams", "5"]),
+        ("file:sizes.py", ["--temperature", "0.7"]),
+        ("file:sizes.py", ["--precision", "fp32"]),
+        ("existing:c.tsv", ["--max-new-tokens", "3"]),
+        ("existing:c.tsv", ["--sample"]),
+    ],
+)
+def test_flags_that_a_captioner_cannot_use(folder, captioner, words):
+    given = ["--input", str(folder / "a.tar"), "--output", str(folder / "c.jsonl"), "--captioner", captioner]
+    with pytest.raises(UserError, match=f"{words[0]}: of no use to --captioner {captioner}"):
+        main([*given, *words])
+
+
+def test_a_captioner_that_repeats_itself_is_named_once(folder, capfd):
+    write_captioner(folder, SEEDED.replace("takes_seeds = True", "").replace('"dog" if', '"dog" if True or'))
+    text = (folder / "sizes.py").read_text().replace("for seed in seeds", "for seed in batch")
+    (folder / "sizes.py").write_text(text)
+    assert main(arguments(folder, "--batch-size", 5)) == 0
+    assert capfd.readouterr().err.count("gives each image the same caption 3 times") == 1
+
+
+def test_an_option_that_a_captioner_file_refuses(folder):
+    write_captioner(folder, "def create_captioner(device, options):\n    int(options['top'])\n")
+    with pytest.raises(UserError, match="create_captioner refused --option: invalid literal"):
+        main([*arguments(folder), "--option", "top=x"])

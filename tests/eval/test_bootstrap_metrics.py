@@ -151,6 +151,7 @@ def test_mean_of_datasets():
     low, high = bootstrap.mean_interval(parts)
     assert (low + high) / 2 == pytest.approx(centre, abs=0.3)
     assert high - low == pytest.approx(2 * 1.96 * 100 * np.sqrt(sum(spreads)) / 4, rel=0.1)
+    assert bootstrap.mean_interval(parts[::-1]) == [low, high]
     assert bootstrap.mean_interval([*parts, ({"hit_other": np.ones(3, np.uint8)}, "x")]) is None
     assert len(bootstrap.as_many(np.arange(300.0), 0)) == bootstrap.RESAMPLES
 

@@ -104,7 +104,7 @@ def test_numbers_as_labels(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,label\na.png,\n", "row 1: label is '', a class name or number is expected"),
+        ("image,label\na.png,\n", "row 1: label is '', where a class name or a whole number belongs"),
         ("image,label\n,cat\n", "row 1: image is '', the path of an image is expected"),
         ("image,kind\na.png,cat\n", "row 1: label missing; it has image, kind: name the field with --label-field"),
         ("photo,label\na.png,cat\n", "row 1: image missing; it has photo, label: name the field with --image-field"),
@@ -226,3 +226,44 @@ def test_fields_where_nothing_has_columns_are_refused(tmp_path):
     (tmp_path / "red").mkdir()
     with pytest.raises(UserError, match="belong to tables and shards"):
         eval_zeroshot.main(["--checkpoint", "c", "--datasets", str(tmp_path), "--label-field", "x", "--device", "cpu"])
+
+
+def test_names_for_text_labels_and_numbered_folders(tmp_path):
+    """By the labels' own names, or one for each in sorted order; numbers by their value, as in a table."""
+    rows = make_rows(tmp_path)
+    path, lists = write_table(tmp_path / "mine.csv", rows), tmp_path / "names.json"
+
+    def opened(source, name, *names):
+        lists.write_text(json.dumps({name: list(names)}))
+        return open_classification(source, classnames=lists)
+
+    own = sorted(COLORS)
+    test = [own.index(row["label"]) for row in rows if row["split"] == "test"]
+    name = f"{tmp_path.name}/mine"
+    renamed = opened(path, name, "a pear", "an apple", "the sky")
+    assert renamed.classnames == ["a pear", "an apple", "the sky"] and renamed.images.labels == test
+    assert opened(path, name, "sky", *own[:2]).images.labels == [(number + 1) % 3 for number in test]
+    assert opened(path, name, "a pear", "an apple", "sky").images.labels == test, "sky is at its own place"
+    with pytest.raises(UserError, match="has 'sky' at another place than"):
+        opened(path, name, "sky", "a pear", "an apple")
+    with pytest.raises(UserError, match=r"has 3 classes, but .* names 2, 'green_pear' not among them"):
+        opened(path, name, "a pear", "an apple")
+    for number in range(12):
+        (tmp_path / "folders" / str(number)).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "folders" / str(number) / "a.png")
+    assert open_classification(tmp_path / "folders").classnames == [str(number) for number in range(12)]
+    words = [f"word {number}" for number in range(12)]
+    folders = opened(tmp_path / "folders", "folders", *words)
+    found = {path.parent.name: label for path, label in zip(folders.images.paths, folders.images.labels)}
+    assert found == {str(number): number for number in range(12)}
+
+
+def test_a_table_of_training_rows_alone_says_so(tmp_path, capsys):
+    rows = [{**row, "split": "train"} for row in make_rows(tmp_path)]
+    assert len(open_classification(write_table(tmp_path / "mine.csv", rows)).images) == len(rows)
+    assert "all rows are of the split train" in capsys.readouterr().out
+
+
+def test_a_probes_training_images_without_a_probe_are_refused():
+    with pytest.raises(UserError, match="--probe-train belongs to the probes"):
+        eval_zeroshot.main(["--checkpoint", "x", "--datasets", "y", "--probe-train", "z"])

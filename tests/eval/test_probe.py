@@ -261,3 +261,19 @@ def test_a_fit_that_stops_early_says_so_once(model, parts, capsys, recwarn, monk
     ]
     assert numbers["unfinished_fits"] == 2
     assert not [one for one in recwarn if "lbfgs" in str(one.message)]
+
+
+def test_the_search_stays_in_its_range():
+    """At the ends of it, too, where the smallest C and the largest classify as well as any."""
+    tried = []
+
+    class Alike:
+        labels = torch.zeros(4, dtype=torch.long)
+
+    def fit(train, classes, strength, start):
+        tried.append(strength)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logistic, "logits_of", lambda fitted, data: [(torch.eye(4)[:1].expand(4, 4), Alike.labels)])
+        assert logistic.sweep(None, Alike(), 4, fit) == 1e-6
+    assert min(tried) == 1e-6 and max(tried) == 1e6

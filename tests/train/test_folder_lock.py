@@ -11,6 +11,7 @@ import pytest
 from alip.distributed import World
 from alip.errors import UserError
 from alip.folder_lock import FolderLock, lock_folder
+from alip.train.check import check_free
 from tests.helpers.train_runs import ROOT, train_here
 
 HOLD = """
@@ -117,3 +118,11 @@ def test_a_lock_can_leave_no_file(tmp_path):
             pass
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_check_of_a_folder_in_use(tmp_path):
+    check_free(tmp_path / "new", World())
+    assert not (tmp_path / "new").exists()
+    with lock_folder(tmp_path, World()), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        check_free(tmp_path, World())
+    check_free(tmp_path, World())

@@ -211,7 +211,7 @@ def gates(scores: Columns, is_mismatched: np.ndarray, aucs: dict[str, float], pa
                     text = f"{label}: mean {values[part].mean():.2f}"
                     axis.hist(values[part], bins, weights=np.full(part.sum(), 100 / part.sum()), label=text, **look)
             axis.set_xlabel(title)
-            axis.set_ylabel("% of the samples of a label")
+            axis.set_ylabel("% of samples with this label")
             axis.set_ylim(0, axis.get_ylim()[1] * 1.25)  # room for the legend
             axis.set_title(f"AUC {aucs[name]:.2f}")
             axis.grid(axis="y")
