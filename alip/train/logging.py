@@ -200,7 +200,7 @@ def _open_tensorboard(folder: Path, after_step: int):
 
 
 def _open_wandb(project: str, folder: Path, settings: dict[str, Any], resumes: bool):
-    """A run that resumes goes on under the id of its first start, which is kept in the run's folder."""
+    """A run that resumes continues under the id of its first start, which is kept in the run's folder."""
     import wandb
 
     file = folder / "wandb-id.txt"

@@ -186,7 +186,7 @@ def test_wandb_gets_the_numbers(tmp_path, monkeypatch):
     assert logged[1] == (2, {"event/epoch": 0.2, "event/samples": 16}) and logged[-1] == "end"
     assert started["id"] is None
     log = RunLog(tmp_path / "b32", 9, after_step=2, tensorboard=False, wandb_project="alip")
-    assert started["id"] == "7abc", "a resumed run goes on"
+    assert started["id"] == "7abc", "a resumed run continues"
     for dataset in ("one", "two"):
         log.evaluation(position(3), "retrieval", dataset, {"primary": 1.0})
     keys = [key for step, values in logged[3:] for key in values if key.endswith("primary")]
