@@ -138,7 +138,7 @@ def find_candidates(resume: str | None, folder: CheckpointFolder) -> tuple[str, 
     path, own = Path(resume), folder.folder.parent
     if not path.resolve().is_relative_to(own.resolve()) and (folder.steps() or folder.named()):
         return "error", (
-            f"{own} already holds a run, which a run resumed from {resume} would go on: choose another --output, or "
+            f"{own} already holds a run, which a run resumed from {resume} would continue: choose another --output, or "
             "resume it with --resume auto"
         )
     if path.is_file():

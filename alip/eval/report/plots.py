@@ -28,7 +28,8 @@ def retrieval_bars(rows: Sequence[Row], column: Column, title: str, path: Path) 
     chance = [chance_recall(captions, captions / images, k) for k in (1, 5, 10)]
     chance += [chance_recall(images, 1, k) for k in (1, 5, 10)]
     beside = ", beside published B/32 models (YFCC15M)" if theirs else ""
-    bars(groups, series, f"Retrieval on {_starred(title, rows, column)}{beside}", "recall (%)", path, chance)
+    name = _starred(title, rows, column)
+    bars(groups, series, f"Retrieval on {name}{beside}{_footnote(name)}", "recall (%)", path, chance)
 
 
 def chance_recall(answers: float, right: float, k: int) -> float:
@@ -56,13 +57,18 @@ def task_bars(rows: Sequence[Row], task: str, title: str, path: Path) -> None:
         classes = first["numbers"].get("classes")
         chance.append(chance_of(first.get("primary_metric") or "top1", classes) if classes else None)
     groups = [_starred(title, rows, column) for column, title in columns.items()]
-    bars(groups, series, f"{title}: primary metric of each dataset", "primary metric (%)", path, chance)
+    heading = f"{title}: primary metric of each dataset{_footnote(*groups)}"
+    bars(groups, series, heading, "primary metric (%)", path, chance)
 
 
 def _of_runs(label: str, groups: Sequence[Sequence[float]]) -> Series:
     """A row's bars: of each group's runs the mean, and the standard deviation where there are several."""
     means = [fmean(runs) if runs else None for runs in groups]
     return Series(label, means, True, [stdev(runs) if len(runs) > 1 else None for runs in groups])
+
+
+def _footnote(*names: str) -> str:
+    return " (*: see report.md)" if any(name.endswith("*") for name in names) else ""
 
 
 def _starred(title: str, rows: Sequence[Row], column: Column) -> str:
