@@ -36,12 +36,12 @@ from alip.tokens import pack_label, unpack_captions
 
 @dataclass(frozen=True)
 class SelectSummary:
-    """What a selection did. samples: of the source; replaced: raw texts, None where none were to be; captions: of the
-    source and kept, None where images have one each; already_there: nothing was to do."""
+    """What a selection did. samples: of the source; replaced: raw texts; captions: of the source and kept, None where
+    images have one each; already_there: nothing was to do."""
 
     manifest: Manifest
     samples: int
-    replaced: int | None
+    replaced: int
     captions: list[int] | None = None
     already_there: bool = False
 
@@ -53,7 +53,7 @@ class SelectSummary:
         line += f" ({100 * manifest.samples / self.samples:.1f} %) in {counted(len(manifest.shards), 'shard')}"
         if self.captions:
             line += f", {self.captions[1]:,} of {self.captions[0]:,} captions"
-        if self.replaced is not None:
+        if manifest.metadata["options"].get("replace_text_where") is not None:
             line += f"; {counted(self.replaced, 'raw text')} replaced by the caption"
         return line
 
@@ -122,9 +122,10 @@ def _check_another(manifest: Manifest, output: str) -> None:
 
 
 def _summary(manifest: Manifest, already_there: bool = False) -> SelectSummary:
-    selection, asked = manifest.metadata["selection"], manifest.metadata["options"].get("replace_text_where")
-    replaced = selection["replaced"] if asked is not None else None
-    return SelectSummary(manifest, selection["samples"], replaced, selection.get("captions"), already_there)
+    selection = manifest.metadata["selection"]
+    return SelectSummary(
+        manifest, selection["samples"], selection["replaced"], selection.get("captions"), already_there
+    )
 
 
 @dataclass(frozen=True)
