@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import sys
 import traceback
@@ -76,6 +77,8 @@ def run_command(main: Callable[[], int | None]) -> None:
             traceback.print_exc()
             status = 1
         if _at_once:
+            for child in multiprocessing.active_children():  # which the tidying up would end
+                child.terminate()
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError):
                     stream.flush()

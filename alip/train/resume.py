@@ -11,6 +11,7 @@ from torch import nn
 from alip.data.shards import Manifest
 from alip.distributed import World, broadcast_object, gather_objects, launcher_number
 from alip.errors import UserError
+from alip.files import read_json
 from alip.train.checkpoint_content import check_shapes
 from alip.train.checkpoints import CheckpointFolder, read_checkpoint
 from alip.train.older_runs import default_before, with_new_names
@@ -137,6 +138,8 @@ def find_candidates(resume: str | None, folder: CheckpointFolder) -> tuple[str, 
         return "ok", [str(path) for path in folder.steps()]
     path, own = Path(resume), folder.folder.parent
     if not path.resolve().is_relative_to(own.resolve()) and (folder.steps() or folder.named()):
+        if folder.steps() and _began_from(own / "run.json", resume):  # the same command again, as of a requeued job
+            return "ok", [str(path) for path in folder.steps()]
         return "error", (
             f"{own} already holds a run, which a run resumed from {resume} would continue: choose another --output, or "
             "resume it with --resume auto"
@@ -148,6 +151,15 @@ def find_candidates(resume: str | None, folder: CheckpointFolder) -> tuple[str, 
     if not found:
         return "error", f"--resume {resume}: no such checkpoint file, nor a run folder with checkpoints"
     return "ok", [str(path) for path in found]
+
+
+def _began_from(run: Path, resume: str) -> bool:
+    """Whether a run.json lists a start with that --resume."""
+    try:
+        starts = read_json(run)["starts"]
+        return any(start["arguments"]["resume"] == resume for start in starts)
+    except (UserError, KeyError, TypeError):  # damaged
+        return False
 
 
 def _try_to_read(

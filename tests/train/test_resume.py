@@ -273,6 +273,10 @@ def test_a_run_is_not_continued_by_another_one(flags, tmp_path):
         with pytest.raises(UserError, match=f"already holds a run, which a run resumed from {theirs} would continue"):
             train_here(*again, theirs)
     assert train_here(*again, tmp_path / "run" / "checkpoints") == 0
+    # The same command again, as a job that is requeued gives it, continues what it began.
+    begun = [*flags, "--output", tmp_path / "third", "--resume", tmp_path / "other", "--resume-force", "--steps"]
+    assert train_here(*begun, "2") == train_here(*begun, "3") == 0
+    assert [event["step"] for event in events(tmp_path / "third", "resumed")] == [1, 2]
 
 
 def test_an_optimizer_that_keeps_a_type_of_tensors_is_resumed(flags, tmp_path, cut_at):
