@@ -11,7 +11,7 @@ from torch import nn
 from alip.data.shards import Manifest
 from alip.distributed import World, broadcast_object, gather_objects, launcher_number
 from alip.errors import UserError
-from alip.files import read_json
+from alip.files import read_json, real_path
 from alip.train.checkpoint_content import check_shapes
 from alip.train.checkpoints import CheckpointFolder, read_checkpoint
 from alip.train.older_runs import default_before, with_new_names
@@ -137,7 +137,7 @@ def find_candidates(resume: str | None, folder: CheckpointFolder) -> tuple[str, 
             )
         return "ok", [str(path) for path in folder.steps()]
     path, own = Path(resume), folder.folder.parent
-    if not path.resolve().is_relative_to(own.resolve()) and (folder.steps() or folder.named()):
+    if not real_path(path).is_relative_to(real_path(own)) and (folder.steps() or folder.named()):
         if folder.steps() and _began_from(own / "run.json", resume):  # the same command again, as of a requeued job
             return "ok", [str(path) for path in folder.steps()]
         return "error", (

@@ -59,7 +59,7 @@ def test_end_to_end(tmp_path):
     make_tars(tmp_path / "tars", 40, per_tar=20, broken=(4,))
     done = run("--input", "tars/{00000..00001}.tar", "--output", "out/set", "--workers", 2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "39 samples in 1 shards" in done.stdout and "rejected: 1 truncated" in done.stdout
+    assert "39 samples in 1 shard" in done.stdout and "rejected: 1 truncated" in done.stdout
     assert "images" in done.stderr and "rejects" in done.stderr, "the bar"
     again = run("--input", "tars/{00000..00001}.tar", "--output", "out/set", "--workers", 1, cwd=tmp_path)
     assert again.returncode == 0 and "already complete" in again.stdout
@@ -77,7 +77,7 @@ def test_selection(tmp_path):
     words = ("--from", tmp_path / "set", "--scores", scores, "--output", tmp_path / "clean")
     done = run(*words, "--keep", "sample_weight > quantile(sample_weight, 0.25)", "--quiet")
     assert done.returncode == 0, done.stderr
-    assert "30 of 40 samples kept (75.0 %) in 1 shards" in done.stdout
+    assert "30 of 40 samples kept (75.0 %) in 1 shard" in done.stdout
     refused = run(*words, "--keep", "sample_weigth > 0.2", "--overwrite")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert "no column 'sample_weigth'; the table has index, key, shard" in refused.stderr

@@ -86,7 +86,7 @@ def test_output_that_cannot_be_written(flags, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is a file"):
         train_here(*flags, "--check", "--output", tmp_path / "file" / "run")
     monkeypatch.setattr(check.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match="GB are free"):
+    with pytest.raises(UserError, match="MB are free"):
         train_here(*flags, "--check", "--output", tmp_path / "run")
     monkeypatch.setattr(check.os, "access", lambda *_: False)
     with pytest.raises(UserError, match="not writable"):
