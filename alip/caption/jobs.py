@@ -63,7 +63,7 @@ class ExistingJob(Job):
 def choice_of(arguments: argparse.Namespace) -> CaptionerChoice:
     """The captioner that the arguments name. UserError for flags of models that it is not."""
     if idle := _idle_flags(arguments):
-        raise UserError(f"{', '.join(idle)}: of no use to --captioner {arguments.captioner}: leave out")
+        raise UserError(f"--captioner {arguments.captioner} does not use {', '.join(idle)}: leave that out")
     per_image = arguments.captions_per_image
     decoding = Decoding(
         **{

@@ -82,14 +82,14 @@ class CaptionWork:
         self.ahead = captioner.ahead if callable(getattr(captioner, "submit", None)) else None
         self.patience = float(getattr(captioner, "patience", 0.0))
         self._takes_seeds = bool(getattr(captioner, "takes_seeds", False))
-        self._differ = per_image == 1 or self._takes_seeds  # whether an image's captions are known not to be all equal
+        self._may_repeat = per_image > 1 and not self._takes_seeds  # looked at with the first batch
 
     def run(self, items: list[Item]) -> list[Result]:
         """The lines of a batch."""
         contents = [item.content for item in items]
         columns = [self._texts(contents, [self._seed(item.key, k) for item in items]) for k in range(self.per_image)]
-        if not self._differ:
-            self._differ = True  # said once
+        if self._may_repeat:
+            self._may_repeat = False
             if len(items) > 1 and all(texts == columns[0] for texts in columns):
                 print(
                     f"warning: the captioner gives each image the same caption {self.per_image} times: ask for "

@@ -110,7 +110,8 @@ def numbers_of(own: Sequence[str], names: Sequence[str], source: object, classna
 def in_order(labels: Iterable[str]) -> list[str]:
     """Sorted; numbers by their value."""
     labels = list(labels)
-    return sorted(labels, key=int) if all(map(_is_number, labels)) else sorted(labels)
+    # `1` and `01` are two labels: without the second key their order would be that of a set.
+    return sorted(labels, key=lambda label: (int(label), label)) if all(map(_is_number, labels)) else sorted(labels)
 
 
 def _is_number(label: str) -> bool:

@@ -17,6 +17,7 @@ from alip.files import real_path
 from alip.folder_lock import LOCK, lock_folder
 from alip.train.checkpoints import CheckpointFolder
 from alip.train.evaluation import Evaluation
+from alip.train.optimizer import count_parameters
 from alip.train.plan import Plan
 from alip.train.resume import check_fingerprint, find_start
 from alip.train.schedule import Schedule
@@ -39,8 +40,7 @@ def describe(
     compiled: bool,
 ) -> list[str]:
     """Lines about a run: model, data, batch, optimizer, schedule, machine, evaluations."""
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    every, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
+    every, trained = count_parameters(model)
     micro = plan.global_batch // (plan.accum_freq * world.world_size)
     several = getattr(data, "captions_per_image", 1)
     captions = f" with up to {several} captions" if several > 1 else ""

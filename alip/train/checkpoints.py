@@ -49,7 +49,7 @@ class CheckpointFolder:
         path = self.path(content["step"])
         try:
             atomic_save(content, path)
-            self._name(path, epoch_end, best)
+            self._add_names(path, epoch_end, best)
         except (UserError, OSError, RuntimeError) as error:
             # torch's zip writer fails its own position check when the file accepted only a part.
             reason = "the disk accepted only a part of it; free space" if "unexpected pos" in str(error) else error
@@ -59,19 +59,19 @@ class CheckpointFolder:
             old.unlink(missing_ok=True)
         return path
 
-    def _name(self, path: Path, epoch_end: int | None, best: bool) -> None:
+    def _add_names(self, path: Path, epoch_end: int | None, best: bool) -> None:
         names = ["best.pt"] if best else []
         if epoch_end is not None and self.keep_epochs and epoch_end % self.keep_epochs == 0:
             names.insert(0, f"epoch-{epoch_end:04d}.pt")
         for name in names:
             _also_named(path, self.folder / name)
 
-    def name(self, step: int, epoch_end: int | None, best: bool) -> None:
+    def add_names(self, step: int, epoch_end: int | None, best: bool) -> None:
         """Gives a step's file the further names that `save` gives it; nothing without that file."""
         path = self.path(step)
         if path.is_file():
             try:
-                self._name(path, epoch_end, best)
+                self._add_names(path, epoch_end, best)
             except OSError as error:
                 self.warn(f"{path.name} got no further name: {error}")
 

@@ -31,6 +31,12 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim >= 2 and not any(part in name for part in _POSITIONS)
 
 
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many numbers a model has, and how many of them are trained."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
+
+
 def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """{name: what this rank's optimizer moves}: its own part of a divided parameter (--fsdp), else the parameter."""
     return getattr(model, "own_parts", None) or dict(model.named_parameters())

@@ -141,8 +141,8 @@ def find_candidates(resume: str | None, folder: CheckpointFolder) -> tuple[str, 
         if folder.steps() and _began_from(own / "run.json", resume):  # the same command again, as of a requeued job
             return "ok", [str(path) for path in folder.steps()]
         return "error", (
-            f"{own} already holds a run, which a run resumed from {resume} would continue: choose another --output, or "
-            "resume it with --resume auto"
+            f"{own} already holds another run than {resume}: choose another --output for a run that resumes there, "
+            "or continue the one here with --resume auto"
         )
     if path.is_file():
         return "ok", [str(path)]

@@ -20,6 +20,7 @@ from alip.remote.urls import redact_all
 from alip.train.accumulate import uses_batch_statistics
 from alip.train.checkpoints import CheckpointFolder
 from alip.train.logging import RunLog
+from alip.train.optimizer import count_parameters
 from alip.train.plan import Plan
 from alip.train.resume import find_start, restore
 from alip.train.setup import seed_rank
@@ -79,7 +80,7 @@ def open_run(
         checkpoints.set_aside_after(state.step)
         # A kill between a checkpoint and its further names has left these out.
         ended = state.epoch if state.step and state.position == 0 else None
-        checkpoints.name(state.step, ended, best=state.best.get("step") == state.step)
+        checkpoints.add_names(state.step, ended, best=state.best.get("step") == state.step)
         write_run(folder, settings, fingerprint, world.world_size, resumed_at, [*warnings, *notes])
 
     log = RunLog(
@@ -128,8 +129,7 @@ def _announce(
 
 
 def _opening(state: TrainState, fingerprint: dict[str, dict[str, Any]], plan: Plan) -> str:
-    counts = [(p.numel(), p.requires_grad) for p in state.model.parameters()]
-    every, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
+    every, trained = count_parameters(state.model)
     model = f"{every / 1e6:.1f} M parameters" if trained == every else f"{trained:,} of {every / 1e6:.1f} M parameters"
     layout, data = fingerprint["layout"], fingerprint["data"]
     parts = f"{layout['batch_size']} x {layout['accum_freq']} x {layout['world_size']} ranks"

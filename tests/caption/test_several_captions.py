@@ -122,7 +122,7 @@ def test_existing_captions_are_several_where_asked_for(folder, monkeypatch):
 )
 def test_flags_that_a_captioner_cannot_use(folder, captioner, words):
     given = ["--input", str(folder / "a.tar"), "--output", str(folder / "c.jsonl"), "--captioner", captioner]
-    with pytest.raises(UserError, match=f"{words[0]}: of no use to --captioner {captioner}"):
+    with pytest.raises(UserError, match=f"--captioner {captioner} does not use {words[0]}: leave that out"):
         main([*given, *words])
 
 

@@ -252,6 +252,7 @@ def test_names_for_text_labels_and_numbered_folders(tmp_path):
         (tmp_path / "folders" / str(number)).mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(tmp_path / "folders" / str(number) / "a.png")
     assert open_classification(tmp_path / "folders").classnames == [str(number) for number in range(12)]
+    assert labelled_rows.in_order({"10", "2", "1", "01"}) == ["01", "1", "2", "10"]
     words = [f"word {number}" for number in range(12)]
     folders = opened(tmp_path / "folders", "folders", *words)
     found = {path.parent.name: label for path, label in zip(folders.images.paths, folders.images.labels)}

@@ -270,7 +270,7 @@ def test_a_run_is_not_continued_by_another_one(flags, tmp_path):
     train_here(*flags, "--steps", "1", "--output", tmp_path / "other")
     again = [*flags, "--steps", "2", "--output", tmp_path / "run", "--resume"]
     for theirs in (tmp_path / "other", tmp_path / "other" / "checkpoints" / "step-00000001.pt"):
-        with pytest.raises(UserError, match=f"already holds a run, which a run resumed from {theirs} would continue"):
+        with pytest.raises(UserError, match=f"already holds another run than {theirs}: choose another --output"):
             train_here(*again, theirs)
     assert train_here(*again, tmp_path / "run" / "checkpoints") == 0
     # The same command again, as a job that is requeued gives it, continues what it began.
